@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKS', 'HEADER', 'indent_code', 'is_test', 'calls_test', 'keep_functions', 'as_test', 'names_made', 'names_needed',
            'import_lines', 'read_cells', 'exported_cells', 'module_name', 'marked_code', 'make_test_file',
-           'modules_imported', 'backward_imports', 'project', 'generated_files', 'write_tests', 'export', 'sources',
+           'modules_imported', 'backward_imports', 'project', 'is_generated', 'export_notebook', 'export', 'sources',
            'check', 'main']
 
 # %% ../nbs/99_testgen.ipynb #a99t0003
@@ -154,7 +154,9 @@ def make_test_file(
     known = import_lines(exported_cells(cells), f"{package}.{module}") | {"pytest": "import pytest"}
     needed = names_needed(code)
     if unknown := needed - set(known): raise ValueError(f"{path.name}: tests use {sorted(unknown)}, defined in no exported or test cell")
-    imports = "\n".join(sorted({known[n] for n in needed}))
+    ours = f"from {package}.{module} import "
+    lines = {known[n] for n in needed if not known[n].startswith(ours)} | {ours + ", ".join(sorted(n for n in needed if known[n].startswith(ours)))}
+    imports = "\n".join(sorted(line for line in lines if line != ours))
     return f"test_{module.replace('.', '_')}.py", f"{HEADER}{path.name}.\n\n{imports}\n\n{code}\n"
 
 # %% ../nbs/99_testgen.ipynb #a99t0040
@@ -194,30 +196,34 @@ def project(
     raise ValueError(f"{start}: no settings.ini here or above; run this inside the project")
 
 # %% ../nbs/99_testgen.ipynb #a99t0045
-def generated_files(
-    root: Path,  # the project
-    package: str,  # e.g. `pairuni_nb`
-) -> set:  # the .py files that an export wrote
-    "Files that begin with the header of an export"
-    return {p for folder in (package, "tests") for p in (root/folder).rglob("*.py")
-            if any(line.startswith(HEADER) for line in p.read_text(encoding="utf-8").splitlines()[:5])}
+def is_generated(
+    path: Path,  # a .py file
+) -> bool:  # whether an export wrote it
+    "Does this file begin as an export begins one?"
+    return any(line.startswith(HEADER) for line in path.read_text(encoding="utf-8").splitlines()[:5])
 
 # %% ../nbs/99_testgen.ipynb #a99t0046
-def write_tests(
-    paths: list,  # notebooks
-    root: Path,  # the project
+def export_notebook(
+    path: Path,  # a notebook
+    root: Path,  # the project; also the working folder
     package: str,  # e.g. `pairuni_nb`
-) -> set:  # the files written
-    "Write the test files of notebooks; one wrong notebook does not stop the others"
-    files, errors = set(), []
-    (root/"tests").mkdir(exist_ok=True)
-    for path in paths:
-        try: made = make_test_file(path, package)
-        except (SyntaxError, ValueError) as error: errors.append(str(error)); continue
-        if made:
-            files.add(root/"tests"/made[0])
-            (root/"tests"/made[0]).write_text(made[1], encoding="utf-8")
-    if errors: raise ValueError("\n".join(errors))
+) -> set:  # the files that it owns
+    "Clean one notebook, write its module and its tests"
+    from nbdev.clean import nbdev_clean
+    from nbdev.export import nb_export
+    nbdev_clean(fname=str(path))
+    cells = read_cells(path)
+    for cell in exported_cells(cells):
+        try: ast.parse(cell.source)
+        except SyntaxError as error: raise ValueError(f"{path.name}, cell {cell.id}, line {error.lineno}: {error.msg}") from error
+    nb_export(path)
+    files = {root/package/f"{str(module_name(cells)).replace('.', '/')}.py"}
+    if made := make_test_file(path, package):
+        target = root/"tests"/made[0]
+        if target.exists() and not is_generated(target): raise ValueError(f"{path.name}: its tests belong in {target.name}, which was written by hand; rename that file")
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(made[1], encoding="utf-8")
+        files.add(target)
     return files
 
 # %% ../nbs/99_testgen.ipynb #a99t0047
@@ -226,16 +232,17 @@ def export(
     package: str,  # e.g. `pairuni_nb`
     only: list,  # notebooks to export; empty: all
 ) -> None:
-    "Notebooks to modules and tests"
-    from nbdev.clean import nbdev_clean
-    from nbdev.doclinks import nbdev_export
-    paths = sorted(only or (root/"nbs").glob("*.ipynb"))
-    for path in paths: nbdev_clean(fname=str(path))
-    for path in paths: nbdev_export(path=str(path))
-    tests = write_tests(paths, root, package)
-    modules = {root/package/f"{str(module_name(read_cells(p))).replace('.', '/')}.py" for p in paths}
-    if not only:
-        for orphan in generated_files(root, package) - tests - modules: orphan.unlink()
+    "Notebooks to modules and tests; one wrong notebook does not stop the others"
+    from nbdev.config import add_init
+    files, errors = set(), []
+    for path in sorted(only or (root/"nbs").glob("*.ipynb")):
+        try: files |= export_notebook(path, root, package)
+        except ValueError as error: errors.append(str(error))
+    add_init(root/package)
+    if errors: raise ValueError("\n".join(errors))
+    if only: return
+    for path in [*(root/package).rglob("*.py"), *(root/"tests").rglob("*.py")]:
+        if is_generated(path) and path not in files: path.unlink()
 
 # %% ../nbs/99_testgen.ipynb #a99t0049
 def sources(
@@ -277,7 +284,9 @@ def main() -> None:
         root, package = project(Path.cwd())
         os.chdir(root)
         if args.check:
-            if problems := check(root, package): sys.exit(print(problems) or 1)
+            problems = check(root, package)
+            print(problems or "in step")
+            sys.exit(1 if problems else 0)
         else: export(root, package, only)
     except ValueError as error: sys.exit(str(error))
 

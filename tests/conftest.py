@@ -1,0 +1,28 @@
+"""What every test shares: no network, and one rule for missing programs and modules."""
+import importlib
+import os
+import shutil
+from importlib.util import find_spec
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def find(name):
+    """The module `name`, else the path of the program `name`; missing: a skip, in CI a failure."""
+    if find_spec(name): return importlib.import_module(name)
+    if path := shutil.which(name): return path
+    missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    missing(f"{name} is neither a module nor a program here; install it to run this test")
+
+
+@pytest.fixture
+def need():
+    """`need("trl")` is the module, `need("chromium")` the path of the program."""
+    return find
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not importlib.import_module("torch").cuda.is_available():
+        pytest.skip("needs a CUDA device")

@@ -1,0 +1,44 @@
+"""Every notebook runs from the top in a fresh process, and its committed outputs are where that run puts outputs."""
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NBS = Path(__file__).parents[1] / "nbs"
+NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
+CELL_SECONDS = 60
+SLOW_CELL_SECONDS = 3600
+
+
+def marks(cell):
+    """The directives of a cell, e.g. {"export"} or {"test", "slow"}."""
+    lines = [line.split() for line in cell.source.splitlines() if line.startswith("#|")]
+    return {line[1].rstrip(":") for line in lines if len(line) > 1} if cell.cell_type == "code" else set()
+
+
+def run(path, leave_out, timeout):
+    """The notebook's cells as a fresh kernel leaves them; a cell that fails or takes too long fails the test."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if not marks(cell) & leave_out]
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}).execute()
+    return notebook.cells
+
+
+def kinds(cell):
+    """Which kinds of output a cell has; stderr is left aside, for it holds warnings and progress bars."""
+    return {o.output_type for o in cell.get("outputs", []) if o.get("name") != "stderr"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_the_top(path):
+    committed = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
+    stale = [cell.id for cell in run(path, {"slow", "gpu"}, CELL_SECONDS) if kinds(cell) != kinds(committed[cell.id])]
+    assert not stale, f"the committed outputs of cells {stale} are stale; execute {path.name} again and commit it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_with_its_slow_cells(path):
+    if not any("slow" in marks(cell) for cell in nbformat.read(path, as_version=4).cells): pytest.skip("has no slow cell")
+    run(path, {"gpu"}, SLOW_CELL_SECONDS)
