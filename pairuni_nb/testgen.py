@@ -213,11 +213,13 @@ def export_notebook(
     from nbdev.export import nb_export
     nbdev_clean(fname=str(path))
     cells = read_cells(path)
+    module = module_name(cells)
+    if module is None and exported_cells(cells): raise ValueError(f"{path.name}: has cells to export but no `#| default_exp`; name its module")
     for cell in exported_cells(cells):
         try: ast.parse(cell.source)
         except SyntaxError as error: raise ValueError(f"{path.name}, cell {cell.id}, line {error.lineno}: {error.msg}") from error
     nb_export(path)
-    files = {root/package/f"{str(module_name(cells)).replace('.', '/')}.py"}
+    files = {root/package/f"{module.replace('.', '/')}.py"} if module else set()
     if made := make_test_file(path, package):
         target = root/"tests"/made[0]
         if target.exists() and not is_generated(target): raise ValueError(f"{path.name}: its tests belong in {target.name}, which was written by hand; rename that file")

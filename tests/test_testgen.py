@@ -115,6 +115,10 @@ def test_hand_written_file_is_kept(shop):
     assert "rename that file" in command_line(shop).stderr
     assert (shop/"tests"/"test_toy.py").read_text() == "# mine\n"
 
+def test_export_needs_a_module_name(shop):
+    write_notebook(shop/"nbs"/"01_nameless.ipynb", "#| export\nx = 1")
+    assert "01_nameless.ipynb: has cells to export but no" in command_line(shop).stderr
+
 def test_one_wrong_notebook_does_not_stop_the_others(shop):
     write_notebook(shop/"nbs"/"00_bad.ipynb", "#| default_exp bad", "#| export\ndef f(:")
     (shop/"tests"/"test_toy.py").unlink()
