@@ -7,11 +7,12 @@ __all__ = ['WEIGHTINGS', 'U_COLOUR', 'G_COLOUR', 'GREY', 'STAGES', 'group_advant
            'loss_normalizer', 'policy_loss', 'softmax_step', 'Numbers', 'explore', 'draw_advantages', 'to_png',
            'numbers_table', 'Explorer', 'advantage_explorer']
 
-# %% ../nbs/08_pair_grpo.ipynb #2f7087f9
+# %% ../nbs/08_pair_grpo.ipynb #3968172c
 # P pairs, K rollouts a prompt, R = P*K rows (p0k0, p0k1, ..), T tokens; suffixes _u and _g for the two tasks
 from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Lock
 import ipywidgets as w
 import numpy as np
 import torch
@@ -219,9 +220,11 @@ def numbers_table(numbers:Numbers)->str:
             for side in range(2) for k in range(numbers.rewards.shape[1])]
     return f"<table class='pair-numbers' style='line-height:1.6'>{row('th', heads)}{''.join(rows)}</table>"
 
-# %% ../nbs/08_pair_grpo.ipynb #bc36e188
+# %% ../nbs/08_pair_grpo.ipynb #b6acae45
 class Explorer(w.VBox):
     "Sliders over `explore`, drawn by `draw_advantages`; falls back to the picture where no widget can live."
+    lock = Lock() # JupyterLab may handle the messages of two controls in two threads
+
     def __init__(self, rewards_u=(1.0, 0.0, 0.0, 1.0), rewards_g=(0.2, 0.9, 0.4, 0.6)):
         slider = lambda name, value, top=1.0, **kw: w.FloatSlider(value=value, min=0.0, max=top, step=0.05, description=name, readout_format=".2f", layout=w.Layout(width="290px"), **kw)
         sides = [[slider(f"{name} {k + 1}", r, style={"handle_color": colour}) for k, r in enumerate(rewards)]
@@ -235,9 +238,10 @@ class Explorer(w.VBox):
         super().__init__([w.HBox([w.VBox(self.u), w.VBox(self.g), w.VBox(list(self.settings.values()))], layout=w.Layout(flex_flow="row wrap")), self.image, self.table])
 
     def redraw(self, change=None):
-        "Read the controls, compute, draw."
-        numbers = explore([c.value for c in self.u], [c.value for c in self.g], **{name: c.value for name, c in self.settings.items()})
-        self.image.value, self.table.value = to_png(draw_advantages(numbers)), numbers_table(numbers)
+        "Read the controls, compute, draw; one call at a time, so that the last to draw has read the latest values."
+        with self.lock:
+            numbers = explore([c.value for c in self.u], [c.value for c in self.g], **{name: c.value for name, c in self.settings.items()})
+            self.image.value, self.table.value = to_png(draw_advantages(numbers)), numbers_table(numbers)
 
     def _repr_mimebundle_(self, **kwargs):
         return {**super()._repr_mimebundle_(**kwargs), "image/png": b64encode(self.image.value).decode()}

@@ -228,6 +228,13 @@ def test_widget_follows_its_controls():
     ui.settings["kind"].value = "aligned"
     assert "<td" in ui.table.value and ui.table.value == numbers_table(explore([1.0, 0.75, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6], "aligned", 0.5, "linear"))
 
+# %% ../nbs/08_pair_grpo.ipynb #993be9c6
+def test_widget_ends_on_the_latest_values():
+    from concurrent.futures import ThreadPoolExecutor
+    ui, targets = advantage_explorer(), [0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85]
+    with ThreadPoolExecutor(8) as pool: list(pool.map(lambda control, value: control.set_trait("value", value), (*ui.u, *ui.g), targets))
+    assert ui.table.value == numbers_table(explore(targets[:4], targets[4:], "retrieved", 0.65))
+
 # %% ../nbs/08_pair_grpo.ipynb #2b5d0b9f
 def test_explore_refuses_an_unknown_kind():
     try: explore([1, 0], [0, 1], kind="paired")
