@@ -1,0 +1,156 @@
+"""Bad input to pairing ends in one sentence that names the bad value, and leaves nothing half-written."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from datasets import Image as ImageColumn
+
+from pairuni_nb.pairing import load_pairs, load_records, make_pairs, new_folder, retrieve, save_pairs, save_records
+from pairuni_nb.world import records
+
+
+@pytest.fixture
+def u(): return records("u", 12, 0)
+
+@pytest.fixture
+def g(): return records("g", 12, 0)
+
+@pytest.fixture
+def pairs(u, g): return make_pairs(u, g, clusters=4)[0]
+
+
+def sentence(call, *words):
+    "The call fails with one line that holds all the words."
+    with pytest.raises(ValueError) as e: call()
+    text = str(e.value)
+    assert "\n" not in text and len(text) < 500, text
+    for word in words: assert word in text, text
+
+
+def test_settings_out_of_range(u, g):
+    for delta in (-.1, 1.5, float("nan")): sentence(lambda: make_pairs(u, g, delta=delta), f"delta is {delta}", "[0, 1]")
+    sentence(lambda: make_pairs(u, g, top_n=0), "top_n is 0")
+    sentence(lambda: make_pairs(u, g, clusters=25), "clusters is 25", "24")
+    sentence(lambda: make_pairs(u, g, clusters=0), "clusters is 0")
+    sentence(lambda: make_pairs(u, g, mix="both"), "'both'", "unpaired")
+    sentence(lambda: make_pairs(u, g, select="best"), "'best'", "medoids")
+    sentence(lambda: make_pairs([], g), "no U records")
+    sentence(lambda: make_pairs(u, []), "no G records")
+    sentence(lambda: make_pairs(u, g, encoder="/no/model"), "encoder '/no/model'")
+    sentence(lambda: make_pairs(u, g, mix="retrieved", clusters=4, delta=1), "no pair could be made", "lower delta")
+    sentence(lambda: retrieve(np.ones((2, 3)), np.ones((2, 4))), "different widths")
+
+
+def test_extremes_of_delta_are_allowed(u, g):
+    assert make_pairs(u, g, clusters=4, delta=0)[1]["retrieved"] > 0
+    assert make_pairs(u, g, clusters=4, delta=1)[1]["retrieved"] == 0  # above 1 is nothing, identical images included
+
+
+def test_a_medoid_that_cannot_be_completed_is_dropped_and_counted(u, g):
+    _, counts = make_pairs(u, g, completer=lambda r: None, clusters=4)
+    assert counts["aligned"] == 0 and counts["dropped"] == {"not written": counts["medoids"]}
+    whole = make_pairs(u, g, clusters=4)[1]
+    assert counts["retrieved"] == whole["retrieved"]  # dropped, not put back
+
+
+def test_missing_or_empty_pairs(tmp_path, pairs):
+    sentence(lambda: load_pairs(tmp_path/"nowhere"), "no pairs at", "nowhere")
+    (tmp_path/"empty").mkdir()
+    sentence(lambda: load_pairs(tmp_path/"empty"), "no pairs at", "empty")
+    pairs.select([]).to_parquet(tmp_path/"none.parquet")
+    sentence(lambda: load_pairs(tmp_path/"none.parquet"), "none.parquet has no rows")
+    (tmp_path/"text.parquet").write_text("hello")
+    sentence(lambda: load_pairs(tmp_path/"text.parquet"), "text.parquet cannot be read as Parquet")
+    pairs.remove_columns(["answer", "prompt"]).to_parquet(tmp_path/"less.parquet")
+    sentence(lambda: load_pairs(tmp_path/"less.parquet"), "lacks the columns answer, prompt", "question")
+
+
+def edited(pairs, tmp_path, row, **values):
+    "A Parquet file of the pairs with some values of one row replaced."
+    rows = list(pairs)
+    rows[row] = rows[row] | values
+    file = tmp_path/"edited.parquet"
+    Dataset.from_list(rows, features=pairs.features).to_parquet(file)
+    return file
+
+
+@pytest.mark.parametrize("values, words", [
+    (dict(answer=None), ["no answer"]), (dict(answer=" "), ["no answer"]), (dict(question=""), ["no question"]),
+    (dict(answer="mauve"), ["'mauve' is not among the choices"]), (dict(choices=["a", "a", "b", "c"]), ["four different choices"]),
+    (dict(choices=None), ["four different choices"]), (dict(prompt=None), ["no prompt"]), (dict(kind="married"), ["'married'", "aligned"]),
+    (dict(similarity=1.2), ["similarity is 1.2"]), (dict(similarity=None), ["similarity is None"]), (dict(u_image=None), ["u_image", "no image"])])
+def test_bad_rows_of_pairs(tmp_path, pairs, values, words):
+    file = edited(pairs, tmp_path, 2, **values)
+    sentence(lambda: load_pairs(file), "edited.parquet, row 2", *words)
+
+
+def test_unreadable_image_of_a_pair(tmp_path, pairs):
+    whole = pairs[1]["g_image"]
+    rows = pairs.with_format(None).cast_column("g_image", ImageColumn(decode=False)).to_list()
+    rows[1]["g_image"]["bytes"] = rows[1]["g_image"]["bytes"][:60]
+    broken = Dataset.from_list(rows, features=pairs.features)
+    broken.to_parquet(tmp_path/"broken.parquet")
+    sentence(lambda: load_pairs(tmp_path/"broken.parquet"), "row 1", "g_image", "cannot read the image")
+    assert whole.size == (48, 48)
+
+
+def test_missing_or_empty_records(tmp_path):
+    sentence(lambda: load_records(tmp_path/"nowhere", "u"), "nowhere", "records.jsonl")
+    (tmp_path/"empty").mkdir()
+    sentence(lambda: load_records(tmp_path/"empty", "u"), "empty", "records.jsonl")
+    (tmp_path/"a.jsonl").write_text("\n\n")
+    sentence(lambda: load_records(tmp_path/"a.jsonl", "g"), "a.jsonl has no rows")
+    (tmp_path/"a.txt").write_text("hello")
+    sentence(lambda: load_records(tmp_path/"a.txt", "g"), "a.txt is neither .jsonl nor .parquet")
+    (tmp_path/"b.jsonl").write_text('{"image": "x.png", "prompt": "a cat"}\nnonsense')
+    sentence(lambda: load_records(tmp_path/"b.jsonl", "g"), "line 2 is not JSON")
+    (tmp_path/"c.jsonl").write_text("[1, 2]")
+    sentence(lambda: load_records(tmp_path/"c.jsonl", "g"), "line 1 is not a JSON object")
+
+
+def rewrite(folder, row, **values):
+    "Change one line of a folder's records.jsonl; a value of ... removes the column."
+    file = folder/"records.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[row] = {k: v for k, v in (rows[row] | values).items() if v is not ...}
+    file.write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize("source, values, words", [
+    ("u", dict(answer=...), ["lacks the columns answer", "it has id, image"]), ("u", dict(answer=None), ["no answer"]),
+    ("u", dict(answer="mauve"), ["'mauve' is not among"]), ("u", dict(choices=["yes", "no"]), ["four different choices", "yes"]),
+    ("g", dict(prompt=""), ["no prompt"]), ("g", dict(prompt=...), ["lacks the columns prompt"]), ("g", dict(image="images/none.png"), ["images/none.png"]),
+    ("g", dict(image=7), ["no image", "7"]), ("g", dict(id="g0-0"), ["g0-0", "twice"])])
+def test_bad_records(tmp_path, source, values, words):
+    save_records(records(source, 4, 0), tmp_path/"r")
+    rewrite(tmp_path/"r", 2, **values)
+    sentence(lambda: load_records(tmp_path/"r", source), "row 2", *words)
+
+
+def test_unreadable_image_of_a_record(tmp_path, g):
+    save_records(g, tmp_path/"g")
+    for content in (b"not an image", (tmp_path/"g/images/000001.png").read_bytes()[:80], b""):
+        (tmp_path/"g/images/000003.png").write_bytes(content)
+        sentence(lambda: load_records(tmp_path/"g", "g"), "row 3", "cannot read the image images/000003.png")
+
+
+def test_transparent_images_are_laid_on_white(tmp_path, g):
+    from PIL import Image
+    save_records(g[:1], tmp_path/"g")
+    Image.new("RGBA", (5, 5), (255, 0, 0, 0)).save(tmp_path/"g/images/000000.png")
+    assert load_records(tmp_path/"g", "g")[0]["image"].getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_nothing_is_overwritten_or_left_half_written(tmp_path, pairs):
+    save_pairs(pairs, tmp_path/"out")
+    before = (tmp_path/"out/pairs.parquet").read_bytes()
+    sentence(lambda: save_pairs(pairs, tmp_path/"out"), "out already exists and is not empty")
+    assert (tmp_path/"out/pairs.parquet").read_bytes() == before
+    with pytest.raises(TypeError): save_pairs(pairs, tmp_path/"bad", settings=dict(function=print))  # json refuses it after the Parquet is written
+    with pytest.raises(RuntimeError):
+        with new_folder(tmp_path/"half") as part:
+            (part/"file").write_text("half")
+            raise RuntimeError
+    assert sorted(p.name for p in Path(tmp_path).iterdir()) == ["out"]
