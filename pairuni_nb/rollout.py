@@ -42,16 +42,14 @@ class Sampling:
     @property
     def scores_guided(self)->bool: return self.cfg_scoring == "guided" and self.cfg_weight != 1
 
-# %% ../nbs/06_rollout.ipynb #73146dc9
+# %% ../nbs/06_rollout.ipynb #f5279fc7
 def draw(
     probs:Tensor, # (R, V) each row sums to 1, up to rounding
     u:Tensor,     # (R,) uniform in [0, 1)
 )->Tensor:        # (R,) token ids
     "Inverse CDF: the first token whose cumulative probability exceeds u."
     cdf = probs.cumsum(-1)
-    total = cdf[:, -1:].contiguous()
-    token = torch.searchsorted(cdf, u[:, None]*total, right=True)
-    return torch.minimum(token, torch.searchsorted(cdf, total)).squeeze(1)  # never past the last token with mass
+    return torch.searchsorted(cdf, u[:, None]*cdf[:, -1:], right=True).squeeze(1)  # a float32 u < 1 keeps the product below the last sum
 
 # %% ../nbs/06_rollout.ipynb #72d9cb2d
 def noise(
@@ -275,7 +273,7 @@ def guide(
     cond, uncond = logits.chunk(2)
     return uncond + w*(cond - uncond)
 
-# %% ../nbs/06_rollout.ipynb #a2ff1d5c
+# %% ../nbs/06_rollout.ipynb #75e9837a
 @patch_to(JanusPolicy)
 @torch.inference_mode()
 def _decode(self, prompts, k, u, sampling):
@@ -286,7 +284,7 @@ def _decode(self, prompts, k, u, sampling):
     state, cache, mask = self.prefill(prompts, group, twice, room=T)
     place, L = mask.sum(1, keepdim=True), mask.shape[1]
     hide = None if mask.all() else F.pad((1 - mask.to(state))*torch.finfo(state.dtype).min, (0, T))[:, None, None]  # made once, not at every step
-    ended, out = torch.zeros(R, dtype=torch.bool, device=u.device), []
+    ended, out, u = torch.zeros(R, dtype=torch.bool, device=u.device), [], u.T.contiguous()
     for t in range(T):
         logits = self.head(task, state[:, -1])
         mixed = guide(logits, R, sampling.cfg_weight)
@@ -295,13 +293,13 @@ def _decode(self, prompts, k, u, sampling):
             scored = drawn = torch.zeros_like(mixed[:, 0])
         else:
             logp = (mixed/sampling.temperature).log_softmax(-1)
-            token = draw(logp.exp(), u[:, t].contiguous())
+            token = draw(logp.exp(), u[t])
             scored = drawn = logp.gather(1, token[:, None])[:, 0]
             if twice and not sampling.scores_guided:
                 scored = (logits[:R]/sampling.temperature).log_softmax(-1).gather(1, token[:, None])[:, 0]
         out.append((token, scored, drawn))
-        ended |= torch.isin(token, self.eos) if task == "u" else t + 1 == T
-        if t + 1 == T or ended.all(): break
+        if task == "u": ended |= torch.isin(token, self.eos)
+        if t + 1 == T or task == "u" and ended.all(): break
         x = self.embed(task, token[:, None])
         state = self.trunk(x.repeat(2, 1, 1) if twice else x, None if hide is None else hide[..., :L+t+1], place + t, cache)
     return group, *(torch.stack(x, 1) for x in zip(*out))

@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 from pairuni_nb.janus_nano import new_nano, nano_processor
 
-# %% ../nbs/06_rollout.ipynb #30aa43a6
+# %% ../nbs/06_rollout.ipynb #7b7eff8a
 def test_draw_never_leaves_the_support():
     holes = torch.tensor([[0., .3, 0., .7, 0.]]).repeat(4, 1)
     assert draw(holes, torch.tensor([0., .2999, .3001, 1 - 2**-24])).tolist() == [1, 1, 3, 3]
     long = torch.full((1, 100_000), 1e-5); long[:, -50:] = 0
     assert draw(long, torch.tensor([1 - 2**-24])) < 99_950
+    sums = torch.rand(100_000, 1) + .5  # whatever the rounding made of the sum
+    assert (draw(torch.cat([sums, torch.zeros_like(sums)], 1), torch.full((100_000,), 1 - 2**-24)) == 0).all()
 
 # %% ../nbs/06_rollout.ipynb #ff3dcc01
 def test_noise_depends_on_its_four_arguments_alone():
