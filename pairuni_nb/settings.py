@@ -8,7 +8,7 @@ __all__ = ['MIXES', 'METHODS', 'WEIGHTINGS', 'PRESETS', 'LATER', 'PairSettings',
 # %% ../nbs/00_settings.ipynb #ce25738f
 from dataclasses import dataclass, replace
 
-# %% ../nbs/00_settings.ipynb #2d184ccf
+# %% ../nbs/00_settings.ipynb #e05f62b0
 MIXES = ("pairs", "aligned", "retrieved", "random", "unpaired", "u-only", "g-only")
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class PairSettings:
     n_g: int = 2000          # toy G records to draw when no data is given (paper: BLIP3o-60k)
     clusters: int = 400      # k-means clusters, so at most this many aligned pairs (paper: not given)
     top_n: int = 10          # most similar U records that a G record may take (paper: not given)
-    delta: float = 0.6       # least similarity of a retrieved pair (paper: 0.6)
+    delta: float = 0.6       # a retrieved pair is more similar than this (paper: 0.6)
     encoder: str = "pixels"  # image features: "pixels", or a transformers image model (paper: ResNet-50)
     seed: int = 0            # of the toy records, the clustering and the baselines
 
-# %% ../nbs/00_settings.ipynb #e2426299
+# %% ../nbs/00_settings.ipynb #820f1932
 METHODS, WEIGHTINGS = ("pair-grpo", "grpo"), ("sqrt", "linear", "none")
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class TrainSettings:
     "One run of Pair-GRPO. Defaults are the laptop's (janus-nano)."
     method: str = "pair-grpo"      # pair-grpo, or grpo: the same with every pair weight 1
     weighting: str = "sqrt"        # weight of a retrieved pair: sqrt, linear or none of its similarity (paper: sqrt)
-    steps: int = 60                # optimiser steps (paper: at most 1200)
+    steps: int = 100               # optimiser steps (paper: at most 1200)
     pairs_per_step: int = 8        # pairs per step, P (paper: 16 in all)
     rollouts: int = 8              # rollouts per prompt, K, for text and image alike (paper: 8 for 1B, 4 for 7B)
-    lr: float = 3e-4               # learning rate of AdamW, constant (paper: 1e-6 for Janus-Pro)
+    lr: float = 1e-4               # learning rate of AdamW, constant (paper: 1e-6 for Janus-Pro)
     clip_eps: float = 0.2          # clip range of the ratio (paper: not given)
     num_iterations: int = 1        # updates per batch of rollouts (paper: not given)
     micro_batch: int = 64          # rollouts per forward and backward pass; the update does not depend on it
@@ -42,12 +42,12 @@ class TrainSettings:
     beta: float = 0.0              # KL weight against the frozen start (paper: 0)
     max_grad_norm: float = 1.0     # gradient clipping
     temperature: float = 1.0       # of sampling, and so of scoring (paper: 1)
-    cfg_weight: float = 3.0        # classifier-free guidance (paper: 5)
+    cfg_weight: float = 2.0        # classifier-free guidance (paper: 5)
     cfg_scoring: str = "guided"    # distribution that is scored: guided, cond or none (paper: not given)
     max_new_tokens: int = 24       # length of an answer (paper: not given)
-    eval_every: int = 20           # steps between held-out evaluations
-    eval_items: int = 200          # held-out items a side during training; twice as many before and after
-    save_every: int = 20           # steps between checkpoints
+    eval_every: int = 25           # steps between held-out evaluations
+    eval_items: int = 500          # held-out items a side before and after; a quarter of them during training
+    save_every: int = 25           # steps between checkpoints
     seed: int = 0                  # of everything: data order, rollout noise, held-out set
 
 # %% ../nbs/00_settings.ipynb #9f15d32c

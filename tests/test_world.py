@@ -22,8 +22,8 @@ def test_questions_hold_their_answer_once():
         s = sample_scene(rng, "u"); q = question(s, rng)
         assert len(set(q["choices"])) == 4 and q["answer"] in q["choices"] and q["evidence"].endswith(q["answer"])
 
-# %% ../nbs/01_world.ipynb #ba2e1367
-def test_letters_are_balanced():
+# %% ../nbs/01_world.ipynb #9130bf87
+def test_places_are_balanced():
     rng = np.random.default_rng(0)
     qs = [question(sample_scene(rng, "u"), rng) for _ in range(2000)]
     share = np.bincount([q["choices"].index(q["answer"]) for q in qs], minlength=4)/2000
