@@ -129,7 +129,7 @@ def finish_panel(ax):
     if not ax.get_xlabel(): ax.set_xlabel("step"); ax.grid(axis="y", color=".92"); ax.set_axisbelow(True)
     handles, names = ax.get_legend_handles_labels()
     below = dict(ncols=3, loc="upper center", bbox_to_anchor=(.5, -.35)) if len(names) > 2 else {}
-    if any(names): ax.legend(edgecolor="none", fontsize=8, **below)
+    if any(names): ax.legend(edgecolor="none", framealpha=.5, fontsize=8, **below)
 
 def plot_run(metrics:list)->Figure: # dicts of metrics.jsonl
     "A run on one sheet."
