@@ -64,7 +64,7 @@ def evaluate_g(
     apart = np.abs(first.astype(float) - second).mean((1, 2, 3))/255
     return dict(score=mean_ci(score), full=mean_ci([None if s is None else s == 1 for s in score]), diversity=mean_ci(apart), images=first)
 
-# %% ../nbs/09_evaluate.ipynb #58ee72a1
+# %% ../nbs/09_evaluate.ipynb #a1e4c14e
 def evaluate(
     policy:JanusPolicy,
     u_rows:list,
@@ -73,8 +73,9 @@ def evaluate(
     seed:int=0,
     reward=scene_reward, # of images
 )->dict:                 # flat figures, protocol, samples, images
-    "Held-out scores of both tasks under one protocol."
-    u, g = evaluate_u(policy, u_rows, sampling, seed), evaluate_g(policy, g_rows, sampling, seed, reward)
+    "Held-out scores of both tasks under one protocol; a side without rows is left out."
+    u = evaluate_u(policy, u_rows, sampling, seed) if u_rows else dict(samples=[])
+    g = evaluate_g(policy, g_rows, sampling, seed, reward) if g_rows else dict(images=np.zeros((0, 1, 1, 3), np.uint8))
     figures = {f"{name}_{part}": value for name, pair in (u | g).items() if isinstance(pair, tuple) for part, value in zip(("mean", "ci"), pair)}
     protocol = dict(asdict(sampling), seed=seed, n_u=len(u_rows), n_g=len(g_rows))
     return dict(figures=figures, protocol=protocol, samples=u["samples"], images=g["images"], prompts=[r["prompt"] for r in g_rows])

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BOS', 'EOS', 'PAD', 'BOI', 'IMAGE', 'EOI', 'CHAT_TEMPLATE', 'IMAGE_BLOCK', 'DESCRIBE', 'nano_tokenizer',
            'nano_processor', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle', 'descend',
-           'train_vision', 'draw_crammed', 'to_tokens', 'to_images', 'move_codes', 'train_vq', 'user_turn',
-           'answer_text', 'text_loss', 'image_loss', 'warm_start', 'nano_folder', 'load_janus', 'make_nano']
+           'train_vision', 'draw_crammed', 'to_tokens', 'to_images', 'spread_codes', 'move_codes', 'train_vq',
+           'user_turn', 'answer_text', 'text_loss', 'image_loss', 'misanswer', 'miscaption', 'warm_start',
+           'nano_folder', 'load_janus', 'make_nano']
 
-# %% ../nbs/05_janus_nano.ipynb #0ae989ed
+# %% ../nbs/05_janus_nano.ipynb #b38722f7
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from transformers import (AutoConfig, GenerationConfig, JanusConfig, JanusForCon
                           PreTrainedTokenizerFast)
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from .completion import misremember
 from .world import (ITEMS, SIZE, STYLES, Scene, caption, question, question_text, render,
-                              sample_scene, scene_scores)
+                              sample_scene, scene_scores, split_of)
 
 # %% ../nbs/05_janus_nano.ipynb #f07cc332
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -61,7 +63,7 @@ def nano_processor()->JanusProcessor:
     images = JanusImageProcessorPil(size={"height": SIZE, "width": SIZE}, min_size=8, image_mean=[.5]*3, image_std=[.5]*3)
     return JanusProcessor(images, nano_tokenizer(texts), chat_template=CHAT_TEMPLATE, num_image_tokens=36)
 
-# %% ../nbs/05_janus_nano.ipynb #7864e2ff
+# %% ../nbs/05_janus_nano.ipynb #e7985f25
 def nano_config(
     processor:JanusProcessor,
     width:int=128, # of the Llama
@@ -75,7 +77,7 @@ def nano_config(
                          bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id),
         vision_config=dict(hidden_size=96, num_hidden_layers=3, num_attention_heads=3, image_size=SIZE, patch_size=8, mlp_ratio=3.0,
                            projection_dim=width, num_image_tokens=36, attention_bias=True),
-        vq_config=dict(embed_dim=8, num_embeddings=512, latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 1], num_res_blocks=1,
+        vq_config=dict(embed_dim=8, num_embeddings=128, latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 1], num_res_blocks=1,
                        projection_dim=width, image_token_embed_dim=width, num_patches=6),
         image_token_id=tok.convert_tokens_to_ids(IMAGE), tie_word_embeddings=False)
 
@@ -84,7 +86,7 @@ def new_nano(processor:JanusProcessor, seed:int=0)->JanusForConditionalGeneratio
     torch.manual_seed(seed)
     model, tok = JanusForConditionalGeneration(nano_config(processor)), processor.tokenizer
     model.generation_config = GenerationConfig(
-        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, guidance_scale=2, max_new_tokens=24,
+        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, guidance_scale=5, max_new_tokens=24,
         generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(BOI)})
     return model.eval()
 
@@ -151,24 +153,35 @@ def to_images(vq:nn.Module, tokens:Tensor, chunk:int=64)->np.ndarray: # (B, H, W
     pixels = torch.cat([vq.decode(t) for t in tokens.split(chunk)])
     return ((pixels.clamp(-1, 1) + 1)*127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
-# %% ../nbs/05_janus_nano.ipynb #977499e3
+# %% ../nbs/05_janus_nano.ipynb #92a9c292
+@torch.no_grad()
+def spread_codes(
+    z:Tensor, # (N, D) unit rows
+    n:int,
+)->Tensor:    # (n, D) rows of z
+    "Farthest-point choice: each next code is the row that the codes so far stand for worst."
+    chosen, nearest = [0], z @ z[0]
+    for _ in range(n-1):
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, z @ z[chosen[-1]])
+    return z[chosen]
+
 @torch.no_grad()
 def move_codes(
     codes:Tensor, # (V, D) unit rows; changed in place
     idle:Tensor,  # (V,) steps since each code was used; changed in place
     z:Tensor,     # (N, D) unit rows
     reseed:bool,
-    generator:torch.Generator,
 )->Tensor:        # (N,) index of each row's code before the move
-    "Move used codes towards what they stand for; give idle ones a new place."
-    index = (z @ codes.T).argmax(1)
+    "Move used codes towards what they stand for; give idle ones to the rows that are served worst."
+    nearest, index = (z @ codes.T).max(1)
     count = torch.bincount(index, minlength=len(codes)).float()
     used, sums = count > 0, torch.zeros_like(codes).index_add_(0, index, z)
     codes[used] = F.normalize(.9*codes[used] + .1*sums[used]/count[used, None], dim=1)
     idle.add_(1)[used] = 0
-    if reseed:
-        dead = idle > 20
-        codes[dead] = z[torch.randint(len(z), (int(dead.sum()),), generator=generator)]
+    if reseed and (idle > 20).any():
+        dead = (idle > 20).nonzero()[:, 0]
+        codes[dead] = z[nearest.argsort()[:len(dead)]]
         idle[dead] = 0
     return index
 
@@ -177,7 +190,7 @@ def train_vq(
     steps:int=800, batch:int=32, lr:float=2e-3, seed:int=0, log=print,
 ):
     "Teach the VQ tokenizer: first as an autoencoder, then through codes with straight-through gradients."
-    rng, g = np.random.default_rng([seed, 1]), torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng([seed, 1])
     params = [p for n, p in vq.named_parameters() if not n.startswith("quantize")]
     opt, schedule = one_cycle(params, lr, steps)
     codes = vq.quantize.embedding.weight.requires_grad_(False)
@@ -186,9 +199,9 @@ def train_vq(
         x = torch.cat([draw_scenes(rng, batch - batch//4)[1], draw_crammed(rng, batch//4)])
         z = F.normalize(vq.quant_conv(vq.encoder(x)), dim=1).permute(0, 2, 3, 1)  # (B, 6, 6, D)
         flat, commit = z.detach().flatten(0, 2), 0.
-        if step == 40: codes.copy_(flat[torch.randperm(len(flat), generator=g)[:len(codes)]])
+        if step == 40: codes.copy_(spread_codes(flat, len(codes)))
         if step >= 40:
-            index = move_codes(codes, idle, flat, step < .7*steps, g)
+            index = move_codes(codes, idle, flat, step < .7*steps)
             q = codes[index].view(z.shape)
             commit, z = F.mse_loss(z, q), z + (q - z).detach()
         y = vq.decoder(vq.post_quant_conv(z.permute(0, 3, 1, 2)))
@@ -241,12 +254,24 @@ def image_loss(
     h = model.model.language_model(inputs_embeds=x, attention_mask=attend, position_ids=(attend.cumsum(1)-1).clamp(min=0), use_cache=False).last_hidden_state
     return F.cross_entropy(model.model.generation_head(h[:, L-1:]).flatten(0, 1), tokens.flatten())
 
-# %% ../nbs/05_janus_nano.ipynb #4dc66a76
+# %% ../nbs/05_janus_nano.ipynb #3990ee21
+def misanswer(q:dict, rng:np.random.Generator)->dict:
+    "The same question with a wrong choice as its answer, in the evidence too."
+    wrong = str(rng.choice([c for c in q["choices"] if c != q["answer"]]))
+    return q | dict(answer=wrong, evidence=q["evidence"].removesuffix(q["answer"]) + wrong)
+
+def miscaption(scene:Scene, rng:np.random.Generator)->str:
+    "A caption that is wrong in one fact, unless that would be a held-out one: then the true one."
+    wrong = misremember(scene, rng)
+    return caption(wrong if split_of(wrong) == "train" else scene)
+
+# %% ../nbs/05_janus_nano.ipynb #36ec6e60
 def warm_start(
     model:JanusForConditionalGeneration, # changed in place; its eyes and VQ stay as they are
     processor:JanusProcessor,
     steps:int=900, lr:float=2e-3, seed:int=0,
     questions:int=8, captions:int=4, drawings:int=56, # examples a step
+    noise:float=0.,  # share of answers and prompts that are wrong in one fact
     pool:int=24000,  # scenes encoded to image tokens beforehand
     log=print,
 ):
@@ -255,17 +280,20 @@ def warm_start(
     for part in (model.model.vision_model, model.model.vqmodel): part.requires_grad_(False)
     params = [p for p in model.parameters() if p.requires_grad]
     opt, schedule = one_cycle(params, lr, steps, .02)
-    pooled = [(caption(s), t) for _ in range(pool//200) for scenes, x in [draw_scenes(rng, 200, "gugg")]
+    lies = lambda n: rng.random(n) < noise
+    pooled = [(s, t) for _ in range(pool//200) for scenes, x in [draw_scenes(rng, 200, "gugg")]
               for s, t in zip(scenes, to_tokens(model.model.vqmodel, x))]
     for step in range(1, steps+1):
-        asked = lambda n, sources: [(s, question(s, rng)) for s in draw_scenes(rng, n, sources)[0]]
-        text = lambda q: question_text(q["question"], q["choices"])
-        q, c = asked(questions, "uug"), draw_scenes(rng, captions)
+        seen, x_q = draw_scenes(rng, questions, "uug")
+        asked = [question(s, rng) for s in seen]
+        told = [misanswer(q, rng) if lie else q for q, lie in zip(asked, lies(questions))]
+        described, x_c = draw_scenes(rng, captions)
         d = [pooled[i] for i in rng.integers(0, len(pooled), drawings)]
+        prompts = [miscaption(s, rng) if lie else caption(s) for (s, _), lie in zip(d, lies(drawings))]
         losses = dict(
-            questions=text_loss(model, tok, [user_turn(IMAGE_BLOCK + text(x)) for _, x in q], [answer_text(x) for _, x in q], to_pixels(render([s for s, _ in q]))),
-            captions=.5*text_loss(model, tok, [user_turn(IMAGE_BLOCK + DESCRIBE)]*captions, [" " + caption(s) for s in c[0]], c[1]),
-            drawing=image_loss(model, tok, [x for x, _ in d], torch.stack([t for _, t in d]), (rng.random(drawings) < .1).tolist()))
+            questions=text_loss(model, tok, [user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"])) for q in asked], [answer_text(q) for q in told], x_q),
+            captions=.5*text_loss(model, tok, [user_turn(IMAGE_BLOCK + DESCRIBE)]*captions, [" " + caption(s) for s in described], x_c),
+            drawing=image_loss(model, tok, prompts, torch.stack([t for _, t in d]), (rng.random(drawings) < .1).tolist()))
         descend(sum(losses.values()), params, opt, schedule)
         if step % 50 == 0: log(f"warm start {step}: " + ", ".join(f"{k} {v.item():.3f}" for k, v in losses.items()))
 
@@ -285,7 +313,7 @@ def load_janus(
     if kind != "janus": raise ValueError(f"'{path}' is a '{kind}' checkpoint, not a Janus: choose one whose config says model_type 'janus'")
     return JanusForConditionalGeneration.from_pretrained(path).to(device).eval(), JanusProcessor.from_pretrained(path)
 
-# %% ../nbs/05_janus_nano.ipynb #eec7a469
+# %% ../nbs/05_janus_nano.ipynb #20cbd9ec
 def make_nano(
     out,        # folder to write
     seed:int=0,
@@ -297,4 +325,5 @@ def make_nano(
     train_vision(model.model.vision_model, seed=seed, log=log)
     train_vq(model.model.vqmodel, seed=seed, log=log)
     warm_start(model, processor, seed=seed, log=log)
+    warm_start(model, processor, steps=600, lr=1.5e-3, questions=16, noise=.25, seed=seed+1, log=log)
     model.save_pretrained(out); processor.save_pretrained(out)

@@ -23,7 +23,7 @@ class PairSettings:
     encoder: str = "pixels"  # image features: "pixels", or a transformers image model (paper: ResNet-50)
     seed: int = 0            # of the toy records, the clustering and the baselines
 
-# %% ../nbs/00_settings.ipynb #820f1932
+# %% ../nbs/00_settings.ipynb #99322fb2
 METHODS, WEIGHTINGS = ("pair-grpo", "grpo"), ("sqrt", "linear", "none")
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class TrainSettings:
     "One run of Pair-GRPO. Defaults are the laptop's (janus-nano)."
     method: str = "pair-grpo"      # pair-grpo, or grpo: the same with every pair weight 1
     weighting: str = "sqrt"        # weight of a retrieved pair: sqrt, linear or none of its similarity (paper: sqrt)
-    steps: int = 100               # optimiser steps (paper: at most 1200)
-    pairs_per_step: int = 8        # pairs per step, P (paper: 16 in all)
+    steps: int = 90                # optimiser steps (paper: at most 1200)
+    pairs_per_step: int = 16       # pairs per step, P (paper: 16 in all)
     rollouts: int = 8              # rollouts per prompt, K, for text and image alike (paper: 8 for 1B, 4 for 7B)
-    lr: float = 1e-4               # learning rate of AdamW, constant (paper: 1e-6 for Janus-Pro)
+    lr: float = 1.5e-4             # learning rate of AdamW, falling linearly to 0 (paper: 1e-6; schedule not given)
     clip_eps: float = 0.2          # clip range of the ratio (paper: not given)
     num_iterations: int = 1        # updates per batch of rollouts (paper: not given)
     micro_batch: int = 64          # rollouts per forward and backward pass; the update does not depend on it
@@ -42,12 +42,12 @@ class TrainSettings:
     beta: float = 0.0              # KL weight against the frozen start (paper: 0)
     max_grad_norm: float = 1.0     # gradient clipping
     temperature: float = 1.0       # of sampling, and so of scoring (paper: 1)
-    cfg_weight: float = 2.0        # classifier-free guidance (paper: 5)
+    cfg_weight: float = 5.0        # classifier-free guidance (paper: 5)
     cfg_scoring: str = "guided"    # distribution that is scored: guided, cond or none (paper: not given)
     max_new_tokens: int = 24       # length of an answer (paper: not given)
-    eval_every: int = 25           # steps between held-out evaluations
+    eval_every: int = 30           # steps between held-out evaluations
     eval_items: int = 500          # held-out items a side before and after; a quarter of them during training
-    save_every: int = 25           # steps between checkpoints
+    save_every: int = 30           # steps between checkpoints
     seed: int = 0                  # of everything: data order, rollout noise, held-out set
 
 # %% ../nbs/00_settings.ipynb #9f15d32c
@@ -64,7 +64,7 @@ def one_of(name:str, value:str, allowed:tuple):
     "Raise one clear sentence when a named setting has an unknown value."
     if value not in allowed: raise ValueError(f"unknown {name} '{value}': choose one of {', '.join(allowed)}")
 
-# %% ../nbs/00_settings.ipynb #7402c84d
+# %% ../nbs/00_settings.ipynb #0bbb4ba2
 def check(s:TrainSettings|PairSettings):
     "Raise a ValueError that names the bad value."
     if isinstance(s, PairSettings):
@@ -77,7 +77,8 @@ def check(s:TrainSettings|PairSettings):
         one_of("loss_type", s.loss_type, ("grpo", "bnpo", "dr_grpo", "dapo"))
         one_of("cfg_scoring", s.cfg_scoring, ("guided", "cond", "none"))
         if s.rollouts < 2: raise ValueError(f"rollouts must be at least 2, got {s.rollouts}: a group of one has no advantage")
+        if s.eval_items < 4: raise ValueError(f"eval_items must be at least 4, got {s.eval_items}: a quarter of them is scored during training")
         positive = ("steps", "pairs_per_step", "lr", "clip_eps", "num_iterations", "micro_batch", "temperature", "max_new_tokens",
-                    "eval_every", "eval_items", "save_every", "max_grad_norm")
+                    "eval_every", "save_every", "max_grad_norm")
     for name in positive:
         if not getattr(s, name) > 0: raise ValueError(f"{name} must be positive, got {getattr(s, name)}")

@@ -188,7 +188,7 @@ def check_run(
     elif (out/"settings.json").exists(): raise ValueError(f"'{out}' holds a half-finished run: go on with --resume {out}, or choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())): raise ValueError(f"'{out}' is not an empty folder: choose another --out")
 
-# %% ../nbs/10_train.ipynb #9f4038e1
+# %% ../nbs/10_train.ipynb #a478ac8e
 def contact_sheet(
     images, # (n, H, W, 3) uint8
     cols=8,
@@ -210,7 +210,7 @@ def save_samples(
 ):
     "Keep the first few drawings and answers of an evaluation."
     folder.mkdir(exist_ok=True)
-    write_whole(folder/f"{name}.png", lambda p: contact_sheet(result["images"][:n]).save(p, format="PNG"))
+    if len(result["images"]): write_whole(folder/f"{name}.png", lambda p: contact_sheet(result["images"][:n]).save(p, format="PNG"))
     write_json(folder/f"{name}.json", dict(prompts=result["prompts"][:n], answers=result["samples"][:n], protocol=result["protocol"]))
 
 # %% ../nbs/10_train.ipynb #62f35fbd
@@ -286,7 +286,7 @@ def log_line(run:Path, accelerator:Accelerator, step:int, metrics:dict):
         with open(run/"metrics.jsonl", "a") as f: f.write(json.dumps(dict(step=step) | metrics) + "\n")
     accelerator.log(metrics, step=step)
 
-# %% ../nbs/10_train.ipynb #ee556a60
+# %% ../nbs/10_train.ipynb #bc7f80f3
 def train(
     pairs,               # Dataset of pair rows (04_pairing)
     out,                 # run folder
@@ -309,7 +309,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if not resume: write_json(out/"settings.json", asdict(s) | dict(model=model, pairs=len(pairs)))
     start = load_state(out, policy, opt) if resume else 0
-    accelerator.init_trackers("pairuni", config=asdict(s))
+    if tracker: accelerator.init_trackers("pairuni", config=asdict(s))
     policy, opt = accelerator.prepare(policy, opt)
     janus, sampling, t0 = accelerator.unwrap_model(policy), Sampling(s.temperature, s.cfg_weight, s.cfg_scoring, s.max_new_tokens), time.perf_counter()
 
@@ -323,6 +323,7 @@ def train(
     bar = tqdm(range(start, s.steps), initial=start, total=s.steps, desc=s.method)
     for step in bar:
         ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
+        for group in opt.param_groups: group["lr"] = s.lr*(1 - step/s.steps)
         metrics = train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator, ref)
         log_line(out, accelerator, step+1, metrics)
         bar.set_postfix({k: f"{metrics[k]:.2f}" for k in ("reward_u", "reward_g") if k in metrics})
