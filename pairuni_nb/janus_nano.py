@@ -63,13 +63,13 @@ def nano_processor()->JanusProcessor:
     images = JanusImageProcessorPil(size={"height": SIZE, "width": SIZE}, min_size=8, image_mean=[.5]*3, image_std=[.5]*3)
     return JanusProcessor(images, nano_tokenizer(texts), chat_template=CHAT_TEMPLATE, num_image_tokens=36)
 
-# %% ../nbs/05_janus_nano.ipynb #e7985f25
+# %% ../nbs/05_janus_nano.ipynb #c618f2f9
 def nano_config(
     processor:JanusProcessor,
     width:int=128, # of the Llama
     layers:int=4,
 )->JanusConfig:
-    "Janus at a four-hundredth of its size."
+    "Janus at about a thousandth of its size."
     tok = processor.tokenizer
     return JanusConfig(
         text_config=dict(model_type="llama", vocab_size=len(tok), hidden_size=width, intermediate_size=3*width, num_hidden_layers=layers,
