@@ -7,7 +7,7 @@ __all__ = ['rows_of_step', 'side_rows', 'roll_out', 'Side', 'collect', 'update',
            'read_metrics', 'check_run', 'contact_sheet', 'save_samples', 'save_state', 'load_state', 'held_out',
            'default_rewards', 'score', 'train_step', 'log_line', 'train', 'finish']
 
-# %% ../nbs/10_train.ipynb #d10588fc
+# %% ../nbs/10_train.ipynb #57a196f2
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
 import copy
 import hashlib
@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .evaluate import evaluate
 from .janus_nano import load_janus
