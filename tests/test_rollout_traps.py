@@ -49,7 +49,7 @@ def test_bad_sampling_is_named(bad):
 @pytest.mark.parametrize("task", ["u", "g"])
 def test_first_tokens_follow_the_whole_softmax(task, fresh):
     head = fresh.model.lm_head if task == "u" else fresh.model.model.generation_head.vision_head
-    head.weight.data.mul_(.1)  # nearly flat: top 50 would keep about a tenth
+    head.weight.data.mul_(.1)  # nearly flat: a hidden top 50 would leave out most of the vocabulary
     k, sampling = 6000, Sampling(max_new_tokens=1)
     prompts = fresh.text_prompts(ASK[:1]) if task == "u" else fresh.image_prompts(DRAW[:1])
     if task == "g": fresh.image_tokens = 1  # one step is enough
@@ -57,8 +57,8 @@ def test_first_tokens_follow_the_whole_softmax(task, fresh):
     with torch.no_grad(): want = fresh.logits(r.index([0]))[0, 0].softmax(-1)*k
     seen = r.tokens[:, 0].bincount(minlength=len(want))
     chi2, n = ((seen - want)**2/want).sum(), len(want) - 1
-    assert (want > 5).sum() > 200 and abs(chi2 - n) < 5*(2*n)**.5  # chi-square has mean n and variance 2n
-    assert (seen > 0).sum() > 200
+    assert (want > 5).sum() > 2*50 and abs(chi2 - n) < 5*(2*n)**.5  # chi-square has mean n and variance 2n
+    assert (seen > 0).sum() > .95*len(want)  # all of them, but for the rare miss
 
 
 # the unconditional prompt
