@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 from datasets import Image as ImageColumn
-from pairuni_nb.pairing import COLUMNS, MIXES, cluster, load_pairs, load_records, make_pairs, medoids, nearest_members, retrieve, save_pairs, save_records
+from pairuni_nb.pairing import COLUMNS, MIXES, ORDERS, cluster, load_pairs, load_records, make_pairs, medoids, nearest_members, retrieve, save_pairs, save_records
 from pairuni_nb.similarity import image_features
 from pairuni_nb.similarity import similarity
 from pathlib import Path
@@ -10,13 +10,14 @@ import numpy as np
 
 # %% ../nbs/04_pairing.ipynb #51c0b5bd
 from tempfile import TemporaryDirectory
+from pairuni_nb.similarity import unit
 from pairuni_nb.world import Scene, records, split_of
 
 # %% ../nbs/04_pairing.ipynb #cd0c61a0
 def test_medoids_equal_brute_force():
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        f = rng.integers(-1, 2, (60, 3)).astype(float)  # few values: many exact ties
+        f = unit(rng.choice([-1., 1, 2], (60, 3)))  # few values: many exact ties
         labels, centroids = cluster(f, 7, seed)
         best = {}
         for i in range(60):
@@ -38,11 +39,40 @@ def test_retrieval_equals_brute_force():
 
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        f = rng.integers(-1, 2, (80, 3)) + (seed % 2)*rng.normal(size=(80, 3))  # even seeds: many exact ties
-        f = f/np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12)
+        f = unit(rng.choice([-1., 1, 2], (80, 3)) + (seed % 2)*rng.normal(size=(80, 3)))  # even seeds: many exact ties
         for top_n, delta in (1, 0.), (3, .6), (10, .5), (40, .9), (5, 1.):
-            got, want = retrieve(f[:45], f[45:], top_n, delta, block=7), plain_loops(f[:45], f[45:], top_n, delta)
+            got, want = retrieve(f[:45], f[45:], top_n, delta), plain_loops(f[:45], f[45:], top_n, delta)
             assert [p[:2] for p in got] == [p[:2] for p in want] and np.allclose([p[2] for p in got], [p[2] for p in want])
+
+# %% ../nbs/04_pairing.ipynb #64d2698c
+def test_orders_keep_their_promises():
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        f = unit(rng.choice([-1., 1, 2], (60, 4)) + (seed % 2)*rng.normal(size=(60, 4)))
+        fg, fu, total = f[:33], f[33:], {}
+        S = similarity(fg, fu)
+        for order in ORDERS:
+            found = retrieve(fg, fu, 6, .5, order)
+            g, u, s = map(list, zip(*found))
+            assert g == sorted(set(g)) and len(set(u)) == len(u) and s == [S[i, j] for i, j in zip(g, u)] and min(s) > .5
+            assert all(j in np.argsort(-S[i], kind="stable")[:6] for i, j in zip(g, u))
+            total[order] = sum(s)
+        assert total["optimal"] >= max(total["g"], total["best"]) - 1e-9
+        best = retrieve(fg, fu, 6, .5, "best")  # stable: no G image and U image prefer each other to whom they got
+        of_g, of_u = {g: s for g, _, s in best}, {u: s for _, u, s in best}
+        for g in range(33):
+            for u in np.argsort(-S[g], kind="stable")[:6]: assert S[g, u] <= .5 or max(of_g.get(g, 0), of_u.get(u, 0)) >= S[g, u]
+        again = rng.permutation(33)
+        if seed % 2: assert {(int(again[g]), u) for g, u, _ in retrieve(fg[again], fu, 6, .5, "best")} == {(g, u) for g, u, _ in best}  # no ties: G's order is no matter
+
+# %% ../nbs/04_pairing.ipynb #74eee47f
+def test_optimal_is_optimal():
+    from itertools import permutations
+    for seed in range(5):
+        f = unit(np.abs(np.random.default_rng(seed).normal(size=(9, 3))))
+        S = similarity(f[:4], f[4:])
+        most = max(sum(S[i, j]*(S[i, j] > .6) for i, j in enumerate(p)) for p in permutations(range(5), 4))
+        assert abs(sum(s for _, _, s in retrieve(f[:4], f[4:], 5, .6, "optimal")) - most) < 1e-9
 
 # %% ../nbs/04_pairing.ipynb #57e708cf
 def test_every_image_is_used_once():
@@ -105,11 +135,40 @@ def test_parquet_round_trip_is_exact():
         with TemporaryDirectory() as d:
             save_pairs(ds, Path(d)/"p", dict(delta=.6), counts)
             back = load_pairs(Path(d)/"p")
-            assert sorted(p.name for p in Path(d).rglob("*")) == ["p", "pairs.json", "pairs.parquet"]
+            assert sorted(p.name for p in Path(d).rglob("*")) == ["README.md", "p", "pairs.json", "pairs.parquet"]
         assert back.features == ds.features and len(back) == len(ds)
         for a, b in zip(ds, back):
             for c in COLUMNS:
                 assert np.array_equal(np.asarray(a[c]), np.asarray(b[c])) if c.endswith("image") and a[c] else a[c] == b[c], c
+
+# %% ../nbs/04_pairing.ipynb #8f6eb272
+def test_card_is_read_as_a_dataset():
+    import yaml
+    from datasets import load_dataset
+    for mix in "pairs", "unpaired":
+        ds, counts = make_pairs(records("u", 40, 8), records("g", 40, 8), mix=mix, clusters=8)
+        with TemporaryDirectory() as d:
+            save_pairs(ds, Path(d)/"p", dict(encoder="pixels", u="toy | world"), counts)
+            card = (Path(d)/"p/README.md").read_text(encoding="utf-8")
+            back = load_dataset(str(Path(d)/"p"), split="train", cache_dir=str(Path(d)/"cache"))
+            assert back.column_names == ds.column_names and back["u_id"] == ds["u_id"] and back.features == ds.features
+        header = yaml.safe_load(card.split("---\n")[1])
+        assert header["size_categories"] == ["n<1K"] and header["configs"][0]["data_files"] == "pairs.parquet"
+        assert f"{len(ds)} pairs" in card and "| encoder | pixels |" in card
+        shown = [int(line.split("|")[2]) for line in card.splitlines() if " to " in line and line.startswith("|")]
+        assert sum(shown) == counts.get("retrieved", 0) and ("Similarity of" in card) == (mix == "pairs")
+
+# %% ../nbs/04_pairing.ipynb #792d0ccb
+def test_copies_are_dropped_first():
+    u, g = records("u", 40, 8), records("g", 30, 8)
+    again = [r | dict(id=r["id"] + "-again") for r in u[:7]]
+    big = [r | dict(id=r["id"] + "-big", image=r["image"].resize((96, 96))) for r in g[:5]]
+    for mix in "pairs", "unpaired", "random":
+        whole, n = make_pairs(u + again, g + big, mix=mix, clusters=8, dedup=.999)
+        assert (n["copies_u"], n["copies_g"]) == (7, 5) and not any(str(i).endswith(("again", "big")) for c in ("u_id", "g_id") for i in whole[c])
+        assert whole["u_id"] == make_pairs(u, g, mix=mix, clusters=8)[0]["u_id"]
+    assert make_pairs(u + again, g + big, clusters=8, dedup=1)[1]["copies_g"] == 0  # at 1 only equal pixels are copies
+    assert "copies_u" not in make_pairs(u + again, g, clusters=8)[1]
 
 # %% ../nbs/04_pairing.ipynb #d1c5a6c1
 def test_records_come_back_from_every_form():
