@@ -1,17 +1,18 @@
 """Pairing at the paper's scale against scikit-learn: k-means, neighbours, retrieved pairs, memory.
 
-    python benchmarks/pairing_scale.py                       # 1k to 20k G images: about 12 minutes on 2 quiet CPU cores
+    python benchmarks/pairing_scale.py --sizes 1000 3000 6000 20000
     python benchmarks/pairing_scale.py --sizes 60000         # the paper's 47k x 60k
     python benchmarks/pairing_scale.py --million             # faiss on 1M x 256
 
 Each writes its sizes into benchmarks/pairing_scale.csv and leaves the others. Features are synthetic, clustered and seeded, 2,048 wide; K and U : G are
-the paper's. Times: one process, every method at 1, 2, ... threads, best of a few runs where they are short; leave OMP_NUM_THREADS unset.
-Peaks: one child process for each method, features included. Pairs that differ from scikit-learn's are listed in pairing_scale_differ.csv.
+the paper's. Times: one process, 1, 2, ... threads (what is only there for comparison: all threads), best of three where runs are short; leave
+OMP_NUM_THREADS unset. Peaks: a child process for each method, features included. The search, and the choice of Algorithm 1, are on what the medoids leave.
+Pairs that differ from those of scikit-learn's neighbours are listed in pairing_scale_differ.csv.
 """
 import argparse
 import csv
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ from pairuni_nb.pairing import nearest_members, retrieve
 from pairuni_nb.search import clustered, inertia, kmeans, nearest, nearest_faiss, unique_rows
 
 OUT, WIDTH, N, SEED, DELTA = Path(__file__).with_suffix(".csv"), 2048, 32, 0, .6
+PEAKS_FROM = 6000  # G images; below, the libraries outweigh the features
+ASIDE = ("pairuni-fp32", "faiss-16", "faiss-64")  # measured with all threads only, without peaks
 COLUMNS = ("n_u", "n_g", "k", "stage", "method", "threads", "seconds", "peak_gb", "inertia", "recall", "pairs", "differ")
 
 
@@ -49,13 +52,16 @@ def sklearn_nearest(g, u, n=N):
     return index, 1 - d.astype(float)**2/2
 
 
-def stages(f, n_u, k):
-    "What is measured: (stage, method) -> a call. The search compares what k-means would leave; here, everything."
-    u, g = f[:n_u], f[n_u:]
-    def whole():
-        labels, centers, _ = kmeans(f, k, SEED)
-        rest = np.setdiff1d(np.arange(len(f)), nearest_members(f, labels, centers))
-        return retrieve(f[rest[rest >= n_u]], f[rest[rest < n_u]], N, DELTA)
+def without_medoids(f, n_u, k):
+    "Features of the G and the U images that are left for the search, by our k-means."
+    labels, centers, _ = kmeans(f, k, SEED)
+    rest = np.setdiff1d(np.arange(len(f)), nearest_members(f, labels, centers))
+    return f[rest[rest >= n_u]], f[rest[rest < n_u]]
+
+
+def stages(f, n_u, k, left=None):
+    "What is measured: (stage, method) -> a call. `left`: what to search in, by default everything."
+    g, u = left or (f[n_u:], f[:n_u])
     return {("kmeans", "scikit-learn"): lambda: MiniBatchKMeans(k, random_state=SEED, n_init=1).fit(f).cluster_centers_,
             ("kmeans", "pairuni"): lambda: kmeans(f, k, SEED)[1],
             ("kmeans", "pairuni-fp32"): lambda: kmeans(f, k, SEED, dtype=torch.float32)[1],
@@ -66,7 +72,7 @@ def stages(f, n_u, k):
             ("search", "faiss-16"): lambda: nearest_faiss(g, u, N, probes=16),
             ("search", "faiss-64"): lambda: nearest_faiss(g, u, N, probes=64),
             ("duplicates", "pairuni"): lambda: unique_rows(f, .98),
-            ("whole", "pairuni"): whole}
+            ("whole", "pairuni"): lambda: retrieve(*without_medoids(f, n_u, k), N, DELTA)}
 
 
 def greedy(index, s):
@@ -78,15 +84,21 @@ def greedy(index, s):
     return pairs
 
 
-def differing(ours, theirs):
-    "G images whose partner differs: (g, our u, s, their u, s, why). A tie moves one partner; whoever wanted that one comes after."
-    rows = []
-    for g in sorted(set(ours) | set(theirs)):
-        (u, s), (v, t) = ours.get(g, (-1, 0.)), theirs.get(g, (-1, 0.))
-        if u == v: continue
-        moved = {x for row in rows for x in (row[1], row[3])} & {u, v}
-        rows.append((g, u, s, v, t, "tie" if abs(s - t) < 1e-6 else "follows" if moved else "UNEXPLAINED"))
+def differing(ours, theirs, g, u):
+    "G images whose partner differs: (g, our u, s, their u, s, why), s exact. A tie moves one partner; whoever wanted that one comes after."
+    rows, s = [], lambda i, j: float(np.dot(g[i].astype(float), u[j].astype(float))) if j >= 0 else DELTA  # no partner: at the threshold
+    for i in sorted(set(ours) | set(theirs)):
+        mine, other = ours.get(i, (-1,))[0], theirs.get(i, (-1,))[0]
+        if mine == other: continue
+        moved = {x for row in rows for x in (row[1], row[3]) if x >= 0} & {mine, other}
+        tie = abs(s(i, mine) - s(i, other)) < 1e-6
+        rows.append((i, mine, round(s(i, mine), 7), other, round(s(i, other), 7), "tie" if tie else "follows" if moved else "UNEXPLAINED"))
     return rows
+
+
+def recall(found, true):
+    "Share of the true neighbours that were found."
+    return round(float(np.mean([len(set(p) & set(q))/N for p, q in zip(found.tolist(), true.tolist())])), 4)
 
 
 def timed(call, budget=3.):
@@ -110,24 +122,27 @@ def measure(n_g, threads, note):
     "All rows of one size."
     n_u, k = sides(n_g)
     f = clustered(n_u + n_g, WIDTH, SEED)
-    rows, found = {}, {}
+    left, rows, found = without_medoids(f, n_u, k), {}, {}
+    calls = stages(f, n_u, k, left)
     for t in threads:
         torch.set_num_threads(t)
         with threadpool_limits(t):
-            for key, call in stages(f, n_u, k).items():
+            for key, call in calls.items():
+                if t < max(threads) and key[1] in ASIDE: continue
                 seconds, found[key] = timed(call)
                 row = rows[key, t] = dict(n_u=n_u, n_g=n_g, k=k, stage=key[0], method=key[1], threads=t, seconds=round(seconds, 3))
                 if key[0] == "kmeans": row["inertia"] = round(inertia(f, found[key]), 2)
                 if key[1].startswith("faiss"):
-                    row["recall"] = round(np.mean([len(set(p) & set(q))/N for p, q in zip(found[key][0].tolist(), found["search", "pairuni"][0].tolist())]), 4)
-                note({c: v for c, v in row.items()})
+                    row["recall"] = recall(found[key][0], found["search", "pairuni"][0])
+                note(row)
     ours, theirs = [greedy(*found["search", m]) for m in ("pairuni", "scikit-learn")]
-    differ = differing(ours, theirs)
-    for t in threads: rows[("search", "pairuni"), t] |= dict(pairs=len(ours), differ=len(differ))
+    differ = differing(ours, theirs, *left)
+    rows[("search", "pairuni"), max(threads)] |= dict(pairs=len(ours), differ=len(differ))
+    if n_g < PEAKS_FROM: return list(rows.values()), [(n_u, n_g, *row) for row in differ]
     with tempfile.TemporaryDirectory() as d:
         np.save(file := f"{d}/f.npy", f)
-        n_threads = max(threads)
-        for key in found: rows[key, n_threads]["peak_gb"] = round(child_peak(file, n_u, k, *key), 2)
+        for key in found:
+            if key[1] not in (*ASIDE, "limit"): rows[key, max(threads)]["peak_gb"] = round(child_peak(file, n_u, k, *key), 2)
     return list(rows.values()), [(n_u, n_g, *row) for row in differ]
 
 
@@ -138,9 +153,9 @@ def million(note):
     seconds, (index, _) = timed(lambda: nearest(g, u, N))
     rows = [dict(n_u=len(u), n_g=len(g), stage="million", method="pairuni", threads=torch.get_num_threads(), seconds=round(seconds, 2))]
     for probes in 16, 64:
-        seconds, (got, _) = timed(lambda: nearest_faiss(g, u, N, probes=probes), 0.)
-        recall = np.mean([len(set(p) & set(q))/N for p, q in zip(got.tolist(), index.tolist())])
-        rows.append(dict(n_u=len(u), n_g=len(g), stage="million", method=f"faiss-{probes}", threads=torch.get_num_threads(), seconds=round(seconds, 2), recall=round(recall, 4)))
+        seconds, (got, _) = timed(lambda: nearest_faiss(g, u, N, probes=probes), budget=0)
+        rows.append(dict(n_u=len(u), n_g=len(g), stage="million", method=f"faiss-{probes}", threads=torch.get_num_threads(),
+                         seconds=round(seconds, 2), recall=recall(got, index)))
         note(rows[-1])
     return rows
 
@@ -157,7 +172,7 @@ def write(file, columns, rows, n_g):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--sizes", type=int, nargs="*", default=[1000, 3000, 6000, 20000], help="numbers of G images")
+    p.add_argument("--sizes", type=int, nargs="*", default=[1000, 3000, 6000, 20000, 60000], help="numbers of G images")
     p.add_argument("--threads", type=int, nargs="*", default=list(range(1, (os.cpu_count() or 1) + 1)))
     p.add_argument("--million", action="store_true", help="faiss on a million rows, nothing else")
     p.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
@@ -165,9 +180,9 @@ def main():
     if a.child:
         file, n_u, k, stage, method = a.child
         stages(np.load(file), int(n_u), int(k))[stage, method]()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20)
+        print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])/2**20)  # ru_maxrss would count the parent's pages too
         return
-    note = lambda row: print(row, flush=True)
+    note = lambda row: print(*row.values(), flush=True)
     if a.million: return write(OUT, COLUMNS, million(note), 2000)
     for n_g in a.sizes:
         rows, differ = measure(n_g, a.threads, note)

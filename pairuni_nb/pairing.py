@@ -28,7 +28,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from . import __version__
 from .completion import check_question, complete, offline_completer
-from .search import check_rows, check_widths, kmeans, nearest, nearest_faiss, unique_images, unique_rows
+from .search import check_rows, kmeans, nearest, nearest_faiss, unique_images, unique_rows
 from .similarity import image_features, similarity
 
 # %% ../nbs/04_pairing.ipynb #76d58eef
@@ -221,7 +221,7 @@ Images and texts come from the sources named below; their licences apply.
 
 def _table(head, rows):
     "Markdown."
-    return "\n".join("| " + " | ".join(map(str, r)) + " |" for r in (head, ["---"]*len(head), *rows)) + "\n"
+    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in r) + " |" for r in (head, ["---"]*len(head), *rows)) + "\n"
 
 def dataset_card(
     pairs:Dataset,

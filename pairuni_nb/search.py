@@ -166,9 +166,9 @@ def means(
 
 # %% ../nbs/03b_search.ipynb #9720608c
 def jump(
-    centers:torch.Tensor,              # (K, D), changed in place
-    x, labels, gap, margin,            # rows, and what `assign` says about them
-    m:int,                             # how many may jump; those of empty clusters do anyway
+    centers:torch.Tensor,   # (K, D), changed in place
+    x, labels, gap, margin, # rows, and what `assign` says about them
+    m:int,                  # how many jump; those of empty clusters do anyway
     rng:torch.Generator,
 ):
     "The least useful centres go to random rows of the worst clusters."
@@ -195,10 +195,10 @@ def kmeans(
     for p in tqdm(range(sum(passes)), desc="k-means", unit="pass", delay=2):
         labels, gap, margin = assign(low, centers)
         spent.append(float(gap.double().sum()))
-        if p == sum(passes) - 1: return labels.numpy(), centers.numpy(), spent
-        centers = means(x, labels, k)
-        share = 1 - (p - passes[0])/max(1, passes[1])
-        jump(centers, x, labels, gap, margin, int(jumps*k*share) if 0 < share <= 1 else 0, rng)
+        if p + 1 < sum(passes):  # the last pass only assigns
+            centers, share = means(x, labels, k), 1 - (p - passes[0])/max(1, passes[1])
+            jump(centers, x, labels, gap, margin, int(jumps*k*share) if 0 < share <= 1 else 0, rng)
+    return labels.numpy(), centers.numpy(), spent
 
 # %% ../nbs/03b_search.ipynb #da7d0657
 def inertia(

@@ -162,8 +162,8 @@ def test_card_is_read_as_a_dataset():
 def test_copies_are_dropped_first():
     u, g = records("u", 40, 8), records("g", 30, 8)
     again = [r | dict(id=r["id"] + "-again") for r in u[:7]]
-    big = [r | dict(id=r["id"] + "-big", image=r["image"].resize((96, 96))) for r in g[:5]]
-    for mix in "pairs", "unpaired", "random":
+    big = [r | dict(id=r["id"] + "-big", image=r["image"].resize((96, 96), 0)) for r in g[:5]]
+    for mix in ("pairs", "unpaired", "random"):
         whole, n = make_pairs(u + again, g + big, mix=mix, clusters=8, dedup=.999)
         assert (n["copies_u"], n["copies_g"]) == (7, 5) and not any(str(i).endswith(("again", "big")) for c in ("u_id", "g_id") for i in whole[c])
         assert whole["u_id"] == make_pairs(u, g, mix=mix, clusters=8)[0]["u_id"]
