@@ -319,7 +319,7 @@ def make_nano(
     seed:int=0,
     log=print,
 ):
-    "Make janus-nano from nothing: see, draw, both tasks. About half an hour on a quiet CPU core."
+    "Make janus-nano from nothing: see, draw, both tasks. About half an hour on one CPU core."
     processor = nano_processor()
     model = new_nano(processor, seed)
     train_vision(model.model.vision_model, seed=seed, log=log)
