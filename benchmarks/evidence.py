@@ -3,21 +3,27 @@
     OMP_NUM_THREADS=1 python benchmarks/evidence.py run pair-grpo grpo shuffled sft --seeds 0 1 2 3 4
     OMP_NUM_THREADS=1 python benchmarks/evidence.py decoding
     python benchmarks/evidence.py table
+    python benchmarks/evidence.py drawings
 
 Each seed has its own pairs, rollout noise and fresh held-out set of 500 items a side. `shuffled` deals each step's
 rewards to random rollouts; `sft` continues the supervised warm start for the CPU seconds that the seed's pair-grpo
-run took. `decoding` scores the start and the pair-grpo checkpoints under other temperatures and guidance weights.
+run took. `decoding` scores the start and the pair-grpo checkpoints under other temperatures and guidance weights;
+`drawings` pictures the first held-out prompts of seed 0 before and after.
 Rows that a CSV already holds are not run again; run folders stay in runs/evidence.
 """
 import argparse
 import csv
 import itertools
+import json
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from scipy.stats import t as student
 
 from pairuni_nb.evaluate import evaluate
@@ -111,6 +117,21 @@ def table(rows):
             print(f"{condition:10s} {key:16s} {start:.3f} -> {start + rise.mean():.3f}   rise {rise.mean():+.3f} +- {half:.3f}   ({len(rise)} seeds)")
 
 
+def drawings(run, n=8):
+    "The first held-out prompts of a run, drawn before and after it."
+    prompts = json.loads((run/"samples"/"before.json").read_text())["prompts"][:n]
+    sheets = {when: Image.open(run/"samples"/f"{when}.png") for when in ("before", "after")}
+    side = sheets["before"].width//8  # eight drawings a row
+    fig = Figure(figsize=(1.25*n, 3.3), layout="constrained", dpi=100)
+    for axes, (when, sheet) in zip(fig.subplots(2, n), sheets.items()):
+        for i, ax in enumerate(axes):
+            ax.imshow(sheet.crop((i*side, 0, (i+1)*side, side)))
+            ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+            if when == "before": ax.set_title("\n".join(textwrap.wrap(prompts[i], 17)), fontsize=7)
+        axes[0].set_ylabel(when)
+    fig.savefig(Path(__file__).with_name("drawings.png"))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = p.add_subparsers(dest="command", required=True)
@@ -118,9 +139,10 @@ def main():
     r.add_argument("conditions", nargs="+", choices=("pair-grpo", "grpo", "shuffled", "sft"))
     d = sub.add_parser("decoding")
     for q in (r, d): q.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    sub.add_parser("table")
+    for name in ("table", "drawings"): sub.add_parser(name)
     a = p.parse_args()
     if a.command == "table": return table(read(CSV))
+    if a.command == "drawings": return drawings(RUNS/"pair-grpo-0")
     torch.set_num_threads(1)
     if a.command == "run":
         for condition, seed in itertools.product(a.conditions, a.seeds):
