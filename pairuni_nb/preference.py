@@ -63,9 +63,10 @@ def tiny_clip(
 
 # %% ../nbs/07b_preference.ipynb #d64fc8e2
 def load_clip(
-    model:str, # folder, or a name on the Hugging Face hub
-    device, dtype,
-)->tuple: # model, tokenizer, image processor
+    model:str,           # folder, or a name on the Hugging Face hub
+    device="cpu",
+    dtype=torch.float32, # "auto": as saved
+)->tuple:                # model, tokenizer, image processor
     "A frozen CLIP or SigLIP; a ValueError of one sentence when it is none."
     if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with convert_hps and give the folder that it writes")
     try:
@@ -161,7 +162,9 @@ def convert_hps(
 )->str:      # the folder
     "Write HPSv2 as a transformers CLIP, in the precision of the file."
     with new_folder(out) as part:
-        state, tok = read_hps(weights), AutoTokenizer.from_pretrained(tokenizer)
+        try: tok = AutoTokenizer.from_pretrained(tokenizer)
+        except (OSError, ValueError) as e: raise ValueError(f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder") from e
+        state = read_hps(weights)
         with torch.device("meta"): clip = CLIPModel(hps_config(state, tok))
         ours = hf_weights(state)
         odd = sorted(clip.state_dict().keys() ^ ours.keys())
@@ -248,10 +251,11 @@ TERM = re.compile(r"(?:([^*:/]+)\*)?\s*(scene|(?:hps|clip):.+|https?://.+)")  # 
 PLUS = re.compile(r"\s*\+\s*(?=(?:[^*:/+]+\*)?\s*(?:scene\b|hps:|clip:|https?://))")  # a + in a folder's name is no sum
 
 def reward_from(
-    spec:str,     # e.g. "scene", "hps:FOLDER", "clip:FOLDER", "http://host:8000", "0.7*hps:FOLDER+0.3*http://host:8000"
-    device="cpu", # of the judges on this machine
-    batch:int=32, # images at a time
-):                # reward of images
+    spec:str,            # e.g. "scene", "hps:FOLDER", "clip:FOLDER", "http://host:8000", "0.7*hps:FOLDER+0.3*http://host:8000"
+    device="cpu",        # of the judges on this machine
+    batch:int=32,        # images at a time
+    dtype=torch.float32, # of the judges' towers
+):                       # reward of images
     "The reward that a line of text names; a ValueError of one sentence when it names none."
     terms = []
     for text in PLUS.split(spec.strip()):
@@ -263,6 +267,6 @@ def reward_from(
         terms.append((weight, found[2]))
     def make(name):
         if name == "scene": return scene_reward
-        return remote_reward(name, batch=batch) if name.startswith("http") else clip_reward(name.split(":", 1)[1], device, batch)
+        return remote_reward(name, batch=batch) if name.startswith("http") else clip_reward(name.split(":", 1)[1], device, batch, dtype)
     parts = [(weight, make(name)) for weight, name in terms]
-    return parts[0][1] if len(parts) == 1 else weighted(parts)
+    return parts[0][1] if len(parts) == 1 and weight == 1 else weighted(parts)
