@@ -58,8 +58,8 @@ def supervised(seed, seconds):
     "Continue the warm start for some CPU seconds; its steps, and the scores before and after."
     trial, processor = load_janus()
     t0 = time.process_time()
-    warm_start(trial, processor, steps=10, pool=200, log=lambda *_: None)
-    steps = int(10*seconds/(time.process_time() - t0))
+    warm_start(trial, processor, steps=20, pool=200, log=lambda *_: None)
+    steps = int(20*seconds/(time.process_time() - t0))
     model, processor = load_janus()
     model.requires_grad_(True)
     warm_start(model, processor, steps=steps, lr=5e-4, seed=100 + seed, pool=8000, log=lambda *_: None)
