@@ -2,12 +2,12 @@
 
 from PIL import Image
 from datasets import Image as ImageColumn
+from io import BytesIO
 from pairuni_nb.records_io import check_question, load_records, parse_columns, parse_number, pick_columns, plain_words, read_image, read_records, same_number, save_records
 from pathlib import Path
 import json
 
-# %% ../nbs/01b_records.ipynb #d6aa262c
-import io
+# %% ../nbs/01b_records.ipynb #69f33253
 import tarfile
 from fractions import Fraction
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset
 from pairuni_nb.world import records
 
-# %% ../nbs/01b_records.ipynb #03caa646
+# %% ../nbs/01b_records.ipynb #cfa7c745
 def test_numbers_agree_with_fractions():
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -26,7 +26,7 @@ def test_numbers_agree_with_fractions():
     assert [parse_number(t) for t in ("+.5", "1e3", "2.", "−7", "$1,200.50", "5 %", "\\frac{-1}{4}")] == [.5, 1000, 2, -7, 1200.5, .05, -.25]
     for no in ("", "-", "four", "3,5", "12,34", "1,2000", "1 2", "3:4", "1/2/3", "x=4", "4 cm", "1/0", "1e999", "nan", "inf", "²"): assert parse_number(no) is None, no
 
-# %% ../nbs/01b_records.ipynb #fa79f5fb
+# %% ../nbs/01b_records.ipynb #5a23c5e3
 def test_words_are_compared_without_their_dress():
     assert len({plain_words(t) for t in ("Stop", "stop.", ' "STOP" ', "the stop", "(stop)", "Ｓｔｏｐ")}) == 1
     assert plain_words("A") == "a" and plain_words("cat  dog") == "cat dog" != plain_words("catdog") and plain_words("?!") == ""
@@ -36,21 +36,23 @@ def test_words_are_compared_without_their_dress():
                           ((["a", "b"], "c"), "not among"), (([], "many", "number"), "not a number"), (([], "...", "text"), "no word"), (([], "x", "regex"), "'regex'")]:
         assert reason in ask(*wrong), wrong
 
-# %% ../nbs/01b_records.ipynb #ab32f351
+# %% ../nbs/01b_records.ipynb #02e0f689
 def image_bytes(image, format="PNG", **more):
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     image.save(buffer, format, **more)
     return buffer.getvalue()
 
-# %% ../nbs/01b_records.ipynb #59e32640
+# %% ../nbs/01b_records.ipynb #4596f73c
 def test_images_are_turned_shrunk_and_laid_on_white():
     exif = Image.Exif()
     exif[274] = 6  # "turn me by 90 degrees"
     wide = Image.new("RGB", (40, 20), "red")
     assert read_image(image_bytes(wide, "JPEG", exif=exif)).size == (20, 40) and read_image(image_bytes(wide), max_side=10).size == (10, 5)
+    small = read_image(image_bytes(Image.new("L", (800, 400), 99), "JPEG", exif=exif), max_side=100)
+    assert (small.mode, small.size, small.getpixel((9, 9))) == ("RGB", (50, 100), (99, 99, 99))
     assert read_image(image_bytes(Image.new("RGBA", (5, 5), (255, 0, 0, 0)))).getpixel((2, 2)) == (255, 255, 255)
 
-# %% ../nbs/01b_records.ipynb #7b9da335
+# %% ../nbs/01b_records.ipynb #a4ed6acb
 def test_broken_bytes_never_raise_anything_but_a_sentence():
     rng, picture = np.random.default_rng(0), records("g", 1, 0)[0]["image"]
     for format in "PNG", "JPEG", "WEBP", "GIF":
@@ -61,7 +63,7 @@ def test_broken_bytes_never_raise_anything_but_a_sentence():
             try: read_image(broken[:rng.integers(1, len(whole) + 1)].tobytes())
             except ValueError as e: assert "\n" not in str(e)
 
-# %% ../nbs/01b_records.ipynb #f5ba04ed
+# %% ../nbs/01b_records.ipynb #9b00368b
 def write_tar(file, samples):
     "A WebDataset tar of [(key, {extension: bytes})]."
     with tarfile.open(file, "w") as tar:
@@ -69,9 +71,9 @@ def write_tar(file, samples):
             for extension, content in files.items():
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+                tar.addfile(info, BytesIO(content))
 
-# %% ../nbs/01b_records.ipynb #36ca4743
+# %% ../nbs/01b_records.ipynb #69f25e6c
 def test_columns_are_mapped_or_named():
     pick = lambda row, columns="", source="u": pick_columns(row, source, parse_columns(columns, source))
     row = dict(image="x.png", question="q", answer="7")
@@ -82,7 +84,7 @@ def test_columns_are_mapped_or_named():
     for bad in "prompt=caption", "image", "picture=image", "=": 
         with pytest.raises(ValueError, match="is not of the form"): parse_columns(bad, "u")
 
-# %% ../nbs/01b_records.ipynb #59c50c22
+# %% ../nbs/01b_records.ipynb #40b603a5
 def test_records_come_back_from_every_form():
     for source in "ug":
         rows = records(source, 5, 0)
@@ -98,7 +100,7 @@ def test_records_come_back_from_every_form():
                     assert all(a[c] == b[c] for c in a if c not in ("id", "image")) and np.array_equal(np.asarray(a["image"]), np.asarray(b["image"])), path
                     assert a["id"] == (b["id"] if path.name != "tars" else b["id"].partition("/")[2]) and b.get("matcher", "choice") == "choice"
 
-# %% ../nbs/01b_records.ipynb #c1ed23ee
+# %% ../nbs/01b_records.ipynb #b5e465df
 def test_five_per_cent_is_the_limit():
     good = [(f"{i:04}", dict(jpg=image_bytes(r["image"], "JPEG"), txt=r["prompt"].encode())) for i, r in enumerate(records("g", 40, 1))]
     with TemporaryDirectory() as d:
