@@ -8,7 +8,7 @@ __all__ = ['MATCHERS', 'TARS', 'PICTURES', 'HUB_ID', 'NEEDS', 'MAY_HAVE', 'parse
            'tars_of', 'open_rows', 'each_row', 'lacks', 'parse_columns', 'pick_columns', 'make_record', 'read_records',
            'load_records']
 
-# %% ../nbs/01b_records.ipynb #cb5fe0ad
+# %% ../nbs/01b_records.ipynb #3d09510f
 import json
 import math
 import os
@@ -29,7 +29,7 @@ from datasets import Image as ImageColumn
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-# %% ../nbs/01b_records.ipynb #ba02c6dd
+# %% ../nbs/01b_records.ipynb #9b19ab58
 _ONE = r"((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
 _NUMBER = re.compile(rf"([+-]?) ?{_ONE}(?: ?/ ?{_ONE})? ?(%?)", re.ASCII)
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
@@ -49,7 +49,7 @@ def same_number(a:float, b:float)->bool:
     "Whole numbers exactly, others to four significant digits."
     return a == b if a.is_integer() and b.is_integer() else math.isclose(a, b, rel_tol=5e-4, abs_tol=1e-12)
 
-# %% ../nbs/01b_records.ipynb #577a894c
+# %% ../nbs/01b_records.ipynb #be0bab2a
 MATCHERS = ("choice", "number", "text")
 
 def plain_words(text:str)->str:
@@ -72,7 +72,7 @@ def check_question(question, choices, answer, matcher="choice")->str: # what is 
     if not 2 <= len(set(choices)) == len(choices) <= 8: return f"needs two to eight different choices, has {choices}"
     if answer not in choices: return f"the answer {answer!r} is not among the choices {choices}"
 
-# %% ../nbs/01b_records.ipynb #8b189ac5
+# %% ../nbs/01b_records.ipynb #281456e3
 def to_rgb(image:Image.Image)->Image.Image:
     "RGB, with transparent parts laid on white."
     if not image.has_transparency_data: return image.convert("RGB")
@@ -87,7 +87,7 @@ def read_image(
     "A decoded RGB image, or a ValueError that says why not."
     value = dict(path=value) if isinstance(value, str) else dict(bytes=value) if isinstance(value, bytes) else value
     if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
-        raise ValueError(f"no image, or something that is not a path to one: {value!r}")
+        raise ValueError(f"no image, or something that is not a path to one: {value!r:.80}")
     name = value.get("path") or "inside the file"
     try:
         if not (raw := value.get("bytes")):
@@ -101,7 +101,7 @@ def read_image(
     if max_side: image.thumbnail((max_side, max_side))
     return image
 
-# %% ../nbs/01b_records.ipynb #e0088f25
+# %% ../nbs/01b_records.ipynb #d04cf4d6
 def check_free(folder)->Path:
     "The output folder, provided that nothing would be overwritten."
     folder = Path(folder)
@@ -134,7 +134,7 @@ def save_records(
                 r["image"].save(part/f"images/{i:06}.png")
                 f.write(json.dumps(r | dict(image=f"images/{i:06}.png"), ensure_ascii=False) + "\n")
 
-# %% ../nbs/01b_records.ipynb #e6faa264
+# %% ../nbs/01b_records.ipynb #fe2111f6
 TARS = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("jpg", "jpeg", "png", "webp", "JPG", "JPEG", "PNG")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -165,7 +165,7 @@ def _json_rows(file):
         if not isinstance(rows[-1], dict): raise ValueError(f"{file}, line {i+1} is not a JSON object")
     return rows
 
-# %% ../nbs/01b_records.ipynb #bce283ac
+# %% ../nbs/01b_records.ipynb #c715f773
 def open_rows(
     path,   # .jsonl, .parquet, .tar, a folder of one of these, a Hugging Face data set's id or folder
 )->tuple:   # iterable of dicts with undecoded images, folder that image paths are relative to
@@ -194,7 +194,7 @@ def each_row(rows, path):
             n += 1
     except Exception as e: raise ValueError(f"{path} cannot be read past row {n}: {(str(e) or type(e).__name__).splitlines()[0]}") from e
 
-# %% ../nbs/01b_records.ipynb #aee3a391
+# %% ../nbs/01b_records.ipynb #5ccdf899
 NEEDS = {"u": ("image", "question", "choices", "answer"), "g": ("image", "prompt")}
 MAY_HAVE = {"u": ("id", "scene", "matcher"), "g": ("id", "scene")}
 
@@ -222,7 +222,7 @@ def pick_columns(row:dict, source:str, columns:dict)->dict: # ours
     if columns.get("choices") == "" and not fields["matcher"]: fields["matcher"] = answer_kind([], str(fields["answer"]))
     return fields
 
-# %% ../nbs/01b_records.ipynb #a851855c
+# %% ../nbs/01b_records.ipynb #bbf0ab1a
 def make_record(
     fields:dict, # ours; the image undecoded
     source:str,
@@ -241,7 +241,7 @@ def make_record(
         if not isinstance(r["prompt"], str) or not r["prompt"].strip(): raise ValueError("no prompt")
     return r | dict(image=read_image(fields["image"], base, max_side))
 
-# %% ../nbs/01b_records.ipynb #23428fb3
+# %% ../nbs/01b_records.ipynb #538d0d88
 def read_records(
     path,             # see open_rows
     source:str,       # "u" or "g"
@@ -276,7 +276,7 @@ def read_records(
     if not out: raise ValueError(f"{path} has no record to use: all {n} rows were left out ({', '.join(left_out)})")
     return out, dict(rows=n, records=len(out), left_out=dict(left_out), bad=len(bad), first_bad=bad[:3])
 
-# %% ../nbs/01b_records.ipynb #1343251f
+# %% ../nbs/01b_records.ipynb #4673e5bf
 def load_records(path, source:str, columns:str="", max_bad:float=None, limit:int=0, max_side:int=0)->list: # see read_records
     "The records of one source; one line on stderr says what was skipped."
     out, counts = read_records(path, source, columns, None, max_bad, limit, max_side)

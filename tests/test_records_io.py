@@ -7,7 +7,7 @@ from pairuni_nb.records_io import check_question, load_records, parse_columns, p
 from pathlib import Path
 import json
 
-# %% ../nbs/01b_records.ipynb #69f33253
+# %% ../nbs/01b_records.ipynb #962245db
 import tarfile
 from fractions import Fraction
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset
 from pairuni_nb.world import records
 
-# %% ../nbs/01b_records.ipynb #cfa7c745
+# %% ../nbs/01b_records.ipynb #cb4c7b01
 def test_numbers_agree_with_fractions():
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -26,7 +26,7 @@ def test_numbers_agree_with_fractions():
     assert [parse_number(t) for t in ("+.5", "1e3", "2.", "−7", "$1,200.50", "5 %", "\\frac{-1}{4}")] == [.5, 1000, 2, -7, 1200.5, .05, -.25]
     for no in ("", "-", "four", "3,5", "12,34", "1,2000", "1 2", "3:4", "1/2/3", "x=4", "4 cm", "1/0", "1e999", "nan", "inf", "²"): assert parse_number(no) is None, no
 
-# %% ../nbs/01b_records.ipynb #5a23c5e3
+# %% ../nbs/01b_records.ipynb #c90f1ff7
 def test_words_are_compared_without_their_dress():
     assert len({plain_words(t) for t in ("Stop", "stop.", ' "STOP" ', "the stop", "(stop)", "Ｓｔｏｐ")}) == 1
     assert plain_words("A") == "a" and plain_words("cat  dog") == "cat dog" != plain_words("catdog") and plain_words("?!") == ""
@@ -36,13 +36,13 @@ def test_words_are_compared_without_their_dress():
                           ((["a", "b"], "c"), "not among"), (([], "many", "number"), "not a number"), (([], "...", "text"), "no word"), (([], "x", "regex"), "'regex'")]:
         assert reason in ask(*wrong), wrong
 
-# %% ../nbs/01b_records.ipynb #02e0f689
+# %% ../nbs/01b_records.ipynb #db148a71
 def image_bytes(image, format="PNG", **more):
     buffer = BytesIO()
     image.save(buffer, format, **more)
     return buffer.getvalue()
 
-# %% ../nbs/01b_records.ipynb #4596f73c
+# %% ../nbs/01b_records.ipynb #390453e7
 def test_images_are_turned_shrunk_and_laid_on_white():
     exif = Image.Exif()
     exif[274] = 6  # "turn me by 90 degrees"
@@ -52,7 +52,7 @@ def test_images_are_turned_shrunk_and_laid_on_white():
     assert (small.mode, small.size, small.getpixel((9, 9))) == ("RGB", (50, 100), (99, 99, 99))
     assert read_image(image_bytes(Image.new("RGBA", (5, 5), (255, 0, 0, 0)))).getpixel((2, 2)) == (255, 255, 255)
 
-# %% ../nbs/01b_records.ipynb #a4ed6acb
+# %% ../nbs/01b_records.ipynb #a166354d
 def test_broken_bytes_never_raise_anything_but_a_sentence():
     rng, picture = np.random.default_rng(0), records("g", 1, 0)[0]["image"]
     for format in "PNG", "JPEG", "WEBP", "GIF":
@@ -63,7 +63,7 @@ def test_broken_bytes_never_raise_anything_but_a_sentence():
             try: read_image(broken[:rng.integers(1, len(whole) + 1)].tobytes())
             except ValueError as e: assert "\n" not in str(e)
 
-# %% ../nbs/01b_records.ipynb #9b00368b
+# %% ../nbs/01b_records.ipynb #632a8a22
 def write_tar(file, samples):
     "A WebDataset tar of [(key, {extension: bytes})]."
     with tarfile.open(file, "w") as tar:
@@ -73,7 +73,7 @@ def write_tar(file, samples):
                 info.size = len(content)
                 tar.addfile(info, BytesIO(content))
 
-# %% ../nbs/01b_records.ipynb #69f25e6c
+# %% ../nbs/01b_records.ipynb #33ba2215
 def test_columns_are_mapped_or_named():
     pick = lambda row, columns="", source="u": pick_columns(row, source, parse_columns(columns, source))
     row = dict(image="x.png", question="q", answer="7")
@@ -84,7 +84,7 @@ def test_columns_are_mapped_or_named():
     for bad in "prompt=caption", "image", "picture=image", "=": 
         with pytest.raises(ValueError, match="is not of the form"): parse_columns(bad, "u")
 
-# %% ../nbs/01b_records.ipynb #40b603a5
+# %% ../nbs/01b_records.ipynb #38cba137
 def test_records_come_back_from_every_form():
     for source in "ug":
         rows = records(source, 5, 0)
@@ -100,7 +100,7 @@ def test_records_come_back_from_every_form():
                     assert all(a[c] == b[c] for c in a if c not in ("id", "image")) and np.array_equal(np.asarray(a["image"]), np.asarray(b["image"])), path
                     assert a["id"] == (b["id"] if path.name != "tars" else b["id"].partition("/")[2]) and b.get("matcher", "choice") == "choice"
 
-# %% ../nbs/01b_records.ipynb #b5e465df
+# %% ../nbs/01b_records.ipynb #8ffa4f8b
 def test_five_per_cent_is_the_limit():
     good = [(f"{i:04}", dict(jpg=image_bytes(r["image"], "JPEG"), txt=r["prompt"].encode())) for i, r in enumerate(records("g", 40, 1))]
     with TemporaryDirectory() as d:
