@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pairuni_nb.pairing import load_records, make_pairs
+from pairuni_nb.pairing import make_pairs
+from pairuni_nb.records_io import load_records
 from pairuni_nb.similarity import image_features, similarity
 
 CLUSTERS, TOP_N, SEED = 80, 10, 0

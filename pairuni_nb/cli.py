@@ -115,7 +115,8 @@ def parse(
 # %% ../nbs/12_cli.ipynb #d44a2fea
 def build_pairs(c:Pair)->tuple: # pairs, what made them, counts
     "Records of both sources, yours or the toy world's, to pairs."
-    from pairuni_nb.pairing import load_records, make_pairs
+    from pairuni_nb.pairing import make_pairs
+    from pairuni_nb.records_io import load_records
     from pairuni_nb.world import records
     s = c.settings
     if bool(c.u) != bool(c.g): raise ValueError(f"only '{c.u or c.g}' is given, but pairs need records of both sources: name U and G, or neither for the toy world")
@@ -127,7 +128,8 @@ def build_pairs(c:Pair)->tuple: # pairs, what made them, counts
 def run_pair(c:Pair):
     "pairuni pair"
     check(c.settings)
-    from pairuni_nb.pairing import check_free, save_pairs
+    from pairuni_nb.pairing import save_pairs
+    from pairuni_nb.records_io import check_free
     check_free(c.out)
     pairs, made_by, counts = build_pairs(c)
     save_pairs(pairs, c.out, made_by, counts)
@@ -151,7 +153,8 @@ def check_tracker(name:str):
 # %% ../nbs/12_cli.ipynb #1acab654
 def new_run(c:Train, out:Path, command:str):
     "A run folder before its first step: settings, command, pairs."
-    from pairuni_nb.pairing import load_pairs, new_folder, save_pairs
+    from pairuni_nb.pairing import load_pairs, save_pairs
+    from pairuni_nb.records_io import new_folder
     from pairuni_nb.train import write_json
     s, note = c.settings, Path(c.pairs)/"pairs.json"
     if c.pairs: pairs, notes = load_pairs(c.pairs), json.loads(note.read_text()) if note.is_file() else {}
@@ -230,7 +233,7 @@ def run_evaluate(c:Evaluate):
 def open_image(file:str): # PIL image, RGB
     "An image to ask about; a ValueError that names it when it cannot be read."
     from PIL import Image
-    from pairuni_nb.pairing import to_rgb
+    from pairuni_nb.records_io import to_rgb
     try:
         with Image.open(file) as im: return to_rgb(im)
     except (OSError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"cannot read the image '{file}': {e}") from e

@@ -53,7 +53,7 @@ def side_rows(
 )->list:       # records of that side, each with its pair's index among the rows
     "The records of one side of some pairs."
     keys = ("id", "image", "scene")
-    own = ("question", "choices", "answer") if task == "u" else ("prompt",)
+    own = ("question", "choices", "answer", "matcher") if task == "u" else ("prompt",)
     return [{k: r[f"{task}_{k}"] for k in keys} | {k: r[k] for k in own} | {"pair": i}
             for i, r in enumerate(rows) if r["question" if task == "u" else "prompt"] is not None]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pairuni_nb.pairing import save_records, to_rgb
+from pairuni_nb.records_io import save_records, to_rgb
 
 NPM = "https://registry.npmjs.org/"
 NOTO = ("emoji-datasource-google/-/emoji-datasource-google-16.0.0.tgz", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438")
