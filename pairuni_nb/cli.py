@@ -121,14 +121,14 @@ def parse(
         raise
 
 # %% ../nbs/12_cli.ipynb #d44a2fea
-def read_side(c:Pair, source:str)->list:
+def read_side(c:Pair, source:str)->tuple: # records, counts
     "Your records of one source; one line on stderr says what was left out."
     from pairuni_nb.paper_data import read_source
     path = getattr(c, source)
     out, n = read_source(path, source, getattr(c, f"columns_{source}"), limit=c.limit, max_side=c.max_side)
     gone = n["left_out"] | ({f"unreadable (first: {'; '.join(n['first_bad'])})": n["bad"]} if n["bad"] else {})
     if gone: print(f"{path}: {len(out)} records of {n['rows']} rows; " + ", ".join(f"{v} {k}" for k, v in gone.items()), file=sys.stderr)
-    return out
+    return out, n
 
 def build_pairs(c:Pair)->tuple: # pairs, what made them, counts
     "Records of both sources, yours or the toy world's, to pairs."
@@ -136,10 +136,11 @@ def build_pairs(c:Pair)->tuple: # pairs, what made them, counts
     from pairuni_nb.world import records
     s = c.settings
     if bool(c.u) != bool(c.g): raise ValueError(f"only '{c.u or c.g}' is given, but pairs need records of both sources: name U and G, or neither for the toy world")
-    u, g = (read_side(c, "u"), read_side(c, "g")) if c.u else (records("u", s.n_u, s.seed), records("g", s.n_g, s.seed))
+    if c.u: (u, read_u), (g, read_g) = read_side(c, "u"), read_side(c, "g")
+    else: u, g, read_u, read_g = records("u", s.n_u, s.seed), records("g", s.n_g, s.seed), {}, {}
     pairs, counts = make_pairs(u, g, **{k: v for k, v in asdict(s).items() if k not in ("n_u", "n_g")})
     print(f"{len(pairs)} pairs: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items() if k != "rows" and v))
-    return pairs, asdict(s) | dict(u=c.u or "toy world", g=c.g or "toy world"), counts
+    return pairs, asdict(s) | dict(u=c.u or "toy world", g=c.g or "toy world", read_u=read_u, read_g=read_g), counts
 
 def run_pair(c:Pair):
     "pairuni pair"
