@@ -119,7 +119,7 @@ def sample(u, g, found):
 def neighbours(u, g, found):
     "A sheet: each row a G record, then the two most similar U records by image, by text, and by both."
     wanted = {"by image": ("image", LITE), "by text": ("text", MINILM), "by 0.8 image + 0.2 text": ("mixture 0.8 image 0.2 text", f"{LITE}, {MINILM}")}
-    fig, axes = plt.subplots(len(SHOWN), 7, figsize=(8.4, 1.3*len(SHOWN)), layout="constrained")
+    fig, axes = plt.subplots(len(SHOWN), 7, figsize=(7.7, 1.2*len(SHOWN)), layout="constrained")
     for ax in axes.flat: ax.axis("off")
     for row, code in zip(axes, SHOWN):
         i = [r["code"] for r in g].index(code)
@@ -131,7 +131,7 @@ def neighbours(u, g, found):
             for ax, j in zip(row[1+2*k:], np.argsort(-s)[:2]):
                 ax.imshow(u[j]["image"])
                 right = "✓ " if u[j]["code"] == code else ""
-                told = record_text(u[j], "u").replace("what is this? ", "").replace("which ", "")[:22]
+                told = record_text(u[j], "u").replace("what is this? ", "").replace("which ", "")[:20]
                 ax.set_title(f"{by}\n"*(code == SHOWN[0]) + f"{right}{s[j]:.2f} {told}", fontsize=6, color="tab:blue")
     fig.savefig(sheet := io.BytesIO(), dpi=100)
     Image.open(sheet).convert("RGB").quantize(128).save(HERE / "emoji_neighbours.png", optimize=True)

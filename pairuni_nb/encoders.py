@@ -6,7 +6,7 @@
 __all__ = ['SIDE', 'PATCH', 'BINS', 'ANGLES', 'WEIGHTS', 'READS', 'unit', 'pixel_blocks', 'to_rgb', 'pixel_features',
            'word_features', 'Encoder', 'fingerprint', 'load_encoder', 'features', 'tiny_encoder', 'fit_bridge']
 
-# %% ../nbs/03_encoders.ipynb #f4c01d37
+# %% ../nbs/03_encoders.ipynb #48b4271f
 import hashlib
 import os
 import re
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/03_encoders.ipynb #b24cfb96
+# %% ../nbs/03_encoders.ipynb #48526e78
 SIDE, PATCH, BINS, ANGLES = 24, 3, 4, 8  # pixels a side, pixels a patch, bins a colour channel, edge directions
 WEIGHTS = (.3, .5, .2)                    # layout, colour, edge; they sum to 1
 
@@ -46,7 +46,7 @@ def pixel_blocks(x:np.ndarray)->tuple: # (N, 24, 24, 3) uint8 -> layout (N, 192)
     edge = _histogram(angle.reshape(N, -1), np.hypot(dx, dy).reshape(N, -1), ANGLES)
     return unit(layout), unit(np.sqrt(colour)), unit(np.sqrt(edge))
 
-# %% ../nbs/03_encoders.ipynb #6a545b97
+# %% ../nbs/03_encoders.ipynb #2f295745
 def to_rgb(image)->Image.Image: # a PIL image or a uint8 array
     "RGB, with transparent parts laid on white."
     image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
@@ -62,7 +62,7 @@ def pixel_features(
     small = np.stack([np.asarray(to_rgb(im).resize((SIDE, SIDE), Image.BOX)) for im in images])
     return unit(np.concatenate([np.sqrt(w)*b for w, b in zip(weights, pixel_blocks(small))], 1)).astype(np.float32)
 
-# %% ../nbs/03_encoders.ipynb #1c21b017
+# %% ../nbs/03_encoders.ipynb #3f11624c
 def word_features(
     texts,     # strings
 )->np.ndarray: # (N, 1024) unit rows; zero for a text without words
@@ -71,7 +71,7 @@ def word_features(
     words = HashingVectorizer(n_features=1024, token_pattern=r"\w+", alternate_sign=False, norm=None)
     return unit(np.sqrt(words.transform(texts).toarray())).astype(np.float32)
 
-# %% ../nbs/03_encoders.ipynb #9b3f82e5
+# %% ../nbs/03_encoders.ipynb #544e96bd
 @dataclass(frozen=True)
 class Encoder:
     "Something that turns images or texts into rows."
@@ -92,7 +92,7 @@ def fingerprint(
         h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../nbs/03_encoders.ipynb #2c7a6c41
+# %% ../nbs/03_encoders.ipynb #36de4a26
 def _transformers(name, device):
     "A transformers image model: its pooled output."
     import torch
@@ -118,7 +118,7 @@ def _timm(name, device):
     def encode(images): return model(torch.stack([prepare(im) for im in images]).to(device)).flatten(1).cpu().numpy()
     return Encoder(name, fingerprint(model, prepare), encode)
 
-# %% ../nbs/03_encoders.ipynb #a8168ec8
+# %% ../nbs/03_encoders.ipynb #fdf002a2
 def _sentence_transformers(name, kind, device, called=None):
     "A text or joint encoder; `called` is its name in messages."
     import torch
@@ -144,7 +144,7 @@ def _efficientnet(name, device):
         return model.extract_features(torch.tensor((x.transpose(0, 3, 1, 2) - 127)/128, device=device)).mean((2, 3)).cpu().numpy()
     return Encoder(name, fingerprint(model, side), encode)
 
-# %% ../nbs/03_encoders.ipynb #490269c4
+# %% ../nbs/03_encoders.ipynb #1dfb9ce7
 READS = {"pixels": "image", "words": "text", "efficientnet-lite0": "image", "efficientnet-lite2": "image", "minilm": "text"}
 
 def load_encoder(
@@ -172,11 +172,10 @@ def load_encoder(
     except ModuleNotFoundError as e:
         raise ValueError(f"encoder {name!r} needs {e.name}, which is not installed: pip install {e.name.replace('_', '-')}") from e
     except Exception as e:  # each library has errors of its own
-        reason = " ".join(str(e).split())[:250]
-        raise ValueError(f"encoder {name!r} is not one of {', '.join(READS)}, and no model that reads {kind}s could be loaded "
-                         f"from there: {reason}") from e
+        known, reason = "" if name in READS else f" (not one of {', '.join(READS)})", " ".join(str(e).split())[:250]
+        raise ValueError(f"encoder {name!r}{known} could not be loaded to read {kind}s: {reason}") from e
 
-# %% ../nbs/03_encoders.ipynb #659ae346
+# %% ../nbs/03_encoders.ipynb #758ce408
 def _sql(db, command, values=()):
     "One committed statement, or one sentence."
     try:
@@ -220,7 +219,7 @@ def _rows(db, encoder, items, names):
         _sql(db, "insert or ignore into features values " + ",".join(["(?, ?)"]*len(new)), [x for k in new for x in (k, known[k])])
     return np.stack([np.frombuffer(known[k], np.float32) for k in keys])
 
-# %% ../nbs/03_encoders.ipynb #a30c5574
+# %% ../nbs/03_encoders.ipynb #6974d988
 def features(
     items,              # PIL images, uint8 arrays or texts: a list, or anything with a length and an index
     encoder="pixels",   # name for `load_encoder`, or an Encoder
@@ -244,7 +243,7 @@ def features(
             bar.update(len(rows))
     return out
 
-# %% ../nbs/03_encoders.ipynb #ecb7043b
+# %% ../nbs/03_encoders.ipynb #59511450
 def tiny_encoder(folder)->str:
     "An untrained ResNet of a few thousand weights, saved as a transformers model: for tests and lessons."
     import torch
@@ -254,7 +253,7 @@ def tiny_encoder(folder)->str:
     ConvNextImageProcessorPil(size={"shortest_edge": 48}, crop_pct=1.).save_pretrained(folder)
     return str(folder)
 
-# %% ../nbs/03_encoders.ipynb #c1104acc
+# %% ../nbs/03_encoders.ipynb #e7f3fab5
 def fit_bridge(
     images,                # N captioned pictures
     texts,                 # their N captions

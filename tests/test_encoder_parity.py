@@ -99,7 +99,7 @@ def test_a_text_model_reads_no_images(tmp_path):
     from transformers import BertConfig, BertModel
     BertModel(BertConfig(**TEXT)).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no model that reads images"): features(IMAGES, str(tmp_path))
+    with pytest.raises(ValueError, match="could not be loaded to read images"): features(IMAGES, str(tmp_path))
 
 
 def test_a_model_without_pooled_output_is_refused(tmp_path):

@@ -3,14 +3,14 @@
 from pairuni_nb.encoders import Encoder, SIDE, WEIGHTS, features, fit_bridge, load_encoder, pixel_blocks, pixel_features, tiny_encoder, unit, word_features
 import numpy as np
 
-# %% ../nbs/03_encoders.ipynb #95f39bc6
+# %% ../nbs/03_encoders.ipynb #28783e1a
 def test_cosine_is_the_weighted_mean():
     x = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3)).astype(np.uint8)
     f, blocks = pixel_features(x), pixel_blocks(x)
     mean = sum(w*b@b.T for w, b in zip(WEIGHTS, blocks))
     assert np.allclose(f@f.T, mean, atol=1e-5) and np.allclose((f**2).sum(1), 1, atol=1e-5)
 
-# %% ../nbs/03_encoders.ipynb #011ed50e
+# %% ../nbs/03_encoders.ipynb #e5a78d36
 def test_features_know_no_size_and_no_neighbours():
     x = np.random.default_rng(1).integers(0, 256, (5, SIDE, SIDE, 3)).astype(np.uint8)
     f = pixel_features(x)
@@ -18,12 +18,12 @@ def test_features_know_no_size_and_no_neighbours():
     assert np.array_equal(pixel_features(x[3:4]), f[3:4])                   # alone or in company
     assert np.isfinite(pixel_features(np.zeros((2, 9, 13, 3), np.uint8))).all()
 
-# %% ../nbs/03_encoders.ipynb #022a226c
+# %% ../nbs/03_encoders.ipynb #ce4a2832
 def test_words_are_counted():
     a, b, c = word_features(["Red, red circle", "red", "what's up"])
     assert np.isclose(a@b, 2**.5/3**.5) and a@c == 0 and np.allclose(word_features(["circle red RED!"]), a)
 
-# %% ../nbs/03_encoders.ipynb #e7f70c40
+# %% ../nbs/03_encoders.ipynb #197ade8d
 def test_cached_rows_are_the_rows():
     from tempfile import TemporaryDirectory
     from pairuni_nb.world import records
@@ -38,7 +38,7 @@ def test_cached_rows_are_the_rows():
         features(images, Encoder("other weights", "0"*64, e.encode), cache=d + "/c")
         assert len(asked) == 18                                                           # another key shares nothing
 
-# %% ../nbs/03_encoders.ipynb #2810e0df
+# %% ../nbs/03_encoders.ipynb #3cef6e52
 def test_one_weight_makes_another_key():
     import torch
     from tempfile import TemporaryDirectory
@@ -51,7 +51,7 @@ def test_one_weight_makes_another_key():
         model.save_pretrained(name)
         assert key == again != load_encoder(name).key
 
-# %% ../nbs/03_encoders.ipynb #fc8d7b66
+# %% ../nbs/03_encoders.ipynb #3dba02fb
 def test_model_features_do_not_depend_on_batches():
     from tempfile import TemporaryDirectory
     from pairuni_nb.world import records
@@ -61,7 +61,7 @@ def test_model_features_do_not_depend_on_batches():
         one, many = features(images, name, batch_size=7), features(images[::-1], name, batch_size=2)[::-1]
     assert one.shape == (7, 16) and np.allclose(one, many, atol=1e-5) and np.allclose((one**2).sum(1), 1, atol=1e-5)
 
-# %% ../nbs/03_encoders.ipynb #3c94b84a
+# %% ../nbs/03_encoders.ipynb #7d8b46a5
 def test_bridge_is_ridge_regression_and_joins_two_encoders():
     from sklearn.linear_model import Ridge
     from tempfile import TemporaryDirectory
@@ -77,7 +77,7 @@ def test_bridge_is_ridge_regression_and_joins_two_encoders():
         own = (read[100:]*said[100:]).sum(1).mean()
         assert own > (read[100:]*np.roll(said[100:], 7, 0)).sum(1).mean() + .1  # on pictures it never saw
 
-# %% ../nbs/03_encoders.ipynb #b385b724
+# %% ../nbs/03_encoders.ipynb #816ce439
 def test_no_row_without_direction():
     import pytest
     from tempfile import TemporaryDirectory
@@ -90,7 +90,7 @@ def test_no_row_without_direction():
     with pytest.raises(ValueError, match="text 1 is no text but ndarray"): features(["a", images[0]], "words")
     with pytest.raises(ValueError, match="image 1 is no image but str"): features([images[0], "a"])
 
-# %% ../nbs/03_encoders.ipynb #5d20dc0f
+# %% ../nbs/03_encoders.ipynb #c516c13a
 def test_unknown_encoder_is_one_sentence():
     import pytest
     image = np.zeros((9, 9, 3), np.uint8)
