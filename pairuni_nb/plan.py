@@ -9,7 +9,7 @@ __all__ = ['JANUS_PRO_1B', 'JANUS_PRO_7B', 'PLANS', 'BYTES', 'LOGITS', 'CARDS', 
            'forward_flops', 'Card', 'card_named', 'seconds', 'sampling_seconds', 'update_seconds', 'step_seconds',
            'advice', 'plan', 'plan_table']
 
-# %% ../nbs/10b_plan.ipynb #94bf4588
+# %% ../nbs/10b_plan.ipynb #a7e4ca93
 # P pairs, K rollouts a prompt, L prompt tokens, T new tokens, W width, V vocabulary; suffixes _u and _g for the two tasks; GB are 10^9 bytes
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import JanusConfig, JanusVisionModel, JanusVQVAE
 from .settings import TrainSettings, one_of
 
-# %% ../nbs/10b_plan.ipynb #c2018534
+# %% ../nbs/10b_plan.ipynb #a617fb71
 @dataclass(frozen=True)
 class Shape:
     "What decides the cost of a Janus."
@@ -47,12 +47,12 @@ def shape_of(config:JanusConfig)->Shape:
                  t.intermediate_size, t.vocab_size, q.num_embeddings, q.embed_dim, v.hidden_size, v.num_image_tokens,
                  sum(p.numel() for part in (tower, vq) for p in part.parameters()), flops.get_total_flops())
 
-# %% ../nbs/10b_plan.ipynb #ea8e5759
+# %% ../nbs/10b_plan.ipynb #a74ed6f2
 JANUS_PRO_1B = Shape(layers=24, width=2048, heads=16, kv_heads=16, head_dim=128, mlp=5632, text_vocab=102_400, image_vocab=16_384, code_width=8,
                      seen_width=1024, image_tokens=576, frozen=375_572_107, draw_flops=570_121_519_104)
 JANUS_PRO_7B = replace(JANUS_PRO_1B, layers=30, width=4096, heads=32, kv_heads=32, mlp=11_008)
 
-# %% ../nbs/10b_plan.ipynb #3ebcdac6
+# %% ../nbs/10b_plan.ipynb #7f80c2ca
 def parameters(s:Shape)->dict: # part -> count
     "Every parameter of a Janus."
     W, A, KV = s.width, s.heads*s.head_dim, s.kv_heads*s.head_dim
@@ -61,7 +61,7 @@ def parameters(s:Shape)->dict: # part -> count
                 image_table=s.image_vocab*s.code_width, image_head=(W + 1)*(W + s.image_vocab),
                 seen_aligner=(s.seen_width + 1)*W + (W + 1)*W, drawn_aligner=(s.code_width + 1)*W + (W + 1)*W, frozen=s.frozen)
 
-# %% ../nbs/10b_plan.ipynb #29b2ede3
+# %% ../nbs/10b_plan.ipynb #b7688a80
 def lora_parameters(s:Shape, rank:int)->int:
     "What LoRA adds to the language model, and trains."
     W, A, KV = s.width, s.heads*s.head_dim, s.kv_heads*s.head_dim
@@ -71,7 +71,7 @@ def trained(s:Shape, rank:int)->int:
     "Parameters that the optimiser moves; rank 0: all that are not frozen."
     return lora_parameters(s, rank) if rank else sum(parameters(s).values()) - s.frozen
 
-# %% ../nbs/10b_plan.ipynb #c5392f75
+# %% ../nbs/10b_plan.ipynb #1b3c4cd0
 @dataclass(frozen=True)
 class Work:
     "A run, as the plan sees it: settings by the names of TrainSettings, and where it runs."
@@ -92,7 +92,7 @@ class Work:
     devices: int = 1                    # cards, one process each
     prompt_tokens: int = 64             # words of a question or a caption, with the chat's frame
 
-def work_of(settings, devices:int=1)->Work:
+def work_of(settings:TrainSettings, devices:int=1)->Work:
     "The plan's view of some TrainSettings."
     return Work(devices=devices, **{f.name: getattr(settings, f.name) for f in fields(Work) if hasattr(settings, f.name)})
 
@@ -105,12 +105,12 @@ def check_work(w:Work):
     if w.lora_rank < 0: raise ValueError(f"lora_rank must be 0 (off) or more, got {w.lora_rank}")
     if w.shard and w.devices < 2: raise ValueError("shard splits a model over several devices, but devices is 1: raise --devices, or leave --shard out")
 
-# %% ../nbs/10b_plan.ipynb #335c2ad8
+# %% ../nbs/10b_plan.ipynb #58bbe541
 PLANS = {"janus-pro-1b": (JANUS_PRO_1B, Work(devices=8)), # name -> shape, work
          "janus-pro-7b": (JANUS_PRO_7B, Work(devices=8, rollouts=4, micro_batch=8, shard=True)),
          "janus-pro-1b-24gb": (JANUS_PRO_1B, Work(rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6., lora_rank=32))}
 
-# %% ../nbs/10b_plan.ipynb #473e6f4c
+# %% ../nbs/10b_plan.ipynb #f616391f
 class Task(NamedTuple):
     "One task's share of a step on one device."
     rows: int    # rollouts
@@ -129,7 +129,7 @@ def tasks(s:Shape, w:Work)->tuple: # Task u, Task g
     return (Task(rows, prompts, s.image_tokens + w.prompt_tokens, w.max_new_tokens, s.text_vocab, p["text_head"], 1, 1),
             Task(rows, prompts, w.prompt_tokens, s.image_tokens, s.image_vocab, p["image_head"], 1 + guided, 1 + (guided and w.cfg_scoring == "guided")))
 
-# %% ../nbs/10b_plan.ipynb #ec740bc6
+# %% ../nbs/10b_plan.ipynb #fea9cc07
 BYTES = {"fp32": 4, "bf16": 2}
 
 def kv_bytes(s:Shape, precision:str)->int:
@@ -141,7 +141,7 @@ def rows_at_once(s:Shape, w:Work, t:Task)->int:
     row = t.drawn*(kv_bytes(s, w.precision)*(t.prompt + t.new) + 24*t.vocab)
     return max(1, min(t.rows, int(w.rollout_gb*1e9/row)))
 
-# %% ../nbs/10b_plan.ipynb #2aad81ed
+# %% ../nbs/10b_plan.ipynb #026fcf33
 def layer_bytes(
     s:Shape,
     precision:str,
@@ -160,7 +160,7 @@ def activation_bytes(s:Shape, w:Work, rows:int, new:int, prompts:int, prompt:int
     if not w.gradient_checkpointing: return s.layers*sum(parts)
     return s.layers*4*s.width*(rows*new + prompts*prompt) + kv_bytes(s, w.precision)*prompts*prompt + max(parts)
 
-# %% ../nbs/10b_plan.ipynb #d02fd6f5
+# %% ../nbs/10b_plan.ipynb #43229686
 LOGITS = 2**24 # logits at a time in the scorer (06_rollout)
 
 def sampling_bytes(s:Shape, w:Work, t:Task)->dict:
@@ -195,12 +195,12 @@ def peak(s:Shape, w:Work)->float: # GB
     "The dearest phase."
     return max(sum(parts.values()) for parts in memory(s, w).values())
 
-# %% ../nbs/10b_plan.ipynb #db65c049
+# %% ../nbs/10b_plan.ipynb #2dfb7ff8
 def forward_flops(s:Shape, tokens:int, context:float)->float:
     "Of the trunk, for tokens that each attend to `context` tokens."
     return tokens*(2*matrices(s) + 4*s.layers*s.heads*s.head_dim*context)
 
-# %% ../nbs/10b_plan.ipynb #a656f91a
+# %% ../nbs/10b_plan.ipynb #1e3e28a6
 @dataclass(frozen=True)
 class Card:
     "A GPU: what its vendor says, and two assumptions."
@@ -216,19 +216,19 @@ CARDS = {"RTX 4090": Card(24, 165.2, 82.6, 1008), "A100 80GB": Card(80, 312, 19.
 def card_named(name:str, **changes)->Card: # changes: fields of Card; None keeps the data sheet's
     "A card of `CARDS` by a part of its name, with your own numbers where you give some."
     found = [card for full, card in CARDS.items() if name and name.lower() in full.lower()]
-    if len(found) != 1: raise ValueError(f"unknown card '{name}': choose one of {', '.join(CARDS)}, and replace what differs")
+    if len(found) != 1: raise ValueError(f"unknown card '{name}': choose one of {', '.join(CARDS)}, and give your card's own numbers beside it")
     card = replace(found[0], **{k: v for k, v in changes.items() if v is not None})
     for f in fields(Card):
         if not getattr(card, f.name) > 0: raise ValueError(f"{f.name} of a card must be positive, got {getattr(card, f.name)}")
     if card.utilisation > 1: raise ValueError(f"utilisation is a share of the data sheet's speed, at most 1, got {card.utilisation}")
     return card
 
-# %% ../nbs/10b_plan.ipynb #6678ba85
+# %% ../nbs/10b_plan.ipynb #69efe6e5
 def seconds(
     card:Card,
     precision:str,
-    trunk:float,   # operations in the run's precision
-    fp32:float,    # operations in float32: the heads, the VQ decoder
+    trunk:float,     # operations in the run's precision
+    fp32:float,      # operations in float32: the heads, the VQ decoder
     read:float=0.,   # bytes
     layers:float=0., # launched
 )->float:
@@ -259,7 +259,7 @@ def step_seconds(s:Shape, w:Work, card:Card)->dict: # part -> seconds
     return {"write answers": sampling_seconds(s, w, u, card), "draw images": sampling_seconds(s, w, g, card),
             "decode pixels": seconds(card, w.precision, 0, g.rows*s.draw_flops), "update": sum(update_seconds(s, w, t, card) for t in (u, g))}
 
-# %% ../nbs/10b_plan.ipynb #997409f7
+# %% ../nbs/10b_plan.ipynb #a441771f
 SAVERS = {"--gradient-checkpointing": dict(gradient_checkpointing=True), "--micro-batch 1 --rollout-gb 1": dict(micro_batch=1, rollout_gb=1.),
           "--shard": dict(shard=True), "--lora-rank 32": dict(lora_rank=32, shard=False)} # flags -> what they change
 
@@ -272,7 +272,7 @@ def advice(s:Shape, w:Work, card:Card)->str:
         if "--shard" in flags and (w.devices == 1 or w.lora_rank or "--lora-rank 32" in flags): continue
         now = peak(s, replace(w, **{k: v for flag in flags for k, v in SAVERS[flag].items()}))
         if now <= card.gb: return f"{need:.0f} GB do not fit {card.gb:.0f}: with {' '.join(flags)} it takes {now:.0f}{told}"
-    return f"{need:.0f} GB do not fit {card.gb:.0f}, and no setting makes them: take a larger card or a smaller model{told}"
+    return f"{need:.0f} GB do not fit {card.gb:.0f}, and neither smaller batches, sharding nor LoRA changes that: take a larger card or a smaller model{told}"
 
 def plan(
     s:Shape,
@@ -286,7 +286,7 @@ def plan(
                 tokens=sum(w.devices*(t.rows*t.drawn*t.new + t.drawn*t.prompts*t.prompt) for t in both), gb=memory(s, w), peak=peak(s, w), advice=advice(s, w, card),
                 seconds=each, hours=w.steps*sum(each.values())/3600)
 
-# %% ../nbs/10b_plan.ipynb #e8398219
+# %% ../nbs/10b_plan.ipynb #385f1112
 def plan_table(p:dict)->str: # p: from `plan`
     "A plan for the terminal."
     w, card, (u, g) = p["work"], p["card"], p["tasks"]
