@@ -9,7 +9,7 @@ __all__ = ['JANUS_PRO_1B', 'JANUS_PRO_7B', 'PLANS', 'BYTES', 'LOGITS', 'CARDS', 
            'forward_flops', 'Card', 'card_named', 'seconds', 'sampling_seconds', 'update_seconds', 'step_seconds',
            'advice', 'plan', 'plan_table']
 
-# %% ../nbs/10b_plan.ipynb #a7e4ca93
+# %% ../nbs/10b_plan.ipynb #944e1964
 # P pairs, K rollouts a prompt, L prompt tokens, T new tokens, W width, V vocabulary; suffixes _u and _g for the two tasks; GB are 10^9 bytes
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import JanusConfig, JanusVisionModel, JanusVQVAE
 from .settings import TrainSettings, one_of
 
-# %% ../nbs/10b_plan.ipynb #a617fb71
+# %% ../nbs/10b_plan.ipynb #f15fa459
 @dataclass(frozen=True)
 class Shape:
     "What decides the cost of a Janus."
@@ -47,12 +47,12 @@ def shape_of(config:JanusConfig)->Shape:
                  t.intermediate_size, t.vocab_size, q.num_embeddings, q.embed_dim, v.hidden_size, v.num_image_tokens,
                  sum(p.numel() for part in (tower, vq) for p in part.parameters()), flops.get_total_flops())
 
-# %% ../nbs/10b_plan.ipynb #a74ed6f2
+# %% ../nbs/10b_plan.ipynb #c813c956
 JANUS_PRO_1B = Shape(layers=24, width=2048, heads=16, kv_heads=16, head_dim=128, mlp=5632, text_vocab=102_400, image_vocab=16_384, code_width=8,
                      seen_width=1024, image_tokens=576, frozen=375_572_107, draw_flops=570_121_519_104)
 JANUS_PRO_7B = replace(JANUS_PRO_1B, layers=30, width=4096, heads=32, kv_heads=32, mlp=11_008)
 
-# %% ../nbs/10b_plan.ipynb #7f80c2ca
+# %% ../nbs/10b_plan.ipynb #1d1cb0fc
 def parameters(s:Shape)->dict: # part -> count
     "Every parameter of a Janus."
     W, A, KV = s.width, s.heads*s.head_dim, s.kv_heads*s.head_dim
@@ -61,7 +61,7 @@ def parameters(s:Shape)->dict: # part -> count
                 image_table=s.image_vocab*s.code_width, image_head=(W + 1)*(W + s.image_vocab),
                 seen_aligner=(s.seen_width + 1)*W + (W + 1)*W, drawn_aligner=(s.code_width + 1)*W + (W + 1)*W, frozen=s.frozen)
 
-# %% ../nbs/10b_plan.ipynb #b7688a80
+# %% ../nbs/10b_plan.ipynb #4966be7c
 def lora_parameters(s:Shape, rank:int)->int:
     "What LoRA adds to the language model, and trains."
     W, A, KV = s.width, s.heads*s.head_dim, s.kv_heads*s.head_dim
@@ -71,7 +71,7 @@ def trained(s:Shape, rank:int)->int:
     "Parameters that the optimiser moves; rank 0: all that are not frozen."
     return lora_parameters(s, rank) if rank else sum(parameters(s).values()) - s.frozen
 
-# %% ../nbs/10b_plan.ipynb #1b3c4cd0
+# %% ../nbs/10b_plan.ipynb #a0a4ad8e
 @dataclass(frozen=True)
 class Work:
     "A run, as the plan sees it: settings by the names of TrainSettings, and where it runs."
@@ -105,12 +105,12 @@ def check_work(w:Work):
     if w.lora_rank < 0: raise ValueError(f"lora_rank must be 0 (off) or more, got {w.lora_rank}")
     if w.shard and w.devices < 2: raise ValueError("shard splits a model over several devices, but devices is 1: raise --devices, or leave --shard out")
 
-# %% ../nbs/10b_plan.ipynb #58bbe541
+# %% ../nbs/10b_plan.ipynb #2ee9879d
 PLANS = {"janus-pro-1b": (JANUS_PRO_1B, Work(devices=8)), # name -> shape, work
          "janus-pro-7b": (JANUS_PRO_7B, Work(devices=8, rollouts=4, micro_batch=8, shard=True)),
          "janus-pro-1b-24gb": (JANUS_PRO_1B, Work(rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6., lora_rank=32))}
 
-# %% ../nbs/10b_plan.ipynb #f616391f
+# %% ../nbs/10b_plan.ipynb #dd9b5eb5
 class Task(NamedTuple):
     "One task's share of a step on one device."
     rows: int    # rollouts
@@ -129,7 +129,7 @@ def tasks(s:Shape, w:Work)->tuple: # Task u, Task g
     return (Task(rows, prompts, s.image_tokens + w.prompt_tokens, w.max_new_tokens, s.text_vocab, p["text_head"], 1, 1),
             Task(rows, prompts, w.prompt_tokens, s.image_tokens, s.image_vocab, p["image_head"], 1 + guided, 1 + (guided and w.cfg_scoring == "guided")))
 
-# %% ../nbs/10b_plan.ipynb #fea9cc07
+# %% ../nbs/10b_plan.ipynb #a612c2a1
 BYTES = {"fp32": 4, "bf16": 2}
 
 def kv_bytes(s:Shape, precision:str)->int:
@@ -141,7 +141,7 @@ def rows_at_once(s:Shape, w:Work, t:Task)->int:
     row = t.drawn*(kv_bytes(s, w.precision)*(t.prompt + t.new) + 24*t.vocab)
     return max(1, min(t.rows, int(w.rollout_gb*1e9/row)))
 
-# %% ../nbs/10b_plan.ipynb #026fcf33
+# %% ../nbs/10b_plan.ipynb #7844297e
 def layer_bytes(
     s:Shape,
     precision:str,
@@ -160,7 +160,7 @@ def activation_bytes(s:Shape, w:Work, rows:int, new:int, prompts:int, prompt:int
     if not w.gradient_checkpointing: return s.layers*sum(parts)
     return s.layers*4*s.width*(rows*new + prompts*prompt) + kv_bytes(s, w.precision)*prompts*prompt + max(parts)
 
-# %% ../nbs/10b_plan.ipynb #43229686
+# %% ../nbs/10b_plan.ipynb #86ed3a05
 LOGITS = 2**24 # logits at a time in the scorer (06_rollout)
 
 def sampling_bytes(s:Shape, w:Work, t:Task)->dict:
@@ -195,12 +195,12 @@ def peak(s:Shape, w:Work)->float: # GB
     "The dearest phase."
     return max(sum(parts.values()) for parts in memory(s, w).values())
 
-# %% ../nbs/10b_plan.ipynb #2dfb7ff8
+# %% ../nbs/10b_plan.ipynb #7e792ff9
 def forward_flops(s:Shape, tokens:int, context:float)->float:
     "Of the trunk, for tokens that each attend to `context` tokens."
     return tokens*(2*matrices(s) + 4*s.layers*s.heads*s.head_dim*context)
 
-# %% ../nbs/10b_plan.ipynb #1e3e28a6
+# %% ../nbs/10b_plan.ipynb #4151e134
 @dataclass(frozen=True)
 class Card:
     "A GPU: what its vendor says, and two assumptions."
@@ -223,7 +223,7 @@ def card_named(name:str, **changes)->Card: # changes: fields of Card; None keeps
     if card.utilisation > 1: raise ValueError(f"utilisation is a share of the data sheet's speed, at most 1, got {card.utilisation}")
     return card
 
-# %% ../nbs/10b_plan.ipynb #69efe6e5
+# %% ../nbs/10b_plan.ipynb #6d0a6182
 def seconds(
     card:Card,
     precision:str,
@@ -259,7 +259,7 @@ def step_seconds(s:Shape, w:Work, card:Card)->dict: # part -> seconds
     return {"write answers": sampling_seconds(s, w, u, card), "draw images": sampling_seconds(s, w, g, card),
             "decode pixels": seconds(card, w.precision, 0, g.rows*s.draw_flops), "update": sum(update_seconds(s, w, t, card) for t in (u, g))}
 
-# %% ../nbs/10b_plan.ipynb #a441771f
+# %% ../nbs/10b_plan.ipynb #c712666e
 SAVERS = {"--gradient-checkpointing": dict(gradient_checkpointing=True), "--micro-batch 1 --rollout-gb 1": dict(micro_batch=1, rollout_gb=1.),
           "--shard": dict(shard=True), "--lora-rank 32": dict(lora_rank=32, shard=False)} # flags -> what they change
 
@@ -286,7 +286,7 @@ def plan(
                 tokens=sum(w.devices*(t.rows*t.drawn*t.new + t.drawn*t.prompts*t.prompt) for t in both), gb=memory(s, w), peak=peak(s, w), advice=advice(s, w, card),
                 seconds=each, hours=w.steps*sum(each.values())/3600)
 
-# %% ../nbs/10b_plan.ipynb #385f1112
+# %% ../nbs/10b_plan.ipynb #f8f7dc26
 def plan_table(p:dict)->str: # p: from `plan`
     "A plan for the terminal."
     w, card, (u, g) = p["work"], p["card"], p["tasks"]

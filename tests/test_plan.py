@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import JanusConfig
 import torch
 
-# %% ../nbs/10b_plan.ipynb #8e303de1
+# %% ../nbs/10b_plan.ipynb #9cd333b5
 from contextlib import nullcontext
 from functools import partial
 import pytest
@@ -18,14 +18,14 @@ from transformers import DynamicCache, JanusForConditionalGeneration
 from pairuni_nb.janus_nano import load_janus, nano_config
 from pairuni_nb.rollout import ImagePrompts, JanusPolicy, Sampling, noise, positions
 
-# %% ../nbs/10b_plan.ipynb #372b98a5
+# %% ../nbs/10b_plan.ipynb #2d9069a7
 def pro_config(s:Shape)->JanusConfig:
     "Janus-Pro's config of that shape."
     return JanusConfig(text_config=dict(model_type="llama", vocab_size=s.text_vocab, hidden_size=s.width, intermediate_size=s.mlp, num_hidden_layers=s.layers,
                                         num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, tie_word_embeddings=False),
                        vision_config=dict(projection_dim=s.width), vq_config=dict(projection_dim=s.width, image_token_embed_dim=s.width), tie_word_embeddings=False)
 
-# %% ../nbs/10b_plan.ipynb #94a38a8b
+# %% ../nbs/10b_plan.ipynb #fbdcb4d2
 def test_parameters_match_transformers():
     for s in (JANUS_PRO_1B, JANUS_PRO_7B, replace(JANUS_PRO_1B, layers=2, kv_heads=4)):
         with torch.device("meta"): model = JanusForConditionalGeneration(pro_config(s))
@@ -37,13 +37,13 @@ def test_parameters_match_transformers():
     nano = load_janus()[0]
     assert sum(parameters(shape_of(nano.config)).values()) == sum(p.numel() for p in nano.parameters())
 
-# %% ../nbs/10b_plan.ipynb #92f52248
+# %% ../nbs/10b_plan.ipynb #a3c57bb7
 def test_lora_parameters_match_peft(need):
     peft, model = need("peft"), load_janus()[0]
     lora = peft.get_peft_model(model.model.language_model, peft.LoraConfig(r=4, target_modules="all-linear"))
     assert sum(p.numel() for p in lora.parameters() if p.requires_grad) == lora_parameters(shape_of(model.config), 4)
 
-# %% ../nbs/10b_plan.ipynb #ab70e88f
+# %% ../nbs/10b_plan.ipynb #19ea1372
 def test_kv_bytes_match_a_real_cache():
     processor = load_janus()[1]
     for heads, kv_heads, layers in ((4, 4, 4), (4, 2, 3), (8, 1, 2)):
@@ -55,7 +55,7 @@ def test_kv_bytes_match_a_real_cache():
             with torch.no_grad(): trunk.to(dtype)(torch.zeros(3, 11, dtype=torch.long), past_key_values=cache, use_cache=True)
             assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == 3*11*kv_bytes(shape_of(config), precision)
 
-# %% ../nbs/10b_plan.ipynb #882ddd9f
+# %% ../nbs/10b_plan.ipynb #e5dabe44
 def saved_tensors(run, model)->list:
     "What autograd saves in run(), each storage once, parameters left out."
     own, found = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
@@ -65,7 +65,7 @@ def saved_tensors(run, model)->list:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = run()
     return list(found.values())
 
-# %% ../nbs/10b_plan.ipynb #eb201c45
+# %% ../nbs/10b_plan.ipynb #688e3b22
 def new_policy(width, layers):
     "A small Janus with random weights."
     nano, processor = load_janus()
@@ -88,20 +88,20 @@ def planned_over_saved(policy, precision, sizes)->float:
     bytes = sum(t.untyped_storage().nbytes() for t in saved if not (t.dtype == torch.bfloat16 and t.shape in weights))
     return activation_bytes(shape_of(policy.model.config), Work(precision=precision, gradient_checkpointing=False), *sizes)/bytes
 
-# %% ../nbs/10b_plan.ipynb #2b654658
+# %% ../nbs/10b_plan.ipynb #f0aaaf4f
 def test_activations_match_autograd():
     for width, layers in ((128, 6), (256, 4)):
         policy = new_policy(width, layers)
         for precision in ("fp32", "bf16"):
             for sizes in ((8, 36, 2, 12), (4, 20, 4, 60)): assert 0.9 < planned_over_saved(policy, precision, sizes) < 1.1
 
-# %% ../nbs/10b_plan.ipynb #06bdb201
+# %% ../nbs/10b_plan.ipynb #9220b577
 def test_lora_keeps_about_the_same(need):
     peft, policy = need("peft"), new_policy(256, 4).requires_grad_(False)
     policy.model.model.language_model = peft.get_peft_model(policy.model.model.language_model, peft.LoraConfig(r=8, target_modules="all-linear"))
     for precision in ("fp32", "bf16"): assert 0.9 < planned_over_saved(policy, precision, (8, 36, 2, 12)) < 1.1
 
-# %% ../nbs/10b_plan.ipynb #e10e4e52
+# %% ../nbs/10b_plan.ipynb #52953c64
 def test_weights_gradients_and_optimiser_match_real_tensors():
     policy = JanusPolicy(*load_janus())
     s, w = shape_of(policy.model.config), Work(precision="fp32", gradient_checkpointing=False, rollouts=2, max_new_tokens=4)
@@ -116,7 +116,7 @@ def test_weights_gradients_and_optimiser_match_real_tensors():
     for part, size in real.items(): assert round(planned[part]*1e9) == size, (part, planned[part]*1e9, size)
     assert round(memory(s, replace(w, shard=True, devices=2))["step"]["optimiser"]*2e9) == real["optimiser"]
 
-# %% ../nbs/10b_plan.ipynb #1e07ee5a
+# %% ../nbs/10b_plan.ipynb #680bb0e6
 class Peak(TorchDispatchMode):
     "The largest sum of bytes that live at a time, parameters left out."
     def __init__(self, model):
@@ -136,7 +136,7 @@ def keep_inputs_alone(trunk):
     "Checkpoint each layer."
     for layer in trunk.layers: layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
-# %% ../nbs/10b_plan.ipynb #02d53b01
+# %% ../nbs/10b_plan.ipynb #221ea548
 def test_backward_peak_matches_live_bytes():
     config = nano_config(load_janus()[1], 128, 4)
     s = shape_of(config)
@@ -153,7 +153,7 @@ def test_backward_peak_matches_live_bytes():
             planned = casts + activation_bytes(s, Work(precision=precision, gradient_checkpointing=checkpointed), 8, 60, 0, 0) + sum(p.grad.nbytes for p in trunk.parameters() if p.grad is not None)
             assert 0.85 < planned/measured.peak < 1.15, (precision, checkpointed, planned/measured.peak)
 
-# %% ../nbs/10b_plan.ipynb #c7c632c1
+# %% ../nbs/10b_plan.ipynb #65244a20
 def test_flops_match_pytorchs_counter():
     config = nano_config(load_janus()[1], layers=3)
     config.text_config._attn_implementation = "eager"  # plain products: PyTorch counts no FLOPs for its fused attention on a CPU
@@ -169,7 +169,7 @@ def test_flops_match_pytorchs_counter():
     keep_inputs_alone(trunk)
     assert 3.7*one < counted(backward=True) < 4*one  # it stops before the last product of each layer, which nothing needs
 
-# %% ../nbs/10b_plan.ipynb #722c03d1
+# %% ../nbs/10b_plan.ipynb #7bc5b649
 def test_every_preset_fits_and_7b_is_told_to_shard():
     for (name, (s, w)), on in zip(PLANS.items(), ("H100", "A100", "4090")): assert ": fits" in advice(s, w, card_named(on)), name
     s, w = PLANS["janus-pro-7b"]
@@ -178,7 +178,7 @@ def test_every_preset_fits_and_7b_is_told_to_shard():
     assert "needs sharding" not in advice(*PLANS["janus-pro-1b"], card_named("H100"))
     assert "neither" in advice(s, replace(w, devices=1, shard=False), card_named("4090"))
 
-# %% ../nbs/10b_plan.ipynb #fc6e74c8
+# %% ../nbs/10b_plan.ipynb #09d2e47d
 def test_advice_holds_what_it_says():
     for w in (Work(), Work(devices=8, rollouts=4), Work(gradient_checkpointing=False, micro_batch=128), Work(precision="fp32", lora_rank=8, micro_batch=512), Work(rollout_gb=70.)):
         for s in (JANUS_PRO_1B, JANUS_PRO_7B):
@@ -188,7 +188,7 @@ def test_advice_holds_what_it_says():
                 change = {k: v for flag, saver in SAVERS.items() if flag in told for k, v in saver.items()}
                 assert peak(s, w) > card.gb >= peak(s, replace(w, **change)), told
 
-# %% ../nbs/10b_plan.ipynb #22538a88
+# %% ../nbs/10b_plan.ipynb #bce9f041
 def test_more_work_costs_more():
     s, w, card = JANUS_PRO_1B, Work(), card_named("A100")
     cost = lambda **changes: (peak(s, replace(w, **changes)), plan(s, replace(w, **changes), card)["hours"])
@@ -199,7 +199,7 @@ def test_more_work_costs_more():
     assert peak(JANUS_PRO_7B, Work(devices=8, shard=True)) < peak(JANUS_PRO_7B, Work(devices=4, shard=True)) < peak(JANUS_PRO_7B, Work(devices=4))
     assert sum(step_seconds(s, w, replace(card, layer_ms=1e-9, utilisation=1.)).values()) < sum(step_seconds(s, w, replace(card, layer_ms=1e-9)).values())
 
-# %% ../nbs/10b_plan.ipynb #200adb8d
+# %% ../nbs/10b_plan.ipynb #ff8cca0d
 def test_table_and_plan_agree():
     p = plan(*PLANS["janus-pro-7b"], card_named("H100"))
     text = plan_table(p)
@@ -209,14 +209,14 @@ def test_table_and_plan_agree():
     assert f"{p['hours']:.1f} hours" in text and "assumptions" in text and "7,407,773,323" in text
     assert abs(p["hours"] - 1200*sum(p["seconds"].values())/3600) < 1e-9
 
-# %% ../nbs/10b_plan.ipynb #354d0a6f
+# %% ../nbs/10b_plan.ipynb #a04867fc
 def test_settings_become_work():
     settings = replace(TrainSettings(), rollouts=4, micro_batch=7, max_new_tokens=99, cfg_scoring="cond")
     w = work_of(settings, devices=3)
     assert (w.rollouts, w.micro_batch, w.max_new_tokens, w.cfg_scoring, w.devices, w.steps) == (4, 7, 99, "cond", 3, settings.steps)
     assert [t.drawn for t in tasks(JANUS_PRO_1B, w)] == [1, 2] and [t.scored for t in tasks(JANUS_PRO_1B, w)] == [1, 1]
 
-# %% ../nbs/10b_plan.ipynb #22136009
+# %% ../nbs/10b_plan.ipynb #d97c624a
 def test_bad_plans_are_named():
     for bad, word in ((dict(precision="fp8"), "fp8"), (dict(rollouts=0), "rollouts"), (dict(devices=0), "devices"), (dict(lora_rank=-1), "lora_rank"), (dict(shard=True), "devices"),
                       (dict(cfg_scoring="both"), "both"), (dict(rollout_gb=float("nan")), "rollout_gb")):
