@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Pair', 'Train', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'one_sentence', 'parse', 'read_side', 'build_pairs',
            'run_pair', 'check_device', 'check_tracker', 'image_reward', 'new_run', 'old_settings', 'run_train',
-           'show_result', 'load_model', 'check_new', 'run_evaluate', 'open_image', 'ask', 'draw', 'run_sample', 'main']
+           'show_result', 'load_model', 'check_new', 'draw_prompts', 'run_evaluate', 'open_image', 'ask', 'draw',
+           'run_sample', 'main']
 
 # %% ../nbs/12_cli.ipynb #3c3d08ad
 # torch and transformers are imported inside the commands, so that --help answers at once
@@ -72,7 +73,10 @@ class Evaluate:
     pairs: str = ""  # pairs whose held-out tenth is scored; without them, fresh scenes of the toy world
     reward: str = "" # of drawings, as in train
     reward_device: str = "cpu" # of a clip or hps reward
-    out: str = ""    # new file for the JSON; without one, it is printed
+    geneval: str = "" # instead: draw the prompts of GenEval's evaluation_metadata.jsonl into the folder `out`
+    wise: tuple[str, ...] = () # instead: draw the prompts of WISE's JSON files into the folder `out`
+    samples: int = 4 # drawings a prompt of GenEval
+    out: str = ""    # new file for the JSON; without one, it is printed. GenEval and WISE: a folder, new or begun
     model: OmitArgPrefixes[Model] = Model()
 
 @dataclass(frozen=True)
@@ -237,8 +241,19 @@ def check_new(file:str):
     if Path(file).exists(): raise ValueError(f"'{file}' exists already: choose another --out")
     if not Path(file).absolute().parent.is_dir(): raise ValueError(f"'{file}' cannot be written: there is no folder '{Path(file).parent}'")
 
+def draw_prompts(c:Evaluate):
+    "Write the folder that a benchmark's own judge reads."
+    if c.geneval and c.wise: raise ValueError("geneval and wise are both given: draw one at a time")
+    if not c.out: raise ValueError("drawings need a folder: name it with --out")
+    from pairuni_nb.benchmark import draw_benchmark, read_geneval, read_wise
+    todo = read_geneval(c.geneval, c.samples) if c.geneval else read_wise(list(c.wise))
+    policy, sampling = load_model(c.model)
+    n = draw_benchmark(todo, policy, Path(c.out), sampling, c.model.seed, c.model.checkpoint or "janus-nano")
+    print(f"{n} drawings written to {c.out}")
+
 def run_evaluate(c:Evaluate):
     "pairuni evaluate"
+    if c.geneval or c.wise: return draw_prompts(c)
     if c.items < 2: raise ValueError(f"items must be at least 2, got {c.items}: one item has no interval")
     if c.out: check_new(c.out)
     from pairuni_nb.evaluate import evaluate
