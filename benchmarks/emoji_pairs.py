@@ -8,7 +8,7 @@ Writes, beside this file:
   emoji_spread.csv      quantiles of the similarity of true matches, retrieved pairs (delta 0.6) and random pairs
   emoji_sample.npz      24 concepts with pictures and features, for the notebook 03a_emoji
   emoji_neighbours.png  what each similarity finds, for the same notebook
-The first run encodes 6,400 images and 4,800 texts: 4 minutes on one idle core; features are kept in data/features.
+The first run encodes 6,400 images and 4,800 texts: 7 minutes on one core; features are kept in data/features.
 """
 import csv
 import hashlib

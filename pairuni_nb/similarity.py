@@ -44,10 +44,10 @@ def part_weights(
     return {part: w for part, w in zip(SIMILARITIES, weights) if w}
 
 class _Column:
-    "One thing of every record, taken when asked for."
-    def __init__(self, records, take): self.records, self.take = records, take
+    "The image or the text of every record, taken when asked for."
+    def __init__(self, records, side, kind): self.records, self.side, self.kind = records, side, kind
     def __len__(self): return len(self.records)
-    def __getitem__(self, i): return self.take(self.records[i])
+    def __getitem__(self, i): return record_text(self.records[i], self.side) if self.kind == "text" else self.records[i]["image"]
 
 # %% ../nbs/03_similarity.ipynb #4e7113bc
 def _together(images, texts, encoder):
@@ -71,11 +71,9 @@ def pair_features(
     parts = part_weights(similarity, weights)
     if "joint" in parts and not joint_encoder:
         raise ValueError("a joint similarity needs a joint_encoder: a CLIP or SigLIP by name or folder, or a file that fit_bridge made")
-    sides, how = ((u_records, "u"), (g_records, "g")), dict(device=device, cache=cache)
     def read(name, kind):
         e = load_encoder(name, kind, device)
-        take = (lambda side: lambda r: r["image"]) if kind == "image" else (lambda side: lambda r: record_text(r, side))
-        return [features(_Column(rows, take(side)), e, **how) for rows, side in sides]
+        return [features(_Column(rows, side, kind), e, cache=cache) for rows, side in ((u_records, "u"), (g_records, "g"))]
     blocks = []
     for part, w in parts.items():
         if part == "joint": both = [_together(i, t, joint_encoder) for i, t in zip(read(joint_encoder, "image"), read(joint_encoder, "text"))]

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pairuni_nb.encoders import Encoder, features, pixel_features
+from pairuni_nb.encoders import Encoder, features, load_encoder, pixel_features
 from pairuni_nb.world import records
 
 IMAGES = [r["image"] for r in records("u", 40, 3)]
 CONTENTS = len({im.tobytes() for im in IMAGES})
 RUN = """
 import os, signal, sys
-from pairuni_nb.encoders import Encoder, features, pixel_features
+from pairuni_nb.encoders import Encoder, features, load_encoder, pixel_features
 from pairuni_nb.world import records
 calls = []
 def encode(images):
@@ -81,3 +81,18 @@ def test_damage_is_one_sentence(tmp_path):
 def test_light_encoders_are_not_cached(tmp_path):
     features(IMAGES[:2], cache=tmp_path/"c"), features(["a"], "words", cache=tmp_path/"c")
     assert not (tmp_path/"c").exists()
+
+
+def test_preprocessing_and_vocabulary_are_part_of_the_key(tmp_path):
+    import shutil
+    from test_encoder_parity import image_model
+    image_model("clip", tmp_path/"a")
+    shutil.copytree(tmp_path/"a", tmp_path/"b")
+    keys = lambda folder: [load_encoder(str(tmp_path/folder), kind).key for kind in ("image", "text")]
+    assert keys("a") == keys("b")                # the folder's name does not matter
+    for file, old, new in (("preprocessor_config.json", '"shortest_edge": 32', '"shortest_edge": 40'), ("processor_config.json", '"shortest_edge": 32', '"shortest_edge": 40'),
+                           ("tokenizer.json", '"red"', '"rot"')):
+        text = (tmp_path/"b"/file).read_text()
+        assert old in text
+        (tmp_path/"b"/file).write_text(text.replace(old, new))
+    assert all(a != b for a, b in zip(keys("a"), keys("b")))
