@@ -208,18 +208,20 @@ def run_train(
     if c.resume and others: raise ValueError(f"--resume goes on with the settings of '{c.resume}': leave out {', '.join(others)}")
     device = check_device(c.device)
     from pairuni_nb.pairing import load_pairs
-    from pairuni_nb.train import check_run, train
-    out = Path(c.resume or c.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{c.settings.method}")
-    check_run(out, bool(c.resume))
+    from pairuni_nb.train import check_run, processes, train
+    out, group = Path(c.resume or c.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{c.settings.method}"), processes(device)
+    if group.num_processes > 1 and not (c.resume or c.out): raise ValueError("several processes need one run folder: name it with --out")
+    check_run(out, bool(c.resume)); group.wait_for_everyone()  # all have looked before the first one writes
     rewards = image_reward(old_settings(out)[2] if c.resume else c.reward, c.reward_device)
-    if not c.resume: new_run(c, out, "pairuni " + shlex.join(argv))
+    if group.is_main_process and not c.resume: new_run(c, out, "pairuni " + shlex.join(argv))
+    group.wait_for_everyone()
     s, model, _ = old_settings(out)
-    print(f"run folder {out}")
+    if group.is_main_process: print(f"run folder {out}")
     try: result = train(load_pairs(out/"pairs"), out, s, model, rewards, device, c.tracker or None, resume=True)
     except Exception:
-        if not (c.resume or (out/"metrics.jsonl").exists()): shutil.rmtree(out)
+        if group.is_main_process and not (c.resume or (out/"metrics.jsonl").exists()): shutil.rmtree(out)
         raise
-    show_result(out, result)
+    if group.is_main_process: show_result(out, result)
 
 def show_result(run:Path, result:dict):
     "Scores before and after, and where to look."
@@ -326,3 +328,6 @@ def main(
         print("pairuni: stopped; a run goes on with pairuni train --resume RUN", file=sys.stderr)
         return 130
     return 0
+
+# %% ../nbs/12_cli.ipynb #9bb637c1
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # python -m, not a notebook

@@ -63,6 +63,12 @@ class TrainSettings:
     eval_every: int = 30           # steps between held-out evaluations
     eval_items: int = 500          # held-out items a side before and after; a quarter of them during training
     save_every: int = 30           # steps between checkpoints
+    precision: str = "fp32"        # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
+    gradient_checkpointing: bool = False # recompute each layer in the backward pass: less memory, a third more time (paper: not given)
+    rollout_gb: float = 8.0        # memory for the keys and values of the rollouts drawn at once (paper: not given)
+    lora_rank: int = 0             # train only LoRA of this rank in the language model; 0: all of it (paper: all)
+    train_vision: bool = False     # train the vision tower too; the VQ autoencoder never is (paper: not given)
+    shard: bool = False            # split weights and optimiser over the processes (FSDP), instead of copies (paper: not given)
     seed: int = 0                  # of everything: data order, rollout noise, held-out set
 
 # %% ../nbs/00_settings.ipynb #9f15d32c
@@ -91,9 +97,12 @@ def check(s:TrainSettings|PairSettings):
         one_of("weighting", s.weighting, WEIGHTINGS)
         one_of("loss_type", s.loss_type, ("grpo", "bnpo", "dr_grpo", "dapo"))
         one_of("cfg_scoring", s.cfg_scoring, ("guided", "cond", "none"))
+        one_of("precision", s.precision, ("fp32", "bf16"))
+        if s.lora_rank < 0: raise ValueError(f"lora_rank must be 0 (off) or more, got {s.lora_rank}")
+        if s.lora_rank and (s.shard or s.train_vision): raise ValueError("lora_rank trains additions to the language model alone: leave shard and train_vision off, or set lora_rank to 0")
         if s.rollouts < 2: raise ValueError(f"rollouts must be at least 2, got {s.rollouts}: a group of one has no advantage")
         if s.eval_items < 4: raise ValueError(f"eval_items must be at least 4, got {s.eval_items}: a quarter of them is scored during training")
         positive = ("steps", "pairs_per_step", "lr", "clip_eps", "num_iterations", "micro_batch", "temperature", "max_new_tokens",
-                    "eval_every", "save_every", "max_grad_norm")
+                    "eval_every", "save_every", "max_grad_norm", "rollout_gb")
     for name in positive:
         if not getattr(s, name) > 0: raise ValueError(f"{name} must be positive, got {getattr(s, name)}")
