@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from datasets import Image as ImageColumn
 
-from pairuni_nb.pairing import load_pairs, make_pairs, retrieve, save_pairs
+from pairuni_nb.pairing import choose, load_pairs, make_pairs, retrieve, save_pairs
 from pairuni_nb.records_io import new_folder
 from pairuni_nb.world import records
 
@@ -40,7 +40,30 @@ def test_settings_out_of_range(u, g):
     sentence(lambda: make_pairs(u, []), "no G records")
     sentence(lambda: make_pairs(u, g, encoder="/no/model"), "encoder '/no/model'")
     sentence(lambda: make_pairs(u, g, mix="retrieved", clusters=4, delta=1), "no pair could be made", "lower delta")
-    sentence(lambda: retrieve(np.ones((2, 3)), np.ones((2, 4))), "different widths")
+    sentence(lambda: make_pairs(u, g, order="last"), "order is 'last'", "best")
+    sentence(lambda: make_pairs(u, g, search="far"), "search is 'far'", "exact")
+    for dedup in (-.1, 1.5, float("nan")): sentence(lambda: make_pairs(u, g, dedup=dedup), f"dedup is {dedup}", "[0, 1]")
+    sentence(lambda: retrieve(np.eye(4)[:, :3][:2], np.eye(4)[:2]), "different widths, 3 and 4")
+
+
+@pytest.mark.parametrize("value, words", [(np.nan, ["NaN or infinity"]), (0, ["all zeros", "no direction"]), (3, ["length 1", "L2-normalise"])])
+def test_features_that_cannot_be_compared(u, g, monkeypatch, value, words):
+    def spoiled(images, encoder):
+        f = np.eye(12, 5, dtype=np.float32) + np.eye(12, 5, -5, dtype=np.float32) + np.eye(12, 5, -10, dtype=np.float32)
+        if images[0] is g[0]["image"]: f[3] = value
+        return f
+    monkeypatch.setattr("pairuni_nb.pairing.image_features", spoiled)
+    sentence(lambda: make_pairs(u, g, clusters=4), "the G features: row 3", *words)
+    for bad in (0, 1):
+        f = [spoiled([r[0]["image"]], "") for r in (u, g)]
+        sentence(lambda: retrieve(f[1 - bad], f[bad]), "features: row 3", *words)
+        sentence(lambda: retrieve(f[bad][:0], f[0]), "at least one row")
+
+
+def test_the_optimal_order_refuses_what_one_matrix_cannot_hold():
+    n = 20
+    with pytest.raises(ValueError, match="20 G with 20 U images .* too large: take the order best"):
+        choose(np.repeat(np.arange(n), n), np.tile(np.arange(n), n), np.full(n*n, .9), "optimal", most=100)
 
 
 def test_extremes_of_delta_are_allowed(u, g):
