@@ -4,16 +4,24 @@ Same process, weights and prompts; runs alternate; the median of each is compare
 arithmetic could take: (trunk + head parameters) x rows x tokens x 2 flops, at the matmul rate measured here.
 
     OMP_NUM_THREADS=1 python benchmarks/rollout_vs_generate.py
+    OMP_NUM_THREADS=2 python benchmarks/rollout_vs_generate.py
+
+Writes benchmarks/rollout_vs_generate.csv; a number of threads replaces its own rows and leaves the others.
 """
 import argparse
+import csv
 import statistics
 import time
+from pathlib import Path
 
 import torch
 import transformers
 from pairuni_nb.janus_nano import load_janus
 from pairuni_nb.rollout import JanusPolicy, Sampling, noise
 from pairuni_nb.world import records
+
+
+CSV = Path(__file__).with_suffix(".csv")
 
 
 def seconds(f):
@@ -57,6 +65,7 @@ def main():
     texts = [r["prompt"] for r in records("g", max(args.images), seed=0)]
     print(f"{torch.get_num_threads()} threads, matmul {rate/1e9:.0f} Gflop/s, {params/1e6:.2f} M parameters in trunk and head, "
           f"torch {torch.__version__}, transformers {transformers.__version__}, median [min, max] of {args.repeats}")
+    threads, rows = torch.get_num_threads(), []
     print("images  prompts x K   generate, ms         ours, ms             ratio  least, ms  ours / least")
     for n in args.images:
         for k in args.k:
@@ -64,6 +73,12 @@ def main():
             least = params*2*n*policy.image_tokens*2/rate  # two rows an image, conditional and unconditional
             print(f"{n:6d}  {n//k:7d} x {k}   {a*1e3:5.0f} [{a0*1e3:.0f}, {a1*1e3:.0f}]".ljust(44)
                   + f"{b*1e3:5.0f} [{b0*1e3:.0f}, {b1*1e3:.0f}]".ljust(21) + f"{a/b:5.2f}  {least*1e3:9.0f}  {b/least:12.1f}", flush=True)
+            rows.append(dict(threads=threads, images=n, k=k, generate_ms=round(a*1e3), generate_min=round(a0*1e3), generate_max=round(a1*1e3), ours_ms=round(b*1e3),
+                             ours_min=round(b0*1e3), ours_max=round(b1*1e3), ratio=round(a/b, 2), least_ms=round(least*1e3), repeats=args.repeats))
+    kept = [r for r in csv.DictReader(CSV.open()) if int(r["threads"]) != threads] if CSV.exists() else []
+    with CSV.open("w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader(); writer.writerows(sorted(kept + rows, key=lambda r: int(r["threads"])))
 
 
 if __name__ == "__main__": main()

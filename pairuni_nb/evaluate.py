@@ -41,7 +41,7 @@ def evaluate_u(
     hit = answer_accuracy([r["question"] for r in rows], texts, rows)
     formed = [float(well_formed(t)) for t in texts]
     return dict(accuracy=mean_ci(hit), well_formed=mean_ci(formed), accuracy_formed=mean_ci([h for h, f in zip(hit, formed) if f]),
-                samples=[dict(question=r["question"], choices=r["choices"], answer=r["answer"], completion=t) for r, t in zip(rows, texts)])
+                samples=[dict(question=r["question"], choices=r["choices"], answer=r["answer"], matcher=r.get("matcher", "choice"), completion=t) for r, t in zip(rows, texts)])
 
 # %% ../nbs/09_evaluate.ipynb #a7196581
 def evaluate_g(

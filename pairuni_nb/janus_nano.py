@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (AutoConfig, GenerationConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor,
+from transformers import (GenerationConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor,
                           PreTrainedTokenizerFast)
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
@@ -303,15 +303,19 @@ def nano_folder()->Path:
     return Path(str(files("pairuni_nb")/"assets"/"janus-nano"))
 
 def load_janus(
-    path:str=None,     # a folder or a name on the hub; None: the janus-nano of this package
+    path:str=None,          # a folder or a name on the hub; None: the janus-nano of this package
     device:str="cpu",
-)->tuple:              # JanusForConditionalGeneration, JanusProcessor
+    dtype:torch.dtype=None, # of the weights; None: as saved
+)->tuple:                   # JanusForConditionalGeneration, JanusProcessor
     "A Janus and its processor; one sentence when the path holds none."
     path = str(path or nano_folder())
-    try: kind = AutoConfig.from_pretrained(path).model_type
-    except (OSError, ValueError) as e: raise ValueError(f"'{path}' is not a checkpoint that transformers can read: expected a folder with config.json, or a name on the hub") from e
+    try: kind = JanusConfig.get_config_dict(path)[0]["model_type"]
+    except (OSError, ValueError, KeyError) as e: raise ValueError(f"'{path}' is not a checkpoint that transformers can read: expected a folder with config.json, or a name on the hub") from e
+    if kind == "multi_modality": raise ValueError(f"'{path}' is in DeepSeek's original layout, which needs code of its own: take the same weights as deepseek-community/Janus-Pro-1B (or -7B)")
     if kind != "janus": raise ValueError(f"'{path}' is a '{kind}' checkpoint, not a Janus: choose one whose config says model_type 'janus'")
-    return JanusForConditionalGeneration.from_pretrained(path).to(device).eval(), JanusProcessor.from_pretrained(path)
+    processor = JanusProcessor.from_pretrained(path)
+    if not processor.chat_template: raise ValueError(f"'{path}' holds no chat template: take the file chat_template.jinja from where its weights come from")
+    return JanusForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto").to(device).eval(), processor
 
 # %% ../nbs/05_janus_nano.ipynb #20cbd9ec
 def make_nano(
@@ -319,7 +323,7 @@ def make_nano(
     seed:int=0,
     log=print,
 ):
-    "Make janus-nano from nothing: see, draw, both tasks. About half an hour on a quiet CPU core."
+    "Make janus-nano from nothing: see, draw, both tasks. About half an hour on one CPU core."
     processor = nano_processor()
     model = new_nano(processor, seed)
     train_vision(model.model.vision_model, seed=seed, log=log)

@@ -218,7 +218,7 @@ def answer_part(before:list, after:list)->str:
     "Questions, truths and both answers."
     out = ""
     for i, a in enumerate(before):
-        choices = " · ".join(f"<b>{escape(c)}</b>" if c == a["answer"] else escape(c) for c in a["choices"])
+        choices = " · ".join(f"<b>{escape(c)}</b>" if c == a["answer"] else escape(c) for c in a["choices"] or [a["answer"]])
         out += f'<div class=qa><p><b>{escape(a["question"])}</b><br>{choices}</p><p><small>before</small> {verdict(a)}</p>'
         out += f'<p><small>after</small> {verdict(after[i])}</p></div>' if after else "</div>"
     return f"<div class=grid2>{out}</div>"

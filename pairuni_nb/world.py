@@ -201,8 +201,8 @@ def question(
     return dict(question=text, choices=[choices[i] for i in rng.permutation(4)], answer=answer, evidence=f"{subject}: {answer}")
 
 def question_text(question:str, choices:list)->str:
-    "The question as the model reads it: the text, then the choices."
-    return question + "\n" + ", ".join(choices)
+    "The question as the model reads it: the text, then the choices, if there are any."
+    return question + "\n" + ", ".join(choices) if choices else question
 
 # %% ../nbs/01_world.ipynb #8d733798
 UNREADABLE = 55.0  # root-mean-square pixel error (0..255) above which a cell reads as "?"

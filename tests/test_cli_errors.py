@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pairuni_nb.cli import main
-from pairuni_nb.pairing import load_pairs, save_records
+from pairuni_nb.pairing import load_pairs
+from pairuni_nb.records_io import save_records
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.world import records
 

@@ -44,3 +44,5 @@ def test_not_a_janus_is_said():
     with tempfile.TemporaryDirectory() as tmp:
         (Path(tmp)/"config.json").write_text(json.dumps(dict(model_type="llama")))
         with pytest.raises(ValueError, match="'llama' checkpoint, not a Janus"): load_janus(tmp)
+        (Path(tmp)/"config.json").write_text(json.dumps(dict(model_type="multi_modality", architectures=["MultiModalityCausalLM"])))
+        with pytest.raises(ValueError, match="original layout.*deepseek-community/Janus-Pro-1B"): load_janus(tmp)

@@ -1,5 +1,4 @@
 """Bad input to pairing ends in one sentence that names the bad value, and leaves nothing half-written."""
-import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +6,8 @@ import pytest
 from datasets import Dataset
 from datasets import Image as ImageColumn
 
-from pairuni_nb.pairing import choose, load_pairs, load_records, make_pairs, new_folder, retrieve, save_pairs, save_records
+from pairuni_nb.pairing import choose, load_pairs, make_pairs, retrieve, save_pairs
+from pairuni_nb.records_io import new_folder
 from pairuni_nb.world import records
 
 
@@ -101,12 +101,30 @@ def edited(pairs, tmp_path, row, **values):
 
 @pytest.mark.parametrize("values, words", [
     (dict(answer=None), ["no answer"]), (dict(answer=" "), ["no answer"]), (dict(question=""), ["no question"]),
-    (dict(answer="mauve"), ["'mauve' is not among the choices"]), (dict(choices=["a", "a", "b", "c"]), ["four different choices"]),
-    (dict(choices=None), ["four different choices"]), (dict(prompt=None), ["no prompt"]), (dict(kind="married"), ["'married'", "aligned"]),
+    (dict(answer="mauve"), ["'mauve' is not among the choices"]), (dict(choices=["a", "a", "b", "c"]), ["different choices"]),
+    (dict(choices=None), ["two to eight different choices"]), (dict(matcher="number"), ["is not a number"]), (dict(matcher=None), ["the matcher is None"]), (dict(prompt=None), ["no prompt"]), (dict(kind="married"), ["'married'", "aligned"]),
     (dict(similarity=1.2), ["similarity is 1.2"]), (dict(similarity=None), ["similarity is None"]), (dict(u_image=None), ["u_image", "no image"])])
 def test_bad_rows_of_pairs(tmp_path, pairs, values, words):
     file = edited(pairs, tmp_path, 2, **values)
     sentence(lambda: load_pairs(file), "edited.parquet, row 2", *words)
+
+
+def test_the_matcher_travels_with_the_answer(tmp_path, u, g):
+    u = [r | dict(choices=[], answer=f"{i},000", matcher="number") if i % 2 else r | dict(matcher="choice") for i, r in enumerate(u, 1)]
+    u = [r | dict(scene="") for r in u]  # so that the texts alone are verified
+    for mix in "u-only", "random", "unpaired":
+        save_pairs(make_pairs(u, g, completer=lambda r: dict(prompt=f"a thing, {r['answer']}"), mix=mix)[0], tmp_path/mix)
+        kept = {r["u_id"]: r["matcher"] for r in load_pairs(tmp_path/mix)}
+        assert {i: m for i, m in kept.items() if i} == {r["id"]: r["matcher"] for r in u}
+        assert kept.get(None) is None
+
+
+def test_pairs_written_before_there_were_matchers(tmp_path, u, g):
+    for mix in "pairs", "unpaired":
+        pairs, _ = make_pairs(u, g, clusters=4, mix=mix)
+        pairs.remove_columns("matcher").to_parquet(tmp_path/"old.parquet")
+        back = load_pairs(tmp_path/"old.parquet")
+        assert back.features == pairs.features and back["matcher"][:] == pairs["matcher"][:] and set(back["matcher"]) <= {"choice", None}
 
 
 def test_unreadable_image_of_a_pair(tmp_path, pairs):
@@ -117,53 +135,6 @@ def test_unreadable_image_of_a_pair(tmp_path, pairs):
     broken.to_parquet(tmp_path/"broken.parquet")
     sentence(lambda: load_pairs(tmp_path/"broken.parquet"), "row 1", "g_image", "cannot read the image")
     assert whole.size == (48, 48)
-
-
-def test_missing_or_empty_records(tmp_path):
-    sentence(lambda: load_records(tmp_path/"nowhere", "u"), "nowhere", "records.jsonl")
-    (tmp_path/"empty").mkdir()
-    sentence(lambda: load_records(tmp_path/"empty", "u"), "empty", "records.jsonl")
-    (tmp_path/"a.jsonl").write_text("\n\n")
-    sentence(lambda: load_records(tmp_path/"a.jsonl", "g"), "a.jsonl has no rows")
-    (tmp_path/"a.txt").write_text("hello")
-    sentence(lambda: load_records(tmp_path/"a.txt", "g"), "a.txt is neither .jsonl nor .parquet")
-    (tmp_path/"b.jsonl").write_text('{"image": "x.png", "prompt": "a cat"}\nnonsense')
-    sentence(lambda: load_records(tmp_path/"b.jsonl", "g"), "line 2 is not JSON")
-    (tmp_path/"c.jsonl").write_text("[1, 2]")
-    sentence(lambda: load_records(tmp_path/"c.jsonl", "g"), "line 1 is not a JSON object")
-
-
-def rewrite(folder, row, **values):
-    "Change one line of a folder's records.jsonl; a value of ... removes the column."
-    file = folder/"records.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    rows[row] = {k: v for k, v in (rows[row] | values).items() if v is not ...}
-    file.write_text("\n".join(map(json.dumps, rows)))
-
-
-@pytest.mark.parametrize("source, values, words", [
-    ("u", dict(answer=...), ["lacks the columns answer", "it has id, image"]), ("u", dict(answer=None), ["no answer"]),
-    ("u", dict(answer="mauve"), ["'mauve' is not among"]), ("u", dict(choices=["yes", "no"]), ["four different choices", "yes"]),
-    ("g", dict(prompt=""), ["no prompt"]), ("g", dict(prompt=...), ["lacks the columns prompt"]), ("g", dict(image="images/none.png"), ["images/none.png"]),
-    ("g", dict(image=7), ["no image", "7"]), ("g", dict(id="g0-0"), ["g0-0", "twice"])])
-def test_bad_records(tmp_path, source, values, words):
-    save_records(records(source, 4, 0), tmp_path/"r")
-    rewrite(tmp_path/"r", 2, **values)
-    sentence(lambda: load_records(tmp_path/"r", source), "row 2", *words)
-
-
-def test_unreadable_image_of_a_record(tmp_path, g):
-    save_records(g, tmp_path/"g")
-    for content in (b"not an image", (tmp_path/"g/images/000001.png").read_bytes()[:80], b""):
-        (tmp_path/"g/images/000003.png").write_bytes(content)
-        sentence(lambda: load_records(tmp_path/"g", "g"), "row 3", "cannot read the image images/000003.png")
-
-
-def test_transparent_images_are_laid_on_white(tmp_path, g):
-    from PIL import Image
-    save_records(g[:1], tmp_path/"g")
-    Image.new("RGBA", (5, 5), (255, 0, 0, 0)).save(tmp_path/"g/images/000000.png")
-    assert load_records(tmp_path/"g", "g")[0]["image"].getpixel((2, 2)) == (255, 255, 255)
 
 
 def test_nothing_is_overwritten_or_left_half_written(tmp_path, pairs):

@@ -19,6 +19,21 @@ def test_accuracy_takes_words_or_letter():
     got = answer_accuracy(["q"]*6, [say("red"), say("Red"), say("C"), say("A"), say("red or blue"), "red"], [truth]*6)
     assert got == [1, 1, 1, 0, 0, 0] and answer_accuracy(["q"], ["C"], [dict(choices=[], answer="")]) == [None]
 
+# %% ../nbs/07_rewards.ipynb #ba4dc91d
+def test_each_matcher_judges_by_its_own_rule():
+    def judged(answer, said, matcher, choices=()):
+        truth = dict(choices=list(choices), answer=answer, matcher=matcher)
+        return [answer_accuracy(["q"], [f"<think>x</think><answer>{a}</answer>"], [truth])[0] for a in said]
+
+    assert judged("1,200", ["1200", "1200.0", "1.2e3", "1201", "twelve hundred", "1,2,00"], "number") == [1, 1, 1, 0, 0, 0]
+    assert judged("1/3", ["0.3333", "2/6", "33.33%", "0.3", "1/3 or 2/3", "-1/3"], "number") == [1, 1, 1, 0, 0, 0]
+    assert judged("25%", ["0.25", "1/4", "25 %", "25"], "number") == [1, 1, 1, 0] and judged("many", ["many"], "number") == judged("...", [""], "text") == [None]
+    assert judged("a STOP sign", ["stop sign", "The stop sign.", "stop", "a stop sign or not"], "text") == [1, 1, 0, 0]
+    assert judged("no", ["no", "No", "B", "A", "yes", "C"], "choice", ["yes", "no"]) == [1, 1, 1, 0, 0, 0]
+    assert judged("A", ["A", "b", "B"], "choice", ["B", "A"]) == [1, 0, 0]  # choices that are letters: only words count
+    assert judged("h", ["H"], "choice", ["x1", "x2", "x3", "x4", "x5", "x6", "x7", "h"]) == [1] and judged("x", ["x"], None) == [None]
+    for matcher in "number", "text", "choice": assert answer_accuracy(["q"], ["5"], [dict(choices=["5", "6"], answer="5", matcher=matcher)]) == [0]  # no form, no reward
+
 # %% ../nbs/07_rewards.ipynb #a4f7f5be
 from pairuni_nb.world import records, render
 

@@ -57,6 +57,14 @@ def test_eos_counts_and_nothing_after_it():
     tokens = torch.tensor([[5, 6, 2, 2, 2], [2, 5, 2, 5, 5], [5, 5, 5, 5, 5]])
     assert through_first(tokens == eos).sum(1).tolist() == [3, 1, 5]
 
+# %% ../nbs/06_rollout.ipynb #01db2db4
+def saved(f):
+    "MB that autograd keeps for the backward pass of f, each storage once"
+    kept = {}
+    def pack(x): kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes(); return x
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): f()
+    return round(sum(kept.values())/1e6, 1)
+
 # %% ../nbs/06_rollout.ipynb #78c06631
 def plain_score(policy, r):
     "Log-probs with no cache and no sharing: one whole sequence a row, conditional and unconditional in turn"

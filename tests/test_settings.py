@@ -7,7 +7,8 @@ import pytest
 def test_bad_settings_are_named():
     import pytest
     for bad, word in [(PairSettings(delta=-.1), "-0.1"), (PairSettings(mix="pear"), "pear"), (TrainSettings(method="ppo"), "ppo"),
-                      (TrainSettings(rollouts=1), "rollouts"), (TrainSettings(lr=0), "lr"), (TrainSettings(lr=float("nan")), "lr")]:
+                      (TrainSettings(rollouts=1), "rollouts"), (TrainSettings(lr=0), "lr"), (TrainSettings(lr=float("nan")), "lr"),
+                      (TrainSettings(precision="fp16"), "fp16"), (TrainSettings(lora_rank=-1), "lora_rank"), (TrainSettings(lora_rank=8, shard=True), "lora_rank")]:
         with pytest.raises(ValueError, match=word): check(bad)
     check(PairSettings()); check(TrainSettings())
     with pytest.raises(ValueError, match="not available yet"): preset("janus-pro-7b")
