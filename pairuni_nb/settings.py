@@ -21,6 +21,9 @@ class PairSettings:
     clusters: int = 400      # k-means clusters, so at most this many aligned pairs (paper: not given)
     top_n: int = 10          # most similar U records that a G record may take (paper: not given)
     delta: float = 0.6       # a retrieved pair is more similar than this (paper: 0.6)
+    order: str = "g"         # who chooses first: g (Algorithm 1), best (the most similar pair) or optimal (the largest sum)
+    dedup: float = 0.0       # first drop images more similar than this to an earlier one of their side; 1: copies only, 0: keep all
+    search: str = "exact"    # exact neighbours, or faiss beyond a million
     encoder: str = "pixels"  # image features: "pixels", or a transformers image model (paper: ResNet-50)
     seed: int = 0            # of the toy records, the clustering and the baselines
 
@@ -90,6 +93,8 @@ def check(s:TrainSettings|PairSettings):
     "Raise a ValueError that names the bad value."
     if isinstance(s, PairSettings):
         one_of("mix", s.mix, MIXES)
+        one_of("order", s.order, ("g", "best", "optimal")); one_of("search", s.search, ("exact", "faiss"))
+        if not 0 <= s.dedup <= 1: raise ValueError(f"dedup must lie in [0, 1], got {s.dedup}")
         if not 0 <= s.delta <= 1: raise ValueError(f"delta must lie in [0, 1], got {s.delta}")
         positive = ("n_u", "n_g", "clusters", "top_n")
     else:
