@@ -50,7 +50,7 @@ def shuffled(reward, seed):
 def scores(checkpoint, seed, sampling):
     "Figures of a checkpoint, or of a model, on the seed's held-out set, with the true rewards."
     policy = JanusPolicy(*(checkpoint if isinstance(checkpoint, tuple) else load_janus(checkpoint)))
-    held = [records(side, preset("nano").eval_items, 10_000 + seed, "heldout") for side in "ug"]
+    held = [records(side, preset("nano").train.eval_items, 10_000 + seed, "heldout") for side in "ug"]
     return evaluate(policy, *held, sampling, seed)["figures"]
 
 
@@ -68,7 +68,7 @@ def supervised(seed, seconds):
 
 def reinforced(condition, seed):
     "One RL run; its steps, and the scores before and after."
-    s = replace(preset("nano"), seed=seed, method="grpo" if condition == "grpo" else "pair-grpo", eval_every=10_000, save_every=10_000)
+    s = replace(preset("nano").train, seed=seed, method="grpo" if condition == "grpo" else "pair-grpo", eval_every=10_000, save_every=10_000)
     pairs, _ = make_pairs(records("u", 2000, seed), records("g", 2000, seed), seed=seed)
     dealt = dict(u=shuffled(answer_accuracy, seed), g=shuffled(scene_reward, seed)) if condition == "shuffled" else None
     out = RUNS/f"{condition}-{seed}"

@@ -37,7 +37,7 @@ def watch(owner, name, phase, spent, calls):
 
 
 def main():
-    s, spent, calls = preset("nano"), Counter(), Counter()
+    s, spent, calls = preset("nano").train, Counter(), Counter()
     pairs, _ = make_pairs(records("u", 600, 0), records("g", 600, 0), clusters=120, seed=0)
     policy = JanusPolicy(*load_janus())
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr)

@@ -7,7 +7,7 @@ __all__ = ['BOS', 'EOS', 'PAD', 'BOI', 'IMAGE', 'EOI', 'CHAT_TEMPLATE', 'IMAGE_B
            'nano_processor', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle', 'descend',
            'train_vision', 'draw_crammed', 'to_tokens', 'to_images', 'spread_codes', 'move_codes', 'train_vq',
            'user_turn', 'answer_text', 'text_loss', 'image_loss', 'misanswer', 'miscaption', 'warm_start',
-           'nano_folder', 'load_janus', 'make_nano']
+           'nano_folder', 'checkpoint_path', 'janus_config', 'load_janus', 'make_nano']
 
 # %% ../nbs/05_janus_nano.ipynb #b38722f7
 from importlib.resources import files
@@ -302,20 +302,30 @@ def nano_folder()->Path:
     "Where the package keeps janus-nano."
     return Path(str(files("pairuni_nb")/"assets"/"janus-nano"))
 
+def checkpoint_path(name:str=None)->str:
+    "A checkpoint of this package by its name (none: janus-nano); any other folder or name as it is."
+    own = nano_folder().parent/str(name or "janus-nano")
+    return str(own) if own.is_dir() and own.name == str(name or "janus-nano") else str(name)
+
+def janus_config(path:str)->JanusConfig: # a folder or a name, as in load_janus
+    "The config of a Janus; one sentence when there is none."
+    path = checkpoint_path(path)
+    try: kind = JanusConfig.get_config_dict(path)[0]["model_type"]
+    except (OSError, ValueError, KeyError) as e: raise ValueError(f"'{path}' is not a checkpoint that transformers can read: expected a folder with config.json, or a name on the hub") from e
+    if kind == "multi_modality": raise ValueError(f"'{path}' is in DeepSeek's original layout, which needs code of its own: take the same weights as deepseek-community/Janus-Pro-1B (or -7B)")
+    if kind != "janus": raise ValueError(f"'{path}' is a '{kind}' checkpoint, not a Janus: choose one whose config says model_type 'janus'")
+    return JanusConfig.from_pretrained(path)
+
 def load_janus(
     path:str=None,          # a folder or a name on the hub; None: the janus-nano of this package
     device:str="cpu",
     dtype:torch.dtype=None, # of the weights; None: as saved
 )->tuple:                   # JanusForConditionalGeneration, JanusProcessor
     "A Janus and its processor; one sentence when the path holds none."
-    path = str(path or nano_folder())
-    try: kind = JanusConfig.get_config_dict(path)[0]["model_type"]
-    except (OSError, ValueError, KeyError) as e: raise ValueError(f"'{path}' is not a checkpoint that transformers can read: expected a folder with config.json, or a name on the hub") from e
-    if kind == "multi_modality": raise ValueError(f"'{path}' is in DeepSeek's original layout, which needs code of its own: take the same weights as deepseek-community/Janus-Pro-1B (or -7B)")
-    if kind != "janus": raise ValueError(f"'{path}' is a '{kind}' checkpoint, not a Janus: choose one whose config says model_type 'janus'")
+    config, path = janus_config(path), checkpoint_path(path)
     processor = JanusProcessor.from_pretrained(path)
     if not processor.chat_template: raise ValueError(f"'{path}' holds no chat template: take the file chat_template.jinja from where its weights come from")
-    return JanusForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto").to(device).eval(), processor
+    return JanusForConditionalGeneration.from_pretrained(path, config=config, dtype=dtype or "auto").to(device).eval(), processor
 
 # %% ../nbs/05_janus_nano.ipynb #20cbd9ec
 def make_nano(

@@ -10,6 +10,7 @@ __all__ = ['ORDERS', 'SEARCHES', 'PAIR_KINDS', 'SIDE_U', 'SIDE_G', 'COLUMNS', 'M
 # %% ../nbs/04_pairing.ipynb #3843ddc1
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from . import __version__
 from .completion import complete, offline_completer
 from .records_io import check_question, lacks, new_folder, read_image
 from .search import check_rows, kmeans, nearest, nearest_faiss, unique_images, unique_rows
-from .similarity import image_features, similarity
+from .encoders import load_encoder
+from .similarity import image_features, pair_features, part_weights, similarity
 
 # %% ../nbs/04_pairing.ipynb #76d58eef
 def cluster(
@@ -119,43 +121,43 @@ MIXES = {"pairs": "aligned and retrieved pairs (PairUG)", "aligned": "the aligne
          "retrieved": "the retrieved pairs alone", "random": "U and G matched by chance",
          "unpaired": "one-sided rows, shuffled", "u-only": "every U record completed", "g-only": "every G record completed"}
 
-def _side(records, name, encoder, dedup, encode):
+def _side(records, name, encoder, dedup, encode, cache):
     "Records of one side, its copies left out where wanted, and their features."
     if dedup: records = [records[i] for i in unique_images([r["image"] for r in records])]
     if not encode and not dedup: return records, None
-    f = check_rows(image_features([r["image"] for r in records], encoder), f"the {name} features")
+    f = check_rows(image_features([r["image"] for r in records], encoder, cache=cache), f"the {name} features")
     if not 0 < dedup < 1: return records, f
     keep = unique_rows(f, dedup)
     return [records[i] for i in keep], f[keep]
 
-def _completed_rows(records, completer):
+def _completed_rows(records, fill):
     "Aligned rows of the records that can be completed, and why the others could not."
-    quads, dropped = complete(records, completer)
+    quads, dropped = fill(records)
     return [pair_row("aligned", 1., q, q, q["origin"]) for q in quads], Counter(reason for _, reason in dropped)
 
-def _one_sided(u, g, completer, mix, seed):
+def _one_sided(u, g, fill, mix, seed):
     "Rows of the baselines that pair nothing, with counts."
     if mix != "unpaired":
-        rows, why = _completed_rows(u if mix == "u-only" else g, completer)
+        rows, why = _completed_rows(u if mix == "u-only" else g, fill)
         return rows, dict(aligned=len(rows), dropped=dict(why))
     rows = [pair_row("single", 1., u=r, origin="u") for r in u] + [pair_row("single", 1., g=r, origin="g") for r in g]
     return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))], {}
 
-def _random(u, g, fu, fg, seed):
+def _random(u, g, su, sg, seed):
     "U and G matched by chance."
     order = [np.random.default_rng([seed, side]).permutation(len(r)) for side, r in enumerate((u, g))]
-    return [pair_row("random", similarity(fu[[i]], fg[[j]])[0, 0], u[i], g[j]) for i, j in zip(*order)]
+    return [pair_row("random", similarity(su[[i]], sg[[j]])[0, 0], u[i], g[j]) for i, j in zip(*order)]
 
 # %% ../nbs/04_pairing.ipynb #7d19ee1d
-def _algorithm_1(u, g, fu, fg, completer, mix, clusters, select, seed, retrieval):
-    "Aligned and retrieved rows, with counts; `retrieval` holds the settings of `retrieve`."
+def _algorithm_1(u, g, fu, fg, su, sg, fill, mix, clusters, select, seed, retrieval):
+    "Aligned rows by image features f, retrieved rows by what s_p compares, s, with counts; `retrieval` holds the settings of `retrieve`."
     f, everyone, n = np.concatenate([fu, fg]), u + g, len(u)
     chosen = medoids(f, clusters, seed)
     if select == "random": chosen = np.sort(np.random.default_rng(seed).choice(len(f), len(chosen), replace=False))
-    aligned, why = _completed_rows([everyone[i] for i in chosen], completer) if mix != "retrieved" else ([], Counter())
+    aligned, why = _completed_rows([everyone[i] for i in chosen], fill) if mix != "retrieved" else ([], Counter())
     rest = np.setdiff1d(np.arange(len(f)), chosen)
     rest_u, rest_g = rest[rest < n], rest[rest >= n] - n
-    found = retrieve(f[rest_g + n], f[rest_u], **retrieval) if mix != "aligned" and len(rest_u) and len(rest_g) else []
+    found = retrieve(sg[rest_g], su[rest_u], **retrieval) if mix != "aligned" and len(rest_u) and len(rest_g) else []
     retrieved = [pair_row("retrieved", s, u[rest_u[j]], g[rest_g[i]]) for i, j, s in found]
     counts = dict(medoids=len(chosen), aligned=len(aligned), aligned_from_u=sum(r["origin"] == "u" for r in aligned),
                   aligned_from_g=sum(r["origin"] == "g" for r in aligned), dropped=dict(why),
@@ -167,11 +169,17 @@ def make_pairs(
     u_records:list,
     g_records:list,
     completer=None,      # record -> dict with the missing half, or None; default: scene oracle, else plain texts
+    fill=None,           # instead of a completer: records -> quadruples and what was dropped, as from `complete`
     mix:str="pairs",     # one of MIXES
     clusters:int=400,    # K
     top_n:int=10,        # candidates of each G image
     delta:float=.6,      # retrieved pairs are more similar than this
-    encoder:str="pixels",# see similarity.image_features
+    similarity:str="image", # of retrieved pairs, one of similarity.SIMILARITIES; medoids are always of images
+    encoder="pixels",    # reads images, see encoders.load_encoder
+    text_encoder="words",# reads texts
+    joint_encoder="",    # reads both
+    weights:tuple=(.5, .5, 0.), # of image, text and joint in a mixture
+    cache:str="",        # folder that keeps features between runs
     seed:int=0,
     select:str="medoids",# or "random": random images in the medoids' place (Table 9)
     order:str="g",       # one of ORDERS: who chooses first
@@ -185,17 +193,22 @@ def make_pairs(
     if not 0 <= dedup <= 1: raise ValueError(f"dedup is {dedup}, but must lie in [0, 1]: it is compared with the cosine")
     for name, rows in (("U", u_records), ("G", g_records)):
         if not rows: raise ValueError(f"no {name} records: pairs need at least one record on each side")
-    completer = completer or offline_completer(g_records)
-    single = mix in ("u-only", "g-only", "unpaired")
-    (u, fu), (g, fg) = [_side(rows, name, encoder, dedup, not single) for rows, name in ((u_records, "U"), (g_records, "G"))]
-    if single: rows, counts = _one_sided(u, g, completer, mix, seed)
-    elif mix == "random": rows, counts = _random(u, g, fu, fg, seed), {}
-    else: rows, counts = _algorithm_1(u, g, fu, fg, completer, mix, clusters, select, seed, dict(top_n=top_n, delta=delta, order=order, search=search))
+    single, parts = mix in ("u-only", "g-only", "unpaired"), part_weights(similarity, weights, joint_encoder)
+    if mix != "random" and not single and clusters > len(u_records) + len(g_records):
+        raise ValueError(f"clusters is {clusters}, but must be between 1 and the number of images, {len(u_records) + len(g_records)}")
+    fill = fill or partial(complete, completer=completer or offline_completer(g_records))
+    readers = {"image": load_encoder(encoder)} | {p: load_encoder(e, k) for p, e, k in (("text", text_encoder, "text"), ("joint", joint_encoder, "image")) if p in parts}
+    (u, fu), (g, fg) = [_side(rows, name, readers["image"], dedup, not single, cache) for rows, name in ((u_records, "U"), (g_records, "G"))]
+    if not single: su, sg = pair_features(u, g, similarity, "", readers.get("text"), joint_encoder, weights, cache=cache, images=(fu, fg))
+    if single: rows, counts = _one_sided(u, g, fill, mix, seed)
+    elif mix == "random": rows, counts = _random(u, g, su, sg, seed), {}
+    else: rows, counts = _algorithm_1(u, g, fu, fg, su, sg, fill, mix, clusters, select, seed, dict(top_n=top_n, delta=delta, order=order, search=search))
     if not rows:
         raise ValueError(f"no pair could be made with mix {mix!r}, delta {delta}, top_n {top_n}: lower delta, raise top_n, "
                          f"or look at the counts: {counts}")
     copies = dict(copies_u=len(u_records) - len(u), copies_g=len(g_records) - len(g)) if dedup else {}
-    return Dataset.from_list(rows, features=COLUMNS), dict(u=len(u_records), g=len(g_records)) | copies | counts | dict(rows=len(rows))
+    made_with = {} if single else dict(features={part: f"{e.name} {e.key[:16]}".strip() for part, e in readers.items()})  # the key is a hash of the weights
+    return Dataset.from_list(rows, features=COLUMNS), dict(u=len(u_records), g=len(g_records)) | copies | counts | dict(rows=len(rows)) | made_with
 
 # %% ../nbs/04_pairing.ipynb #6629ea10
 HEADER = """---
@@ -210,7 +223,7 @@ configs:
 # U-G pairs
 
 {rows} pairs of an understanding sample (U: image, question, answer) and a generation sample (G: prompt, image), made by pairuni_nb {version} with Algorithm 1
-of PairUni (arXiv 2510.25682) or a baseline of it. `similarity` is s_p, the cosine of the image features cut at 0; aligned pairs share one image and have 1.
+of PairUni (arXiv 2510.25682) or a baseline of it. `similarity` is s_p, the cosine of the features named below cut at 0; aligned pairs share one image and have 1.
 Images and texts come from the sources named below; their licences apply.
 """
 

@@ -33,15 +33,18 @@ def record_text(
 SIMILARITIES = ("image", "text", "joint", "mixture")
 
 def part_weights(
-    similarity:str, # one of SIMILARITIES
-    weights:tuple,  # of image, text and joint in a mixture
-)->dict:            # part -> weight, above 0
+    similarity:str,    # one of SIMILARITIES
+    weights:tuple,     # of image, text and joint in a mixture
+    joint_encoder:str, # "" where there is none
+)->dict:               # part -> weight, above 0
     "Which parts a similarity has."
     if similarity not in SIMILARITIES: raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
-    if similarity != "mixture": return {similarity: 1.}
-    if len(weights) != 3 or min(weights) < 0 or not abs(sum(weights) - 1) < 1e-6:
+    if similarity == "mixture" and (len(weights) != 3 or min(weights) < 0 or not abs(sum(weights) - 1) < 1e-6):
         raise ValueError(f"weights are {weights}, but a mixture needs three of at least 0 that sum to 1: of image, text and joint")
-    return {part: w for part, w in zip(SIMILARITIES, weights) if w}
+    parts = {part: w for part, w in zip(SIMILARITIES, weights) if w} if similarity == "mixture" else {similarity: 1.}
+    if "joint" in parts and not joint_encoder:
+        raise ValueError("a joint similarity needs a joint_encoder: a CLIP or SigLIP by name or folder, or a file that fit_bridge made")
+    return parts
 
 class _Column:
     "The image or the text of every record, taken when asked for."
@@ -66,17 +69,17 @@ def pair_features(
     weights:tuple=(.5, .5, 0), # of image, text and joint in a mixture
     device:str="auto",         # auto, cpu or cuda
     cache=None,                # folder, see encoders.features
+    images:tuple=None,         # (N_u, D), (N_g, D) features of the images, where they are known
 )->tuple:                      # (N_u, D), (N_g, D) unit rows: their inner product, cut at 0, is s_p
     "What each record is compared by."
-    parts = part_weights(similarity, weights)
-    if "joint" in parts and not joint_encoder:
-        raise ValueError("a joint similarity needs a joint_encoder: a CLIP or SigLIP by name or folder, or a file that fit_bridge made")
+    parts = part_weights(similarity, weights, joint_encoder)
     def read(name, kind):
         e = load_encoder(name, kind, device)
         return [features(_Column(rows, side, kind), e, cache=cache) for rows, side in ((u_records, "u"), (g_records, "g"))]
     blocks = []
     for part, w in parts.items():
         if part == "joint": both = [_together(i, t, joint_encoder) for i, t in zip(read(joint_encoder, "image"), read(joint_encoder, "text"))]
+        elif part == "image" and images: both = images
         else: both = read(encoder if part == "image" else text_encoder, part)
         blocks.append([np.float32(w**.5)*f for f in both])
     return tuple(np.concatenate(side, 1) for side in zip(*blocks))

@@ -58,7 +58,7 @@ def refuses(capsys, folder, argv, *words):
 
 @pytest.mark.parametrize("argv, words", [
     (["train", "--preset", "mega"], ["unknown preset 'mega'", "nano"]),
-    (["train", "--preset=janus-pro-7b"], ["janus-pro-7b", "not available yet"]),
+    (["train", "--preset=janus-pro-7b"], ["janus-pro-7b", "pairs of your own", "--pairs"]),
     (["train", "--method", "ppo"], ["unknown method 'ppo'", "pair-grpo"]),
     (["train", "--rollouts", "1"], ["rollouts", "1"]),
     (["train", "--lr", "-1"], ["lr", "-1"]),
