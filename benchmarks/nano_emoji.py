@@ -8,7 +8,7 @@ Writes, beside this file:
   nano_emoji.csv  a row for each seed ("before": none), set of records and figure: mean, n, half width of its 95 % interval over records
   nano_emoji.png  held-out concepts: prompts' drawings before and after (first seed), the true drawings beside
 Pairs: `pairuni pair data/emoji/u data/emoji/g --encoder efficientnet-lite0`. G reward: concept_reward (EfficientNet-Lite2 at 128 px).
-The third artist (Twemoji) is only ever scored with. Runs are kept in runs/nano-emoji-SEED.
+The third artist (Twemoji) is only ever scored with. Pairs and runs are kept in runs/nano-emoji-*.
 """
 import argparse
 import csv
@@ -23,13 +23,14 @@ from scipy import stats
 from pairuni_nb.evaluate import evaluate
 from pairuni_nb.janus_nano import load_janus
 from pairuni_nb.nano_emoji import concept_reward, emoji_rows, make_emoji, nano_emoji_folder
-from pairuni_nb.pairing import make_pairs
+from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
+from pairuni_nb.records_io import load_records
 from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.train import train
 
-HERE, DATA, ENCODER = Path(__file__).parent, "data/emoji", "efficientnet-lite0"
-SETTINGS = TrainSettings(steps=24, pairs_per_step=8, lr=1e-4, max_new_tokens=48, cfg_weight=3., eval_every=1000, eval_items=4, save_every=1000)
+HERE, DATA, PAIRS, ENCODER = Path(__file__).parent, "data/emoji", Path("runs/nano-emoji-pairs"), "efficientnet-lite0"
+SETTINGS = TrainSettings(steps=30, pairs_per_step=8, lr=1.5e-4, max_new_tokens=48, cfg_weight=3., eval_every=1000, eval_items=4, save_every=1000)
 FIGURES = dict(accuracy="answers right", well_formed="answers in form", score="drawings like the concept")
 
 
@@ -76,8 +77,8 @@ def main():
     torch.set_num_threads(1)
     if args.make: return make_emoji(args.make, DATA)
     model, judges = str(nano_emoji_folder()), {judge: concept_reward(DATA, judge) for judge in ("u", "artist")}
-    pairs, counts = make_pairs(emoji_rows(DATA, "u"), emoji_rows(DATA, "g"), encoder=ENCODER)
-    print(counts)
+    if not PAIRS.exists(): save_pairs(make_pairs(*(load_records(f"{DATA}/{side}", side) for side in "ug"), encoder=ENCODER)[0], PAIRS)
+    pairs = load_pairs(PAIRS)
     before, drawn = scores(model, args.items, judges)
     table, held = [["before", "", *row] for row in before], (emoji_rows(DATA, "held-u")[:4], emoji_rows(DATA, "held-g")[:4])
     for seed in range(args.seeds):
