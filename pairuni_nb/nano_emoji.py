@@ -186,9 +186,9 @@ def concept_reward(
     codes, e = sorted(theirs.keys() & own.keys()), load_encoder(encoder)
     J, O = (features([rows[c]["image"] for c in codes], e, cache=cache) for rows in (theirs, own))
     _, gain = calibrate(O, J)
-    at = {c: i for i, c in enumerate(codes) if gain[i] > floor}
+    at, judging = {c: i for i, c in enumerate(codes) if gain[i] > floor}, {r["id"] for r in theirs.values()}  # nobody judges by the own picture
     def reward(prompts, images, truths):
-        where = [at.get(t["id"].split("-", 1)[-1]) for t in truths]
+        where = [None if t["id"] in judging else at.get(t["id"].split("-", 1)[-1]) for t in truths]
         known, out = [i for i, w in enumerate(where) if w is not None], [None]*len(truths)
         if known:
             score = concept_score(features([np.asarray(images[i]) for i in known], e, batch_size=4), [where[i] for i in known], J, gain)
