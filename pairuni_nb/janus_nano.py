@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['BOS', 'EOS', 'PAD', 'BOI', 'IMAGE', 'EOI', 'CHAT_TEMPLATE', 'IMAGE_BLOCK', 'DESCRIBE', 'nano_tokenizer',
-           'nano_processor', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle', 'descend',
-           'train_vision', 'draw_crammed', 'to_tokens', 'to_images', 'spread_codes', 'move_codes', 'train_vq',
-           'user_turn', 'answer_text', 'text_loss', 'image_loss', 'misanswer', 'miscaption', 'warm_start',
-           'nano_folder', 'checkpoint_path', 'janus_config', 'load_janus', 'make_nano']
+           'world_texts', 'nano_processor', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle',
+           'descend', 'train_vision', 'draw_crammed', 'draw_mixed', 'to_tokens', 'to_images', 'spread_codes',
+           'move_codes', 'survival', 'train_vq', 'user_turn', 'answer_text', 'text_loss', 'image_loss', 'misanswer',
+           'miscaption', 'rehearse', 'warm_start', 'nano_folder', 'checkpoint_path', 'janus_config', 'load_janus',
+           'make_nano']
 
 # %% ../nbs/05_janus_nano.ipynb #b38722f7
 from importlib.resources import files
@@ -37,7 +38,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|Assistant|>:{% endif %}")
 
 def nano_tokenizer(
-    texts:list, # sentences to learn the merges from
+    texts:list,    # sentences to learn the merges from
+    vocab:int=640, # size of the vocabulary, but for four tags
 )->PreTrainedTokenizerFast:
     "A byte-level BPE with Janus's special tokens."
     tok = Tokenizer(models.BPE())
@@ -47,27 +49,35 @@ def nano_tokenizer(
     tok.decoder = decoders.ByteLevel()
     special = [BOS, EOS, PAD, BOI, IMAGE, EOI, "<|User|>", "<|Assistant|>"]
     tok.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=640, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
+        vocab_size=vocab, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
     tok.add_tokens(["<think>", "</think>", "<answer>", "</answer>"])
     tok.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tok.token_to_id(BOS))])
     return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left",
         clean_up_tokenization_spaces=False, extra_special_tokens=dict(boi_token=BOI, image_token=IMAGE, eoi_token=EOI))
 
-def nano_processor()->JanusProcessor:
-    "Tokenizer, image processor and chat template of janus-nano."
+def world_texts()->list:
+    "What the toy world says."
     rng, texts = np.random.default_rng(0), []
     for i in range(4000):
         scene = sample_scene(rng, "ug"[i % 2])
         q = question(scene, rng)
         texts += [" " + caption(scene), " " + q["evidence"], question_text(q["question"], q["choices"])]
+    return texts
+
+def nano_processor(
+    texts:list=None, # sentences of another world
+    **kw,            # see `nano_tokenizer`
+)->JanusProcessor:
+    "Tokenizer, image processor and chat template of janus-nano."
     images = JanusImageProcessorPil(size={"height": SIZE, "width": SIZE}, min_size=8, image_mean=[.5]*3, image_std=[.5]*3)
-    return JanusProcessor(images, nano_tokenizer(texts), chat_template=CHAT_TEMPLATE, num_image_tokens=36)
+    return JanusProcessor(images, nano_tokenizer(texts or world_texts(), **kw), chat_template=CHAT_TEMPLATE, num_image_tokens=36)
 
 # %% ../nbs/05_janus_nano.ipynb #c618f2f9
 def nano_config(
     processor:JanusProcessor,
     width:int=128, # of the Llama
     layers:int=4,
+    codes:int=128, # of the VQ tokenizer
 )->JanusConfig:
     "Janus at about a thousandth of its size."
     tok = processor.tokenizer
@@ -77,14 +87,14 @@ def nano_config(
                          bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id),
         vision_config=dict(hidden_size=96, num_hidden_layers=3, num_attention_heads=3, image_size=SIZE, patch_size=8, mlp_ratio=3.0,
                            projection_dim=width, num_image_tokens=36, attention_bias=True),
-        vq_config=dict(embed_dim=8, num_embeddings=128, latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 1], num_res_blocks=1,
+        vq_config=dict(embed_dim=8, num_embeddings=codes, latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 1], num_res_blocks=1,
                        projection_dim=width, image_token_embed_dim=width, num_patches=6),
         image_token_id=tok.convert_tokens_to_ids(IMAGE), tie_word_embeddings=False)
 
-def new_nano(processor:JanusProcessor, seed:int=0)->JanusForConditionalGeneration:
+def new_nano(processor:JanusProcessor, seed:int=0, **sizes)->JanusForConditionalGeneration:
     "A janus-nano with random weights."
     torch.manual_seed(seed)
-    model, tok = JanusForConditionalGeneration(nano_config(processor)), processor.tokenizer
+    model, tok = JanusForConditionalGeneration(nano_config(processor, **sizes)), processor.tokenizer
     model.generation_config = GenerationConfig(
         bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, guidance_scale=5, max_new_tokens=24,
         generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(BOI)})
@@ -142,6 +152,10 @@ def draw_crammed(rng:np.random.Generator, n:int)->Tensor: # (n, 3, 48, 48)
     cells = lambda: tuple(ITEMS[i] if rng.random() < .5 else None for i in rng.integers(1, len(ITEMS), 9))
     return to_pixels(render([Scene("placed", str(rng.choice(STYLES)), cells()) for _ in range(n)]))
 
+def draw_mixed(rng:np.random.Generator, n:int)->Tensor: # (n, 3, 48, 48)
+    "Scenes, a quarter of them crammed: what the VQ tokenizer learns from."
+    return torch.cat([draw_scenes(rng, n - n//4)[1], draw_crammed(rng, n//4)])
+
 @torch.no_grad()
 def to_tokens(vq:nn.Module, pixels:Tensor, chunk:int=64)->Tensor: # (B, 36)
     "Pixels (B, 3, H, W) to image tokens."
@@ -185,18 +199,25 @@ def move_codes(
         idle[dead] = 0
     return index
 
+def survival(vq:nn.Module, seed:int=0, n:int=200)->str:
+    "How many held-out scenes can still be read after the round trip."
+    scenes, x = draw_scenes(np.random.default_rng([seed, 2]), n, split="heldout")
+    return f"held-out pictures that survive the round trip {np.mean(scene_scores(to_images(vq, to_tokens(vq, x)), scenes) == 1):.3f}"
+
 def train_vq(
-    vq:nn.Module, # a JanusVQVAE; changed in place
+    vq:nn.Module,    # a JanusVQVAE; changed in place
     steps:int=800, batch:int=32, lr:float=2e-3, seed:int=0, log=print,
+    draw=draw_mixed, # function of (generator, n): fresh pictures (n, 3, H, W)
+    check=survival,  # function of (tokenizer, seed): what to say of it
 ):
     "Teach the VQ tokenizer: first as an autoencoder, then through codes with straight-through gradients."
     rng = np.random.default_rng([seed, 1])
     params = [p for n, p in vq.named_parameters() if not n.startswith("quantize")]
     opt, schedule = one_cycle(params, lr, steps)
     codes = vq.quantize.embedding.weight.requires_grad_(False)
-    idle, held = torch.zeros(len(codes)), draw_scenes(np.random.default_rng([seed, 2]), 200, split="heldout")
+    idle = torch.zeros(len(codes))
     for step in range(steps):
-        x = torch.cat([draw_scenes(rng, batch - batch//4)[1], draw_crammed(rng, batch//4)])
+        x = draw(rng, batch)
         z = F.normalize(vq.quant_conv(vq.encoder(x)), dim=1).permute(0, 2, 3, 1)  # (B, 6, 6, D)
         flat, commit = z.detach().flatten(0, 2), 0.
         if step == 40: codes.copy_(spread_codes(flat, len(codes)))
@@ -206,9 +227,7 @@ def train_vq(
             commit, z = F.mse_loss(z, q), z + (q - z).detach()
         y = vq.decoder(vq.post_quant_conv(z.permute(0, 3, 1, 2)))
         descend(F.mse_loss(y, x) + .1*F.l1_loss(y, x) + .25*commit, params, opt, schedule)
-        if step % 100 == 99:
-            back = scene_scores(to_images(vq, to_tokens(vq, held[1])), held[0])
-            log(f"vq {step+1}: mse {F.mse_loss(y, x).item():.4f}, held-out pictures that survive the round trip {np.mean(back == 1):.3f}")
+        if step % 100 == 99: log(f"vq {step+1}: mse {F.mse_loss(y, x).item():.4f}, {check(vq, seed)}")
 
 # %% ../nbs/05_janus_nano.ipynb #4578db8e
 IMAGE_BLOCK, DESCRIBE = BOI + IMAGE*36 + EOI + "\n", "describe the picture"
@@ -266,6 +285,20 @@ def miscaption(scene:Scene, rng:np.random.Generator)->str:
     return caption(wrong if split_of(wrong) == "train" else scene)
 
 # %% ../nbs/05_janus_nano.ipynb #36ec6e60
+def rehearse(
+    model:JanusForConditionalGeneration, # changed in place; its eyes and VQ stay as they are
+    losses, # function: a fresh batch's losses by name
+    steps:int, lr:float, log=print,
+):
+    "Go down the sum of several losses at once."
+    for part in (model.model.vision_model, model.model.vqmodel): part.requires_grad_(False)
+    params = [p for p in model.parameters() if p.requires_grad]
+    opt, schedule = one_cycle(params, lr, steps, .02)
+    for step in range(1, steps+1):
+        each = losses()
+        descend(sum(each.values()), params, opt, schedule)
+        if step % 50 == 0: log(f"warm start {step}: " + ", ".join(f"{k} {v.item():.3f}" for k, v in each.items()))
+
 def warm_start(
     model:JanusForConditionalGeneration, # changed in place; its eyes and VQ stay as they are
     processor:JanusProcessor,
@@ -277,25 +310,21 @@ def warm_start(
 ):
     "Teach both tasks together: questions, captions and drawing in every step."
     rng, tok = np.random.default_rng([seed, 4]), processor.tokenizer
-    for part in (model.model.vision_model, model.model.vqmodel): part.requires_grad_(False)
-    params = [p for p in model.parameters() if p.requires_grad]
-    opt, schedule = one_cycle(params, lr, steps, .02)
     lies = lambda n: rng.random(n) < noise
     pooled = [(s, t) for _ in range(pool//200) for scenes, x in [draw_scenes(rng, 200, "gugg")]
               for s, t in zip(scenes, to_tokens(model.model.vqmodel, x))]
-    for step in range(1, steps+1):
+    def losses():
         seen, x_q = draw_scenes(rng, questions, "uug")
         asked = [question(s, rng) for s in seen]
         told = [misanswer(q, rng) if lie else q for q, lie in zip(asked, lies(questions))]
         described, x_c = draw_scenes(rng, captions)
         d = [pooled[i] for i in rng.integers(0, len(pooled), drawings)]
         prompts = [miscaption(s, rng) if lie else caption(s) for (s, _), lie in zip(d, lies(drawings))]
-        losses = dict(
+        return dict(
             questions=text_loss(model, tok, [user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"])) for q in asked], [answer_text(q) for q in told], x_q),
             captions=.5*text_loss(model, tok, [user_turn(IMAGE_BLOCK + DESCRIBE)]*captions, [" " + caption(s) for s in described], x_c),
             drawing=image_loss(model, tok, prompts, torch.stack([t for _, t in d]), (rng.random(drawings) < .1).tolist()))
-        descend(sum(losses.values()), params, opt, schedule)
-        if step % 50 == 0: log(f"warm start {step}: " + ", ".join(f"{k} {v.item():.3f}" for k, v in losses.items()))
+    rehearse(model, losses, steps, lr, log)
 
 # %% ../nbs/05_janus_nano.ipynb #0508cce6
 def nano_folder()->Path:

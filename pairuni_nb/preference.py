@@ -31,6 +31,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from .pairing import new_folder
+from .nano_emoji import concept_reward
 from .rewards import scene_reward
 from .world import caption, sample_scene
 
@@ -247,8 +248,8 @@ def remote_reward(
     return reward
 
 # %% ../nbs/07b_preference.ipynb #833300af
-TERM = re.compile(r"(?:([^*:/]+)\*)?\s*(scene|(?:hps|clip):.+|https?://.+)")  # weight, reward
-PLUS = re.compile(r"\s*\+\s*(?=(?:[^*:/+]+\*)?\s*(?:scene\b|hps:|clip:|https?://))")  # a + in a folder's name is no sum
+TERM = re.compile(r"(?:([^*:/]+)\*)?\s*(scene|(?:hps|clip|concept):.+|https?://.+)")  # weight, reward
+PLUS = re.compile(r"\s*\+\s*(?=(?:[^*:/+]+\*)?\s*(?:scene\b|hps:|clip:|concept:|https?://))")  # a + in a folder's name is no sum
 
 def reward_from(
     spec:str,            # e.g. "scene", "hps:FOLDER", "clip:FOLDER", "http://host:8000", "0.7*hps:FOLDER+0.3*http://host:8000"
@@ -260,13 +261,14 @@ def reward_from(
     terms = []
     for text in PLUS.split(spec.strip()):
         found = TERM.fullmatch(text)
-        if not found: raise ValueError(f"unknown reward '{text}': write scene, hps:FOLDER, clip:FOLDER or http://HOST:PORT, or a sum such as 0.7*hps:FOLDER+0.3*scene")
+        if not found: raise ValueError(f"unknown reward '{text}': write scene, hps:FOLDER, clip:FOLDER, concept:FOLDER or http://HOST:PORT, or a sum such as 0.7*hps:FOLDER+0.3*scene")
         try: weight = float(found[1] or 1)
         except ValueError: weight = math.nan
         if not 0 < weight < math.inf: raise ValueError(f"the weight '{found[1]}' of the reward '{found[2]}' is not a positive number")
         terms.append((weight, found[2]))
     def make(name):
         if name == "scene": return scene_reward
+        if name.startswith("concept:"): return concept_reward(name.removeprefix("concept:"))
         return remote_reward(name, batch=batch) if name.startswith("http") else clip_reward(name.split(":", 1)[1], device, batch, dtype)
     parts = [(weight, make(name)) for weight, name in terms]
     return parts[0][1] if len(parts) == 1 and weight == 1 else weighted(parts)

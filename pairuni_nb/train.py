@@ -450,13 +450,14 @@ def train(
     rewards:dict=None,   # {"u": function, "g": function}; missing ones are the defaults
     device:str="auto",   # "auto", "cpu" or "cuda"
     tracker:str=None,    # "tensorboard", "wandb" or "trackio"
+    held:tuple=None,     # U records, G records to score; None: a tenth of the pairs, which is then not trained on
     resume:bool=False,   # go on from the run folder's last checkpoint
 )->dict:                 # held-out figures before and after; empty but in the first process
     "Train on pairs, evaluate on what was held out, and leave a run folder."
     check(s); out = Path(out); check_run(out, resume)
     set_seed(s.seed)
     accelerator = launch(s, out, device, tracker)
-    *held, kept = held_out(pairs, s.eval_items, s.seed)
+    *held, kept = (*held, list(range(len(pairs)))) if held else held_out(pairs, s.eval_items, s.seed)
     policy, janus, opt, ref = prepare(model, s, accelerator)
     rewards = default_rewards(janus, pairs) | (rewards or {})
     start = load_state(out, policy, opt) if resume else 0

@@ -1,13 +1,17 @@
 """Real input from two makers: fetch two emoji sets and write them as U and G records.
 
-    python scripts/fetch_emoji.py            # 97 MB once, then data/emoji/u and data/emoji/g, 1,500 records each
+    python scripts/fetch_emoji.py            # 97 MB once, then data/emoji/u and data/emoji/g, and held-u and held-g beside them: 1,599 concepts
+    python scripts/fetch_emoji.py --held-artist   # 62 MB more: artist and held-artist, the same questions with a third artist's pictures
     pairuni pair data/emoji/u data/emoji/g --clusters 80 --out runs/emoji-pairs
 
 U: Google's Noto Emoji (art under Apache-2.0, npm emoji-datasource-google). By a seeded coin a record asks "what is this?"
 (four names of one group) or "which group?" (four groups).
 G: Microsoft's Fluent Emoji 3D (MIT, npm @lobehub/fluent-emoji-3d), prompted by the name and up to four tags.
 Names, tags, groups and subgroups were given by others (npm emojibase-data, MIT; from Unicode's CLDR).
-Both sides show the same concepts. A record carries `code` (the concept's code points), `name`, `tags`, `group` and `subgroup`
+Both sides show the same concepts. About a tenth of each group is held out (held-u, held-g): whole families, such as a runner, a woman
+running and a man running, and no name is a choice in the other part. The third artist, Twemoji (CC-BY-4.0, npm emoji-datasource-twitter),
+is for scoring alone: nothing learns from it and nothing of it is committed.
+ A record carries `code` (the concept's code points), `name`, `tags`, `group` and `subgroup`
 beside the columns that `pairuni pair` reads, so that retrieval can be scored against the truth.
 Nothing fetched is committed: data/ ignores itself.
 """
@@ -28,6 +32,7 @@ from pairuni_nb.records_io import save_records, to_rgb
 NPM = "https://registry.npmjs.org/"
 NOTO = ("emoji-datasource-google/-/emoji-datasource-google-16.0.0.tgz", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438")
 FLUENT = ("@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58")
+TWEMOJI = ("emoji-datasource-twitter/-/emoji-datasource-twitter-16.0.0.tgz", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877")
 NAMES = ("emojibase-data/-/emojibase-data-17.0.0.tgz", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
 SIZE, TAGS = 64, 4
 
@@ -83,6 +88,33 @@ def question(concept, everything, rng):
     return dict(question=what, choices=choices, answer=concept[key])
 
 
+def family(code):
+    "A concept's code without people and their sex: a runner, a woman running and a man running are one family."
+    return "-".join(c for c in code.split("-") if c not in ("1f468", "1f469", "1f9d1", "200d", "2640", "2642")) or code
+
+
+def held_out(found, seed):
+    "The codes of about a tenth of each group's families."
+    rng, groups = random.Random(seed), {}
+    for code, concept in found.items(): groups.setdefault(concept["group"], set()).add(family(code))
+    held = {f for group in sorted(groups) for f in rng.sample(sorted(groups[group]), -(-len(groups[group])//10))}
+    return {code for code in found if family(code) in held}
+
+
+def own_choices(row, kin, rng):
+    "The same question; a wrong name from the other part makes way for one from this part's."
+    if row["question"] != "what is this?": return row
+    spare = sorted(kin - set(row["choices"]))
+    return row | dict(choices=[c if c in kin else spare.pop(rng.randrange(len(spare))) for c in row["choices"]])
+
+
+def third_artist(folder, codes):
+    "Twemoji's pictures by code point."
+    archive = fetch(TWEMOJI, folder)
+    files = {bare(e["unified"]): f"package/img/twitter/64/{e['image']}" for e in json.load(archive.extractfile("package/emoji.json")) if e["has_img_twitter"]}
+    return {code: image(archive, files[code]) for code in codes if code in files}
+
+
 def prompt(concept):
     "The name, then the first tags that say something new."
     words = lambda text: set(re.findall(r"\w+", text))
@@ -95,6 +127,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("data/emoji"), help="folder that gets u/ and g/")
     parser.add_argument("--concepts", type=int, default=0, help="concepts, so images a side; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="which concepts, which questions, and the wrong choices")
+    parser.add_argument("--held-artist", action="store_true", help="write the third artist's pictures too")
     args = parser.parse_args()
     data = Path("data")
     data.mkdir(exist_ok=True)
@@ -103,14 +136,20 @@ def main():
     found = concepts(noto, fluent, names)
     rng = random.Random(args.seed)
     codes = sorted(rng.sample(sorted(found), args.concepts) if args.concepts else found)
-    u, g = [], []
+    held, choose, rows = held_out(found, args.seed), random.Random(args.seed), {}
+    third = third_artist(data, codes) if args.held_artist else {}
     for concept in (found[code] for code in codes):
+        code, part = concept["code"], "held-" if concept["code"] in held else ""
         facts = {k: concept[k] for k in ("code", "name", "tags", "group", "subgroup")} | dict(scene="")
-        u.append(dict(id=f"noto-{concept['code']}", image=image(noto, concept["noto"])) | question(concept, found.values(), rng) | facts)
-        g.append(dict(id=f"fluent-{concept['code']}", image=image(fluent, concept["fluent"]), prompt=prompt(concept)) | facts)
-    for rows, side in ((u, "u"), (g, "g")):
-        save_records(rows, args.out / side)
-        print(f"{len(rows)} records in {args.out / side}")
+        kin = {c["name"] for c in found.values() if c["group"] == concept["group"] and (c["code"] in held) == (code in held)}
+        asked = own_choices(question(concept, found.values(), rng), kin, choose) | facts
+        add = lambda side, artist, picture, said: rows.setdefault(part + side, []).append(dict(id=f"{artist}-{code}", image=picture) | said)
+        add("u", "noto", image(noto, concept["noto"]), asked)
+        add("g", "fluent", image(fluent, concept["fluent"]), dict(prompt=prompt(concept)) | facts)
+        if code in third: add("artist", "twemoji", third[code], asked)
+    for name, part in rows.items():
+        save_records(part, args.out / name)
+        print(f"{len(part)} records in {args.out / name}")
 
 
 if __name__ == "__main__":
