@@ -194,10 +194,10 @@ def make_pairs(
     for name, rows in (("U", u_records), ("G", g_records)):
         if not rows: raise ValueError(f"no {name} records: pairs need at least one record on each side")
     single, parts = mix in ("u-only", "g-only", "unpaired"), part_weights(similarity, weights, joint_encoder)
-    if mix != "random" and not single and clusters > len(u_records) + len(g_records):
-        raise ValueError(f"clusters is {clusters}, but must be between 1 and the number of images, {len(u_records) + len(g_records)}")
     fill = fill or partial(complete, completer=completer or offline_completer(g_records))
     readers = {"image": load_encoder(encoder)} | {p: load_encoder(e, k) for p, e, k in (("text", text_encoder, "text"), ("joint", joint_encoder, "image")) if p in parts}
+    if mix != "random" and not single and clusters > len(u_records) + len(g_records):
+        raise ValueError(f"clusters is {clusters}, but must be between 1 and the number of images, {len(u_records) + len(g_records)}")
     (u, fu), (g, fg) = [_side(rows, name, readers["image"], dedup, not single, cache) for rows, name in ((u_records, "U"), (g_records, "G"))]
     if not single: su, sg = pair_features(u, g, similarity, "", readers.get("text"), joint_encoder, weights, cache=cache, images=(fu, fg))
     if single: rows, counts = _one_sided(u, g, fill, mix, seed)
