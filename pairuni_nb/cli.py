@@ -67,7 +67,7 @@ class Train:
 @dataclass(frozen=True)
 class Plan:
     "Does a run fit your GPU, and how long does it take? Nothing is loaded."
-    preset: str = "nano" # where all other flags start, as in train: nano, nano-emoji, janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
+    preset: str = "janus-pro-1b" # where all other flags start, as in train: nano, nano-emoji, janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
     model: str = ""     # Janus checkpoint, of which only config.json is read
     card: str = "H100"  # RTX 4090, A100 80GB or H100 80GB, by a part of its name
     devices: int = 1    # how many of them
@@ -129,13 +129,13 @@ def one_sentence(
     return "; ".join(told + ([f"perhaps you meant {meant[1]}"] if meant else []) + ["see pairuni --help"])
 
 def parse(
-    argv:list,        # what follows `pairuni`
-    start:str="nano", # preset that `train` and `plan` start from
+    argv:list,      # what follows `pairuni`
+    start:str=None, # preset that `train` and `plan` start from; None: each its own
 )->Pair|Train|Plan|Evaluate|Sample:
     "The command that the arguments name; a ValueError of one sentence when they are wrong."
-    p = preset(start)
-    train = Annotated[Train, subcommand("train", default=Train(start, model=p.model, reward=p.reward, settings=p.train))]
-    plan = Annotated[Plan, subcommand("plan", default=Plan(start, p.model, p.card, p.devices, p.train))]
+    (a, p), (b, q) = [(name, preset(name)) for name in (start or Train.preset, start or Plan.preset)]
+    train = Annotated[Train, subcommand("train", default=Train(a, model=p.model, reward=p.reward, settings=p.train))]
+    plan = Annotated[Plan, subcommand("plan", default=Plan(b, q.model, q.card, q.devices, q.train))]
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -394,7 +394,7 @@ def main(
     for quiet in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"): os.environ.setdefault(quiet, "1")
     try:
         c = parse(argv)
-        if getattr(c, "preset", "nano") != "nano": c = parse(argv, c.preset)  # again, from its settings
+        if isinstance(c, Train|Plan): c = parse(argv, c.preset)  # again, from the preset's settings
         if isinstance(c, Train): run_train(c, argv)
         else: {Pair: run_pair, Plan: run_plan, Evaluate: run_evaluate, Sample: run_sample}[type(c)](c)
     except SystemExit as e: return e.code or 0  # --help

@@ -48,7 +48,7 @@ def test_settings_out_of_range(u, g):
 
 @pytest.mark.parametrize("value, words", [(np.nan, ["NaN or infinity"]), (0, ["all zeros", "no direction"]), (3, ["length 1", "L2-normalise"])])
 def test_features_that_cannot_be_compared(u, g, monkeypatch, value, words):
-    def spoiled(images, encoder):
+    def spoiled(images, encoder, cache=""):
         f = np.eye(12, 5, dtype=np.float32) + np.eye(12, 5, -5, dtype=np.float32) + np.eye(12, 5, -10, dtype=np.float32)
         if images[0] is g[0]["image"]: f[3] = value
         return f

@@ -1,0 +1,120 @@
+"""`pairuni pair` with texts and a language model, presets as jobs, `pairuni plan`, held-out records of your own."""
+import json
+
+import pytest
+
+from pairuni_nb.cli import main
+from pairuni_nb.language_model import ToyEndpoint, read_journal
+from pairuni_nb.pairing import load_pairs
+from pairuni_nb.records_io import save_records
+from pairuni_nb.world import records
+
+TOY = ["--n-u", "40", "--n-g", "40", "--clusters", "8"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "PAIRUNI_DEBUG"): monkeypatch.delenv(name, raising=False)
+
+
+def sentence(capsys, argv):
+    "The one line of an error."
+    capsys.readouterr()
+    assert main(argv) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_similarity_of_texts_pairs_differently_and_is_written_down(tmp_path):
+    for how in ("image", "text", "mixture"): assert main(["pair", "--out", how, "--similarity", how, "--delta", "0.3", "--cache", "kept", *TOY]) == 0
+    found = {how: {(r["g_id"], r["u_id"]): r["similarity"] for r in load_pairs(how) if r["kind"] == "retrieved"} for how in ("image", "text", "mixture")}
+    assert len({frozenset(f) for f in found.values()}) == 3
+    aligned = [{r["g_id"] for r in load_pairs(how) if r["kind"] == "aligned"} for how in found]
+    assert aligned[0] == aligned[1] == aligned[2]  # medoids are of images whatever s_p is
+    told = json.loads((tmp_path/"text/pairs.json").read_text())
+    assert told["settings"]["similarity"] == "text" and told["counts"]["features"] == {"image": "pixels", "text": "words"}
+    assert "| similarity | text |" in (tmp_path/"text/README.md").read_text()
+
+
+def test_features_of_a_network_are_named_by_a_hash_of_its_weights(tmp_path):
+    from pairuni_nb.encoders import tiny_encoder
+    tiny_encoder(tmp_path/"resnet")
+    for out in "ab": assert main(["pair", "--out", out, "--encoder", "resnet", "--cache", "kept", *TOY]) == 0
+    a, b = [json.loads((tmp_path/out/"pairs.json").read_text())["counts"]["features"]["image"] for out in "ab"]
+    assert a == b and a.startswith("resnet ") and len(a) == len("resnet ") + 16
+    assert len(list((tmp_path/"kept").glob("*.sqlite"))) == 1
+
+
+def test_a_language_model_completes_the_medoids_and_only_them(tmp_path):
+    with ToyEndpoint(lie=.3) as toy:
+        llm = ["--complete", "llm", "--base-url", toy.base_url, "--model", "toy", *TOY]
+        assert main(["pair", "--out", "pairs", *llm]) == 0
+        told, asked = json.loads((tmp_path/"pairs/pairs.json").read_text()), len(toy.calls)
+        lines = read_journal("pairs.jsonl")
+        assert {line["id"] for line in lines if "end_of" in line} and len([line for line in lines if "end_of" in line]) == told["counts"]["medoids"] == 8
+        assert told["settings"]["accepted"] + told["settings"]["dropped"] == 8 and told["settings"]["tokens_in"] > 0
+        assert told["settings"]["complete"] == "llm" and told["counts"]["aligned"] == told["settings"]["accepted"]
+        assert main(["pair", "--out", "again", "--journal", "pairs.jsonl", *llm]) == 0 and len(toy.calls) == asked  # nothing is paid for twice
+    assert [r["prompt"] for r in load_pairs("again")] == [r["prompt"] for r in load_pairs("pairs")]
+
+
+def test_a_dry_run_prices_the_medoids_and_asks_nobody(tmp_path, capsys):
+    assert main(["pair", "--out", "pairs", "--complete", "llm", "--dry-run", "--price-in", "2", "--price-out", "8", *TOY]) == 0
+    quote = json.loads(capsys.readouterr().out)
+    assert quote["records"] == 8 and 0 < quote["usd"] < quote["usd_worst"]
+    assert abs(quote["usd"] - (2*quote["tokens_in"] + 8*quote["tokens_out"])/1e6) < .006
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--complete", "llm"], ["OPENAI_API_KEY", "--base-url"]),
+    (["--complete", "llm", "--base-url", "localhost:1"], ["base_url", "http://"]),
+    (["--complete", "llm", "--base-url", "http://127.0.0.1:9/v1", "--retries", "0"], ["127.0.0.1:9", "check the base URL"]),
+    (["--dry-run"], ["--complete llm"]),
+    (["--complete", "gpt"], ["unknown complete 'gpt'", "rules, llm"]),
+    (["--similarity", "sound"], ["unknown similarity 'sound'"]),
+    (["--similarity", "joint"], ["joint_encoder"]),
+    (["--similarity", "mixture", "--weights", "1", "1", "0"], ["sum to 1"]),
+    (["--text-encoder", "pixels", "--similarity", "text"], ["'pixels'", "texts"]),
+    (["--clusters", "99"], ["clusters is 99"])])
+def test_what_pair_cannot_do_is_one_sentence(argv, words, capsys, tmp_path):
+    said = sentence(capsys, ["pair", "--out", "x", *TOY, *argv])
+    assert all(w in said for w in words), said
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_endpoint_without_vision_is_told_before_any_record_is_encoded(capsys):
+    class Blind(ToyEndpoint):
+        def reply(self, name, text, image): return dict(top="black", bottom="black") if name == "probe" else super().reply(name, text, image)
+    with Blind() as toy: said = sentence(capsys, ["pair", "--out", "x", "--complete", "llm", "--base-url", toy.base_url, *TOY])
+    assert "see" in said and len(toy.calls) == 1, said
+
+
+@pytest.mark.parametrize("name, words", [("janus-pro-1b", ["pairs of your own", "pairuni pair", "--pairs"]), ("nano-emoji", ["data/emoji", "fetch_emoji.py"])])
+def test_a_preset_says_what_it_still_needs(name, words, capsys, tmp_path):
+    said = sentence(capsys, ["train", "--preset", name])
+    assert all(w in said for w in words) and not list(tmp_path.iterdir()), said
+
+
+def test_plan_starts_from_the_preset_and_takes_its_flags(capsys):
+    def told(*argv):
+        assert main(["plan", *argv]) == 0
+        return capsys.readouterr().out
+    one = told()
+    assert one == told("--preset", "janus-pro-1b") and "2,076,636,811 parameters" in one and "16 answers of 512 tokens and 16 images of 576" in one and "fits" in one
+    assert "fits; full fine-tuning of this model needs sharding" in told("--preset", "janus-pro-7b")
+    assert "do not fit 80" in told("--preset", "janus-pro-7b", "--devices", "1", "--no-shard")
+    assert "32 images" in told("--rollouts", "16") and "1,743,339 parameters" in told("--preset", "nano")  # janus-nano, from its config
+
+
+def test_your_own_held_out_records_are_what_is_scored(tmp_path):
+    rows = records("u", 5, 9, "heldout"), records("g", 4, 9, "heldout")
+    for side, r in zip("ug", rows): save_records(r, side)
+    assert main(["pair", "--out", "pairs", *TOY]) == 0
+    tiny = ["--steps", "2", "--pairs-per-step", "2", "--rollouts", "2", "--device", "cpu"]
+    assert main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--out", "run", *tiny]) == 0
+    protocol = json.loads((tmp_path/"run/result.json").read_text())["protocol"]
+    assert (protocol["n_u"], protocol["n_g"]) == (5, 4)
+    assert main(["evaluate", "--held-u", "u", "--out", "u.json"]) == 0
+    figures = json.loads((tmp_path/"u.json").read_text())
+    assert figures["protocol"]["n_u"] == 5 and figures["protocol"]["n_g"] == 0 and "score_mean" not in figures["figures"]
