@@ -32,7 +32,7 @@ def test_similarity_of_texts_pairs_differently_and_is_written_down(tmp_path):
     aligned = [{r["g_id"] for r in load_pairs(how) if r["kind"] == "aligned"} for how in found]
     assert aligned[0] == aligned[1] == aligned[2]  # medoids are of images whatever s_p is
     told = json.loads((tmp_path/"text/pairs.json").read_text())
-    assert told["settings"]["similarity"] == "text" and told["counts"]["features"] == {"image": "pixels", "text": "words"}
+    assert told["settings"]["similarity"] == "text" and told["settings"]["features"] == {"image": "pixels", "text": "words"}
     assert "| similarity | text |" in (tmp_path/"text/README.md").read_text()
 
 
@@ -40,7 +40,7 @@ def test_features_of_a_network_are_named_by_a_hash_of_its_weights(tmp_path):
     from pairuni_nb.encoders import tiny_encoder
     tiny_encoder(tmp_path/"resnet")
     for out in "ab": assert main(["pair", "--out", out, "--encoder", "resnet", "--cache", "kept", *TOY]) == 0
-    a, b = [json.loads((tmp_path/out/"pairs.json").read_text())["counts"]["features"]["image"] for out in "ab"]
+    a, b = [json.loads((tmp_path/out/"pairs.json").read_text())["settings"]["features"]["image"] for out in "ab"]
     assert a == b and a.startswith("resnet ") and len(a) == len("resnet ") + 16
     assert len(list((tmp_path/"kept").glob("*.sqlite"))) == 1
 
@@ -50,10 +50,12 @@ def test_a_language_model_completes_the_medoids_and_only_them(tmp_path):
         llm = ["--complete", "llm", "--base-url", toy.base_url, "--model", "toy", *TOY]
         assert main(["pair", "--out", "pairs", *llm]) == 0
         told, asked = json.loads((tmp_path/"pairs/pairs.json").read_text()), len(toy.calls)
+        spent, card = told["settings"]["llm_journal"], (tmp_path/"pairs/README.md").read_text()
         lines = read_journal("pairs.jsonl")
         assert {line["id"] for line in lines if "end_of" in line} and len([line for line in lines if "end_of" in line]) == told["counts"]["medoids"] == 8
-        assert told["settings"]["accepted"] + told["settings"]["dropped"] == 8 and told["settings"]["tokens_in"] > 0
-        assert told["settings"]["complete"] == "llm" and told["counts"]["aligned"] == told["settings"]["accepted"]
+        assert spent["accepted"] + spent["dropped"] == 8 and spent["tokens_in"] > 0
+        assert told["settings"]["complete"] == "llm" and told["counts"]["aligned"] == spent["accepted"]
+        assert "| llm_model | toy |" in card and str(spent["tokens_out"]) in card and toy.base_url not in card + json.dumps(told)  # where it runs is nobody's business
         assert main(["pair", "--out", "again", "--journal", "pairs.jsonl", *llm]) == 0 and len(toy.calls) == asked  # nothing is paid for twice
     assert [r["prompt"] for r in load_pairs("again")] == [r["prompt"] for r in load_pairs("pairs")]
 
