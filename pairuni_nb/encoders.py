@@ -188,7 +188,8 @@ def _open_cache(folder, key)->sqlite3.Connection:
     "The file that keeps one encoder's rows."
     try: Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ValueError(f"the feature cache cannot be made: {e}") from e
-    db = sqlite3.connect(Path(folder)/f"{key[:16]}.sqlite", timeout=60)
+    try: db = sqlite3.connect(Path(folder)/f"{key[:16]}.sqlite", timeout=60)
+    except sqlite3.Error as e: raise ValueError(f"the feature cache cannot be opened in {folder} ({e}): name another folder") from e
     _sql(db, "create table if not exists features (item blob primary key, row blob)")
     return db
 

@@ -232,9 +232,10 @@ def make_record(
     "A checked record."
     r = dict(id=str(fields["id"]), scene=fields.get("scene") or "")
     if source == "u":
-        answer = fields["answer"]
-        r |= dict(question=fields["question"], choices=list(fields.get("choices") or []), matcher=fields.get("matcher") or "choice",
-                  answer=str(answer) if type(answer) in (int, float) else answer)
+        said, choices = lambda v: str(v) if type(v) in (int, float) else v, fields.get("choices")
+        if not isinstance(choices or [], (list, tuple)) or not all(isinstance(said(v), str) for v in choices or []):
+            raise ValueError(f"choices are {choices!r:.80}, but must be a list of texts")
+        r |= dict(question=fields["question"], choices=[said(v) for v in choices or []], matcher=fields.get("matcher") or "choice", answer=said(fields["answer"]))
         if wrong := check_question(r["question"], r["choices"], r["answer"], r["matcher"]): raise ValueError(wrong)
     else:
         r["prompt"] = fields["prompt"]

@@ -217,3 +217,20 @@ def test_an_adapter_leaves_rows_out_or_says_what_is_wrong(tmp_path, g):
     sentence(lambda: read_records(tmp_path/"g", "g", adapt=lambda row: "a scan"), "no record to use", "12 rows", "a scan")
     def refuse(row): raise ValueError("two heads")
     sentence(lambda: read_records(tmp_path/"g", "g", adapt=refuse), "row 0 (id g0-0): two heads")
+
+
+@pytest.mark.parametrize("choices", [[{"text": "red"}, {"text": "blue"}], {"A": "red", "B": "blue"}, "red, blue", 7])
+def test_choices_that_are_no_list_of_texts_are_named(tmp_path, choices):
+    save_records(records("u", 2, 0), tmp_path/"u")
+    file = tmp_path/"u/records.jsonl"
+    rows = [json.loads(line) | dict(choices=choices) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="row 0 .*must be a list of texts"): load_records(tmp_path/"u", "u")
+
+
+def test_choices_may_be_numbers(tmp_path):
+    save_records(records("u", 1, 0), tmp_path/"u")
+    file = tmp_path/"u/records.jsonl"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(choices=[2, 3, 4], answer=3)))
+    row, = load_records(tmp_path/"u", "u")
+    assert row["choices"] == ["2", "3", "4"] and row["answer"] == "3"
