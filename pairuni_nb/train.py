@@ -403,7 +403,8 @@ def train_step(
     "One step: roll out, reward, weigh, update."
     t0 = time.perf_counter()
     sides, sec = collect(janus or accelerator.unwrap_model(policy), rows, ids, step, s, rewards)
-    if all(side.rewards.isnan().all() for side in sides.values()): raise ValueError(f"every reward of step {step} is missing: check that the rewards know these records")
+    for task, side in sides.items():
+        if side.rewards.isnan().all(): raise ValueError(f"every reward of step {step} is missing on side {task}: check that it knows these records, and that its server answers")
     t1 = time.perf_counter()
     for side in sides.values():
         if s.precision != "fp32": side.old_logp = score(policy, side.rollouts, s.micro_batch)

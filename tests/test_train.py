@@ -136,5 +136,6 @@ def test_flat_rewards_move_nothing():
     sides, _ = collect(policy, [pairs[i] for i in range(4)], list(range(4)), 0, s, dict(u=flat, g=flat))
     assert update(policy, torch.optim.SGD(policy.parameters(), lr=.1), sides, s, Accelerator(cpu=True))["grad_norm"] == 0
     none = lambda prompts, outputs, truths: [None]*len(outputs)
-    with pytest.raises(ValueError, match="every reward of step 0 is missing"):
-        train_step(policy, None, [pairs[0]], [0], 0, s, dict(u=none, g=none), Accelerator(cpu=True))
+    for task in "ug":  # one side alone stops the run too
+        with pytest.raises(ValueError, match=f"every reward of step 0 is missing on side {task}"):
+            train_step(policy, None, [pairs[0]], [0], 0, s, dict(u=flat, g=flat) | {task: none}, Accelerator(cpu=True))
