@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'one_sentence', 'parse', 'read_side',
-           'build_pairs', 'language_model', 'run_pair', 'check_device', 'check_tracker', 'image_reward', 'new_run',
-           'old_settings', 'own_held', 'whole_job', 'run_train', 'show_result', 'run_plan', 'load_model', 'check_new',
-           'draw_prompts', 'run_evaluate', 'open_image', 'ask', 'draw', 'run_sample', 'main']
+           'build_pairs', 'language_model', 'completed_by', 'run_pair', 'check_device', 'check_tracker', 'image_reward',
+           'whole_path', 'new_run', 'old_settings', 'own_held', 'whole_job', 'run_train', 'show_result', 'run_plan',
+           'load_model', 'check_new', 'draw_prompts', 'run_evaluate', 'open_image', 'ask', 'draw', 'run_sample', 'main']
 
 # %% ../nbs/12_cli.ipynb #3c3d08ad
 # torch and transformers are imported inside the commands, so that --help answers at once
@@ -42,8 +42,8 @@ class Pair:
     complete: str = "rules" # who writes the half that a medoid lacks: rules (offline, plain), or llm, a language model that sees
     journal: str = ""       # file that keeps the language model's answers, so that a stopped job goes on; without one, OUT.jsonl
     dry_run: bool = False   # price the language model's work, ask nothing, write nothing
-    price_in: float = 0.0   # for --dry-run: US dollars per million tokens sent
-    price_out: float = 0.0  # for --dry-run: US dollars per million tokens that come back
+    price_in: float = 0.0   # for --dry-run: your price of a million tokens sent, in US dollars
+    price_out: float = 0.0  # for --dry-run: your price of a million tokens that come back
     settings: OmitArgPrefixes[PairSettings] = PairSettings()
     llm: OmitArgPrefixes[CompletionSettings] = CompletionSettings()
 
@@ -67,7 +67,7 @@ class Train:
 @dataclass(frozen=True)
 class Plan:
     "Does a run fit your GPU, and how long does it take? Nothing is loaded."
-    preset: str = "janus-pro-1b" # where all other flags start, as in train
+    preset: str = "janus-pro-1b" # where all other flags start, as in train: nano, nano-emoji, janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
     model: str = ""     # Janus checkpoint, of which only config.json is read
     card: str = "H100"  # RTX 4090, A100 80GB or H100 80GB, by a part of its name
     devices: int = 1    # how many of them
@@ -155,23 +155,24 @@ def read_side(c:Pair, source:str)->tuple: # records, counts
     if gone: print(f"{path}: {len(out)} records of {n['rows']} rows; " + ", ".join(f"{v} {k}" for k, v in gone.items()), file=sys.stderr)
     return out, n
 
-def build_pairs(c:Pair)->tuple: # pairs, what made them, counts
-    "Records of both sources, yours or the toy world's, to pairs."
-    from pairuni_nb.language_model import totals
+def build_pairs(c:Pair, fill=None)->tuple: # pairs, what made them, counts
+    "Records of both sources, yours or the toy world's, to pairs; `fill` completes them, as in make_pairs."
     from pairuni_nb.pairing import make_pairs
     from pairuni_nb.world import records
     s = c.settings
     if bool(c.u) != bool(c.g): raise ValueError(f"only '{c.u or c.g}' is given, but pairs need records of both sources: name U and G, or neither for the toy world")
     if c.u: (u, read_u), (g, read_g) = read_side(c, "u"), read_side(c, "g")
     else: u, g, read_u, read_g = records("u", s.n_u, s.seed), records("g", s.n_g, s.seed), {}, {}
-    pairs, counts = make_pairs(u, g, fill=language_model(c) if c.complete == "llm" else None, **{k: v for k, v in asdict(s).items() if k not in ("n_u", "n_g")})
-    print(f"{len(pairs)} pairs: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items() if k not in ("rows", "features") and v))
-    made_by = {k: v for k, v in asdict(s).items() if not (c.u and k in ("n_u", "n_g"))} | dict(u=c.u or "toy world", g=c.g or "toy world", read_u=read_u, read_g=read_g, complete=c.complete)
-    return pairs, made_by | (asdict(c.llm) | totals(c.journal) if c.complete == "llm" else {}), counts
+    how = {k: v for k, v in asdict(s).items() if k not in ("n_u", "n_g")}
+    pairs, counts = make_pairs(u, g, fill=fill, **how)
+    made_by = (how if c.u else asdict(s)) | dict(u=c.u or "toy world", g=c.g or "toy world", read_u=read_u, read_g=read_g, features=counts.pop("features", {}))
+    print(f"{len(pairs)} pairs: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items() if k != "rows" and v))
+    return pairs, made_by, counts
 
 def language_model(c:Pair): # records -> quadruples, dropped
-    "The language model that completes records, or only its price; what it needs is checked first."
+    "The language model that completes records, or only its price; what it needs is checked now."
     from pairuni_nb import language_model as llm
+    llm.check_completion(c.llm)
     if not c.dry_run:
         with llm.connect(c.llm) as client:
             if not Path(c.journal).exists(): llm.check_endpoint(client, c.llm)
@@ -181,15 +182,25 @@ def language_model(c:Pair): # records -> quadruples, dropped
         raise SystemExit(0)
     return quote
 
+def completed_by(c:Pair)->dict:
+    "Who completed the records, for the data set's card; not where the endpoint is."
+    if c.complete != "llm": return dict(complete=c.complete)
+    from pairuni_nb.language_model import totals
+    told = asdict(c.llm) | dict(journal=totals(c.journal))
+    return dict(complete="llm") | {f"llm_{k}": v for k, v in told.items() if k != "base_url"}
+
 def run_pair(c:Pair):
     "pairuni pair"
     check(c.settings); one_of("complete", c.complete, ("rules", "llm"))
     if c.dry_run and c.complete != "llm": raise ValueError("--dry-run prices what a language model would write: add --complete llm")
+    if not min(c.price_in, c.price_out) >= 0: raise ValueError(f"prices must be at least 0, got {c.price_in} and {c.price_out}")
     from pairuni_nb.pairing import save_pairs
     from pairuni_nb.records_io import check_free
-    check_free(c.out)
-    pairs, made_by, counts = build_pairs(replace(c, journal=c.journal or f"{c.out}.jsonl"))
-    save_pairs(pairs, c.out, made_by, counts)
+    from pairuni_nb.similarity import part_weights
+    part_weights(c.settings.similarity, c.settings.weights, c.settings.joint_encoder); check_free(c.out)
+    c = replace(c, journal=c.journal or f"{Path(c.out)}.jsonl")
+    pairs, made_by, counts = build_pairs(c, language_model(c) if c.complete == "llm" else None)
+    save_pairs(pairs, c.out, made_by | completed_by(c), counts)
     print(f"written to {c.out}")
 
 # %% ../nbs/12_cli.ipynb #54733803
@@ -213,6 +224,10 @@ def image_reward(spec:str, device:str)->dict:
     from pairuni_nb.preference import reward_from
     return dict(g=reward_from(spec, device)) if spec else {}
 
+def whole_path(name:str)->str:
+    "A file's or folder's path from the root, so that a run goes on from any folder; another name as it is."
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
 def new_run(c:Train, out:Path, command:str):
     "A run folder before its first step: settings, command, pairs."
     from pairuni_nb.pairing import load_pairs, save_pairs
@@ -225,10 +240,10 @@ def new_run(c:Train, out:Path, command:str):
         u, g = ("", "") if p.data == "toy" else (f"{p.data}/u", f"{p.data}/g")
         pairs, made_by, counts = build_pairs(Pair("", u, g, settings=replace(p.pair, seed=s.seed)))
         notes = dict(settings=made_by, counts=counts)
-    model = str(Path(c.model).resolve()) if c.model and Path(c.model).exists() else c.model or None
+    where = {k: whole_path(getattr(c, k)) for k in ("model", "held_u", "held_g")}
     with new_folder(out) as part:
         save_pairs(pairs, part/"pairs", **notes)
-        write_json(part/"settings.json", asdict(s) | dict(model=model, reward=c.reward, held_u=c.held_u, held_g=c.held_g, pairs=len(pairs), command=command))
+        write_json(part/"settings.json", asdict(s) | where | dict(model=where["model"] or None, reward=c.reward, pairs=len(pairs), command=command))
 
 def old_settings(run:Path)->tuple: # TrainSettings, everything that settings.json holds
     "What a run folder was started with."
@@ -244,8 +259,10 @@ def own_held(u:str, g:str)->tuple: # U records, G records; None when none are na
 def whole_job(c:Train)->Train:
     "A training command with what its preset's data bring, or one sentence that says what is missing."
     p = preset(c.preset)
+    if not p.data and not (c.pairs and c.reward):
+        raise ValueError(f"preset '{c.preset}' needs pairs of your own and a reward of drawings: name the folder that pairuni pair wrote with --pairs, "
+                         "and a folder with HPSv2's weights with --reward hps:FOLDER, or another reward")
     if c.pairs: return c
-    if not p.data: raise ValueError(f"preset '{c.preset}' trains on pairs of your own: make them with pairuni pair and name their folder with --pairs")
     if p.data == "toy": return c
     if not Path(p.data, "u").exists(): raise ValueError(f"preset '{c.preset}' needs the pictures in {p.data}: fetch them with python scripts/fetch_emoji.py, or name pairs of your own with --pairs")
     return replace(c, held_u=c.held_u or f"{p.data}/held-u", held_g=c.held_g or f"{p.data}/held-g")
@@ -266,11 +283,12 @@ def run_train(
     out, group = Path(c.resume or c.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{c.settings.method}"), processes(device)
     if group.num_processes > 1 and not (c.resume or c.out): raise ValueError("several processes need one run folder: name it with --out")
     check_run(out, bool(c.resume)); group.wait_for_everyone()  # all have looked before the first one writes
+    if not c.resume: held = own_held(c.held_u, c.held_g)  # now, so that a bad record leaves no run folder
     rewards = image_reward(old_settings(out)[1].get("reward", "") if c.resume else c.reward, c.reward_device)
     if group.is_main_process and not c.resume: new_run(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()
     s, saved = old_settings(out)
-    held = own_held(saved.get("held_u", ""), saved.get("held_g", ""))
+    if c.resume: held = own_held(saved.get("held_u", ""), saved.get("held_g", ""))
     if group.is_main_process: print(f"run folder {out}")
     try: result = train(load_pairs(out/"pairs"), out, s, saved["model"], rewards, device, c.tracker or None, resume=True, held=held)
     except Exception:
@@ -326,7 +344,7 @@ def run_evaluate(c:Evaluate):
     u, g = own_held(c.held_u, c.held_g) or held_out(pairs, c.items, c.model.seed)[:2]
     given = image_reward(c.reward, c.reward_device)
     policy, sampling = load_model(c.model)
-    result = evaluate(policy, u, g, sampling, c.model.seed, (default_rewards(policy, pairs) | given)["g"])
+    result = evaluate(policy, u, g, sampling, c.model.seed, (default_rewards(policy, dict(g_scene=[r["scene"] for r in g])) | given)["g"])
     kept = dict(checkpoint=c.model.checkpoint or "janus-nano", reward=c.reward, figures=result["figures"], protocol=result["protocol"])
     if c.out: write_json(Path(c.out), kept)
     else: print(json.dumps(kept, indent=1))
@@ -385,7 +403,7 @@ def main(
         print("pairuni:", " ".join(str(e).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("pairuni: stopped; a run goes on with pairuni train --resume RUN", file=sys.stderr)
+        print("pairuni: stopped; a training run goes on with pairuni train --resume RUN, a language model's work with the same command again", file=sys.stderr)
         return 130
     return 0
 

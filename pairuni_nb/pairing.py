@@ -180,6 +180,7 @@ def make_pairs(
     joint_encoder="",    # reads both
     weights:tuple=(.5, .5, 0.), # of image, text and joint in a mixture
     cache:str="",        # folder that keeps features between runs
+    device:str="auto",   # where encoders run: auto, cpu or cuda
     seed:int=0,
     select:str="medoids",# or "random": random images in the medoids' place (Table 9)
     order:str="g",       # one of ORDERS: who chooses first
@@ -195,11 +196,11 @@ def make_pairs(
         if not rows: raise ValueError(f"no {name} records: pairs need at least one record on each side")
     single, parts = mix in ("u-only", "g-only", "unpaired"), part_weights(similarity, weights, joint_encoder)
     fill = fill or partial(complete, completer=completer or offline_completer(g_records))
-    readers = {"image": load_encoder(encoder)} | {p: load_encoder(e, k) for p, e, k in (("text", text_encoder, "text"), ("joint", joint_encoder, "image")) if p in parts}
+    readers = {"image": load_encoder(encoder, device=device)} | {p: load_encoder(e, k, device) for p, e, k in (("text", text_encoder, "text"), ("joint", joint_encoder, "image")) if p in parts}
     if mix != "random" and not single and clusters > len(u_records) + len(g_records):
         raise ValueError(f"clusters is {clusters}, but must be between 1 and the number of images, {len(u_records) + len(g_records)}")
     (u, fu), (g, fg) = [_side(rows, name, readers["image"], dedup, not single, cache) for rows, name in ((u_records, "U"), (g_records, "G"))]
-    if not single: su, sg = pair_features(u, g, similarity, "", readers.get("text"), joint_encoder, weights, cache=cache, images=(fu, fg))
+    if not single: su, sg = pair_features(u, g, similarity, "", readers.get("text"), joint_encoder, weights, device, cache, (fu, fg))
     if single: rows, counts = _one_sided(u, g, fill, mix, seed)
     elif mix == "random": rows, counts = _random(u, g, su, sg, seed), {}
     else: rows, counts = _algorithm_1(u, g, fu, fg, su, sg, fill, mix, clusters, select, seed, dict(top_n=top_n, delta=delta, order=order, search=search))
@@ -258,7 +259,9 @@ def save_pairs(
 ):
     "Write pairs.parquet, pairs.json, and a dataset card."
     with new_folder(folder) as part:
-        pairs.to_parquet(part/"pairs.parquet")
+        with pq.ParquetWriter(part/"pairs.parquet", pairs.features.arrow_schema) as file:
+            for rows in pairs.with_format("arrow").iter(100): file.write_table(rows)
+            file.add_key_value_metadata({"pairuni": json.dumps(settings or {})})  # so that the file alone says what made it
         (part/"pairs.json").write_text(json.dumps(dict(settings=settings or {}, counts=counts or {}), indent=1) + "\n")
         (part/"README.md").write_text(dataset_card(pairs, settings or {}, counts or {}), encoding="utf-8")
 

@@ -30,12 +30,13 @@ class PairSettings:
     joint_encoder: str = ""     # reads both: a CLIP or SigLIP, or a file that fit_bridge made (03_encoders)
     weights: tuple[float, float, float] = (.5, .5, 0.) # of image, text and joint in a mixture
     cache: str = ""             # folder that keeps features between runs; without one they are computed each time
+    device: str = "auto"        # where encoders run: auto, cpu or cuda
     seed: int = 0            # of the toy records, the clustering and the baselines
 
 # %% ../nbs/00_settings.ipynb #380e0b04
 @dataclass(frozen=True)
 class CompletionSettings:
-    "Who completes, and how hard it is pressed."
+    "The language model of `--complete llm`, and how hard it is pressed."
     model: str = "o3"            # name at the endpoint; it must see images (paper: GPT-o3)
     base_url: str = ""           # OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; without one, OpenAI's
     concurrency: int = 8         # calls in flight at once
@@ -117,7 +118,7 @@ def check(s:TrainSettings|PairSettings):
     if isinstance(s, PairSettings):
         one_of("mix", s.mix, MIXES)
         one_of("order", s.order, ("g", "best", "optimal")); one_of("search", s.search, ("exact", "faiss"))
-        one_of("similarity", s.similarity, ("image", "text", "joint", "mixture"))
+        one_of("similarity", s.similarity, ("image", "text", "joint", "mixture")); one_of("device", s.device, ("auto", "cpu", "cuda"))
         if not 0 <= s.dedup <= 1: raise ValueError(f"dedup must lie in [0, 1], got {s.dedup}")
         if not 0 <= s.delta <= 1: raise ValueError(f"delta must lie in [0, 1], got {s.delta}")
         positive = ("n_u", "n_g", "clusters", "top_n")

@@ -32,7 +32,7 @@ def test_similarity_of_texts_pairs_differently_and_is_written_down(tmp_path):
     aligned = [{r["g_id"] for r in load_pairs(how) if r["kind"] == "aligned"} for how in found]
     assert aligned[0] == aligned[1] == aligned[2]  # medoids are of images whatever s_p is
     told = json.loads((tmp_path/"text/pairs.json").read_text())
-    assert told["settings"]["similarity"] == "text" and told["counts"]["features"] == {"image": "pixels", "text": "words"}
+    assert told["settings"]["similarity"] == "text" and told["settings"]["features"] == {"image": "pixels", "text": "words"}
     assert "| similarity | text |" in (tmp_path/"text/README.md").read_text()
 
 
@@ -40,7 +40,7 @@ def test_features_of_a_network_are_named_by_a_hash_of_its_weights(tmp_path):
     from pairuni_nb.encoders import tiny_encoder
     tiny_encoder(tmp_path/"resnet")
     for out in "ab": assert main(["pair", "--out", out, "--encoder", "resnet", "--cache", "kept", *TOY]) == 0
-    a, b = [json.loads((tmp_path/out/"pairs.json").read_text())["counts"]["features"]["image"] for out in "ab"]
+    a, b = [json.loads((tmp_path/out/"pairs.json").read_text())["settings"]["features"]["image"] for out in "ab"]
     assert a == b and a.startswith("resnet ") and len(a) == len("resnet ") + 16
     assert len(list((tmp_path/"kept").glob("*.sqlite"))) == 1
 
@@ -50,10 +50,12 @@ def test_a_language_model_completes_the_medoids_and_only_them(tmp_path):
         llm = ["--complete", "llm", "--base-url", toy.base_url, "--model", "toy", *TOY]
         assert main(["pair", "--out", "pairs", *llm]) == 0
         told, asked = json.loads((tmp_path/"pairs/pairs.json").read_text()), len(toy.calls)
+        spent, card = told["settings"]["llm_journal"], (tmp_path/"pairs/README.md").read_text()
         lines = read_journal("pairs.jsonl")
         assert {line["id"] for line in lines if "end_of" in line} and len([line for line in lines if "end_of" in line]) == told["counts"]["medoids"] == 8
-        assert told["settings"]["accepted"] + told["settings"]["dropped"] == 8 and told["settings"]["tokens_in"] > 0
-        assert told["settings"]["complete"] == "llm" and told["counts"]["aligned"] == told["settings"]["accepted"]
+        assert spent["accepted"] + spent["dropped"] == 8 and spent["tokens_in"] > 0
+        assert told["settings"]["complete"] == "llm" and told["counts"]["aligned"] == spent["accepted"]
+        assert "| llm_model | toy |" in card and str(spent["tokens_out"]) in card and toy.base_url not in card + json.dumps(told)  # where it runs is nobody's business
         assert main(["pair", "--out", "again", "--journal", "pairs.jsonl", *llm]) == 0 and len(toy.calls) == asked  # nothing is paid for twice
     assert [r["prompt"] for r in load_pairs("again")] == [r["prompt"] for r in load_pairs("pairs")]
 
@@ -71,6 +73,10 @@ def test_a_dry_run_prices_the_medoids_and_asks_nobody(tmp_path, capsys):
     (["--complete", "llm", "--base-url", "localhost:1"], ["base_url", "http://"]),
     (["--complete", "llm", "--base-url", "http://127.0.0.1:9/v1", "--retries", "0"], ["127.0.0.1:9", "check the base URL"]),
     (["--dry-run"], ["--complete llm"]),
+    (["--complete", "llm", "--concurrency", "0"], ["concurrency must be at least 1"]),
+    (["--complete", "llm", "--dry-run", "--price-in", "-1"], ["prices", "-1"]),
+    (["--device", "tpu"], ["unknown device 'tpu'"]),
+    (["--top-n", "0"], ["top_n must be positive"]),
     (["--complete", "gpt"], ["unknown complete 'gpt'", "rules, llm"]),
     (["--similarity", "sound"], ["unknown similarity 'sound'"]),
     (["--similarity", "joint"], ["joint_encoder"]),
@@ -90,7 +96,7 @@ def test_an_endpoint_without_vision_is_told_before_any_record_is_encoded(capsys)
     assert "see" in said and len(toy.calls) == 1, said
 
 
-@pytest.mark.parametrize("name, words", [("janus-pro-1b", ["pairs of your own", "pairuni pair", "--pairs"]), ("nano-emoji", ["data/emoji", "fetch_emoji.py"])])
+@pytest.mark.parametrize("name, words", [("janus-pro-1b", ["pairs of your own", "pairuni pair", "--pairs", "--reward hps:FOLDER"]), ("nano-emoji", ["data/emoji", "fetch_emoji.py"])])
 def test_a_preset_says_what_it_still_needs(name, words, capsys, tmp_path):
     said = sentence(capsys, ["train", "--preset", name])
     assert all(w in said for w in words) and not list(tmp_path.iterdir()), said
@@ -118,3 +124,92 @@ def test_your_own_held_out_records_are_what_is_scored(tmp_path):
     assert main(["evaluate", "--held-u", "u", "--out", "u.json"]) == 0
     figures = json.loads((tmp_path/"u.json").read_text())
     assert figures["protocol"]["n_u"] == 5 and figures["protocol"]["n_g"] == 0 and "score_mean" not in figures["figures"]
+
+
+def bridge(file, image_width=7, value=1.):
+    """A joint encoder whose texts have seven numbers, and whose pictures have what you say."""
+    import numpy as np
+    from safetensors.numpy import save_file
+    W, words = np.full((264, image_width), value, np.float32), np.zeros(image_width, np.float32)
+    save_file(dict(W=W, b=words), file, dict(encoder="pixels", text_encoder="words"))
+
+
+@pytest.mark.parametrize("argv, value, words", [
+    (["--encoder", "odd.safetensors"], float("nan"), ["NaN or infinity", "image 0"]),
+    (["--encoder", "odd.safetensors"], 0., ["only zeros", "image 0"]),
+    (["--similarity", "joint", "--joint-encoder", "odd.safetensors"], 1., ["7 dimensions and texts into 1024", "one space"])])
+def test_features_that_cannot_be_compared(argv, value, words, capsys, tmp_path):
+    bridge(tmp_path/"odd.safetensors", value=value)
+    said = sentence(capsys, ["pair", "--out", "x", *TOY, *argv])
+    assert all(w in said for w in words) and len(list(tmp_path.iterdir())) == 1, said
+
+
+def test_settings_and_key_come_before_the_records(capsys):
+    for argv, word in ((["--complete", "llm"], "OPENAI_API_KEY"), (["--similarity", "joint"], "joint_encoder"), (["--delta", "2"], "delta")):
+        assert word in sentence(capsys, ["pair", "no_u", "no_g", "--out", "x", *argv])
+
+
+class Writer(ToyEndpoint):
+    """It knows what it reads in the prompt, and looks at nothing but the probe."""
+    def reply(self, name, text, image):
+        if name == "probe": return super().reply(name, text, image)
+        if name.startswith("verify"): return dict(objection="", holds=True)
+        line = lambda what: next((t.partition(": ")[2] for t in text.splitlines() if t.startswith(what + ": ")), "")
+        if name == "caption": return dict(evidence="", caption=f"a picture of {line('Answer')}")
+        return dict(evidence="", question="what is drawn?", answer=line("Caption"), wrong_1="a house", wrong_2="a tree", wrong_3="a ship")
+
+
+def real_records(n=12):
+    """Pictures and texts as from outside: no scene."""
+    rows = records("u", n, 3), records("g", n, 4)
+    for side, r in zip("ug", rows): save_records([{k: v for k, v in x.items() if k != "scene"} for x in r], side)
+
+
+def test_your_own_records_and_a_language_model(tmp_path):
+    import pyarrow.parquet as pq
+    real_records()
+    argv = ["pair", "u", "g", "--clusters", "6", "--complete", "llm", "--similarity", "mixture", "--delta", "0.2"]
+    with Writer() as endpoint: assert main([*argv, "--out", "pairs", "--base-url", endpoint.base_url]) == 0
+    rows, told = load_pairs("pairs"), json.loads((tmp_path/"pairs/pairs.json").read_text())
+    assert all(r["prompt"].startswith("a picture of ") if r["origin"] == "u" else r["question"] == "what is drawn?" for r in rows if r["kind"] == "aligned")
+    assert told["settings"]["u"] == "u" and "n_u" not in told["settings"] and told["counts"]["aligned"] == told["counts"]["medoids"] == 6
+    assert json.loads(pq.read_metadata(tmp_path/"pairs/pairs.parquet").metadata[b"pairuni"]) == told["settings"]
+
+
+def test_a_stopped_job_goes_on_from_its_journal(tmp_path, capsys):
+    class Dies(Writer):
+        def serve(self, handler, body):
+            if len(self.calls) > 6: return handler.answer(dict(error=dict(message="no money", code="insufficient_quota")), 429)
+            super().serve(handler, body)
+    real_records()
+    argv = ["pair", "u", "g", "--clusters", "6", "--complete", "llm", "--concurrency", "1", "--retries", "0", "--out", "pairs/"]
+    with Dies() as broke: assert "no money left" in sentence(capsys, [*argv, "--base-url", broke.base_url])
+    paid = [line for line in read_journal("pairs.jsonl") if "reply" in line and line["step"] != "probe"]
+    assert paid and not (tmp_path/"pairs").exists()
+    with Writer() as whole: assert main([*argv, "--base-url", whole.base_url]) == 0
+    assert len([c for c in whole.calls if c["response_format"]["json_schema"]["name"] != "probe"]) == 12 - len(paid)
+
+
+def test_bad_held_out_records_leave_no_run(capsys, tmp_path):
+    assert main(["pair", "--out", "pairs", *TOY]) == 0
+    assert "no_held" in sentence(capsys, ["train", "--pairs", "pairs", "--held-u", "no_held", "--out", "run", "--device", "cpu"])
+    assert [p.name for p in tmp_path.iterdir()] == ["pairs"]
+
+
+def test_a_run_with_held_out_records_goes_on_from_another_folder(capsys, tmp_path, monkeypatch):
+    import pairuni_nb.train as train
+    for side in "ug": save_records(records(side, 4, 9, "heldout"), side)
+    assert main(["pair", "--out", "pairs", *TOY]) == 0
+    monkeypatch.setattr(train, "train_step", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--out", "run", "--steps", "1", "--pairs-per-step", "2", "--rollouts", "2", "--device", "cpu"]) == 130
+    monkeypatch.undo()
+    (tmp_path/"elsewhere").mkdir(); monkeypatch.chdir(tmp_path/"elsewhere")
+    assert main(["train", "--resume", "../run", "--device", "cpu"]) == 0
+    protocol = json.loads((tmp_path/"run/result.json").read_text())["protocol"]
+    assert (protocol["n_u"], protocol["n_g"]) == (4, 4)
+
+
+def test_pictures_without_scenes_are_scored_by_their_likeness(tmp_path):
+    real_records(4)
+    assert main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0
+    assert 0 < json.loads((tmp_path/"g.json").read_text())["figures"]["score_mean"] <= 1
