@@ -104,7 +104,7 @@ def check_work(w:Work):
     for name in ("steps", "pairs_per_step", "rollouts", "num_iterations", "micro_batch", "max_new_tokens", "rollout_gb", "devices", "prompt_tokens"):
         if not getattr(w, name) > 0: raise ValueError(f"{name} must be positive, got {getattr(w, name)}")
     if w.lora_rank < 0: raise ValueError(f"lora_rank must be 0 (off) or more, got {w.lora_rank}")
-    if w.shard and w.devices < 2: raise ValueError("shard splits a model over several devices, but devices is 1: raise --devices, or leave --shard out")
+    if w.shard and w.devices < 2: raise ValueError("shard splits a model over several devices, but devices is 1: raise --devices, or add --no-shard")
 
 # %% ../nbs/10b_plan.ipynb #2ee9879d
 SHAPES = {"deepseek-community/Janus-Pro-1B": JANUS_PRO_1B, "deepseek-community/Janus-Pro-7B": JANUS_PRO_7B}

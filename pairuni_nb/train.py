@@ -353,7 +353,7 @@ def launch(
                               kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
         raise ValueError(f"the launcher asks for {accelerator.distributed_type.value}: start the processes with plain `accelerate launch --multi_gpu`, and shard with --shard")
-    if s.shard and accelerator.num_processes == 1: raise ValueError("--shard needs several processes: start them with accelerate launch, or leave it out")
+    if s.shard and accelerator.num_processes == 1: raise ValueError("--shard needs several processes: start them with accelerate launch, or add --no-shard")
     return accelerator
 
 def shard(policy:JanusPolicy):
