@@ -9,7 +9,7 @@ over the rows, backward, AdamW. `naive` scores the right positions with the righ
 """
 import argparse
 import csv
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -72,23 +72,28 @@ def rollout(args):
     "Rows of the CSV: seconds of each method for n images"
     policy = JanusPolicy(*janus_pro(args.width, args.layers, args.heads, dtype=getattr(torch, args.dtype))).to(args.device)
     policy.image_tokens = policy.model.model.vision_model.config.num_image_tokens = args.tokens
-    for n in args.images:
-        texts, step = [PROMPTS[i % 4] for i in range(-(-n//args.k))], iter(range(10**6))
+    for n, k in ((n, k) for n in args.images for k in args.k):
+        texts, step = [PROMPTS[i % 4] for i in range(-(-n//k))], iter(range(10**6))
         batch, prompts, sampling = policy._tokenize(texts, generation_mode="image"), policy.image_prompts(texts), Sampling(cfg_weight=5.)
         methods = dict(
-            generate=lambda: policy.model.generate(**batch, generation_mode="image", do_sample=True, top_k=0, guidance_scale=5., num_return_sequences=args.k),
-            plain=lambda: plain(policy, prompts, args.k, 5.),
-            ours=lambda: policy.sample(prompts, args.k, noise(0, next(step), range(len(texts)), args.k, args.tokens), sampling, gb=args.gb))
+            generate=lambda: policy.model.generate(**batch, generation_mode="image", do_sample=True, top_k=0, guidance_scale=5., num_return_sequences=k),
+            plain=lambda: plain(policy, prompts, k, 5.),
+            ours=lambda: policy.sample(prompts, k, noise(0, next(step), range(len(texts)), k, args.tokens), sampling, gb=args.gb))
         for f in methods.values(): f()
         times = {name: [] for name in methods}
         for _ in range(args.repeats):
             for name, f in methods.items(): times[name].append(seconds(f, args.device))
-        for name, t in times.items(): yield dict(measure="rollout", rows=n, method=name, unit="s", value=statistics.median(t), low=min(t), high=max(t))
+        for name, t in times.items(): yield dict(measure="rollout", rows=n, k=k, method=name, unit="s", value=statistics.median(t), low=min(t), high=max(t))
+
+
+def resident():
+    "Peak MB of this process alone: `ru_maxrss` starts at what the parent held"
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])*1.024e-3
 
 
 def child(args):
     "Print the MB before an update and at its peak"
-    policy, (task, method) = JanusPolicy(*janus_pro(args.width, args.layers, args.heads)).to(args.device), args.child.split("-")
+    policy, (task, method) = JanusPolicy(*janus_pro(args.width, args.layers, args.heads, dtype=getattr(torch, args.dtype))).to(args.device), args.child.split("-")
     T, rows = (args.text_tokens, args.text_rows) if task == "u" else (args.tokens, args.image_rows)
     ids = torch.full((1, 40), policy.boi, device=args.device); ids[:, 0] = policy.bos
     prompts = (TextPrompts(ids, torch.ones_like(ids), None) if task == "u" else ImagePrompts(ids, torch.ones_like(ids)))
@@ -97,7 +102,7 @@ def child(args):
     r = Rollouts(prompts, rows, torch.zeros(rows, dtype=torch.long, device=args.device), tokens, full, full[:, 0], zero, zero, Sampling(cfg_weight=5.))
     if method == "checkpointed": policy.checkpoint_layers()
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6)
-    peak = lambda: torch.cuda.max_memory_allocated()/1e6 if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
+    peak = lambda: torch.cuda.max_memory_allocated()/1e6 if args.device == "cuda" else resident()
     def step():
         logp = policy.logits(r).log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1) if method == "naive" else policy(r)
         (logp - logp.detach()).exp().mean().backward()
@@ -111,8 +116,8 @@ def update(args):
         for method in ("naive", "ours", "checkpointed"):
             out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", f"{task}-{method}"], capture_output=True, text=True, check=True).stdout
             before, took, peak = map(float, out.split()[-3:])
-            yield dict(measure=f"update {task}", rows=rows, method=method, unit="MB", value=peak, low=before, high=peak)
-            yield dict(measure=f"update {task}", rows=rows, method=method, unit="s", value=took, low=took, high=took)
+            yield dict(measure=f"update {task}", rows=rows, k=rows, method=method, unit="MB", value=peak, low=before, high=peak)
+            yield dict(measure=f"update {task}", rows=rows, k=rows, method=method, unit="s", value=took, low=took, high=took)
 
 
 def main():
@@ -123,14 +128,14 @@ def main():
     p.add_argument("--heads", type=int, default=4)
     p.add_argument("--tokens", type=int, default=576)
     p.add_argument("--images", type=int, nargs="+", default=[8, 32])
-    p.add_argument("--k", type=int, default=8, help="rollouts a prompt")
+    p.add_argument("--k", type=int, nargs="+", default=[8, 1], help="rollouts a prompt")
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--gb", type=float, default=8., help="of rollouts' keys and values")
     p.add_argument("--text-rows", type=int, default=32)
     p.add_argument("--text-tokens", type=int, default=64)
     p.add_argument("--image-rows", type=int, default=16)
     p.add_argument("--device", default="cpu")
-    p.add_argument("--dtype", default="float32", help="of the weights in `rollout`")
+    p.add_argument("--dtype", default="float32", help="of the weights")
     p.add_argument("--csv", default=str(CSV))
     p.add_argument("--child", help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -139,12 +144,12 @@ def main():
     where = dict(width=args.width, layers=args.layers, device=torch.cuda.get_device_name() if args.device == "cuda" else "cpu", threads=torch.get_num_threads(),
                  torch=torch.__version__, transformers=transformers.__version__)
     with open(args.csv, "w", newline="") as f:
-        writer = csv.DictWriter(f, ["measure", "rows", "method", "unit", "value", "low", "high", *where])
+        writer = csv.DictWriter(f, ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where])
         writer.writeheader()
         for row in (row for what in args.what for row in dict(rollout=rollout, update=update)[what](args)):
             row |= {k: round(row[k], 3) for k in ("value", "low", "high")}
             writer.writerow(row | where); f.flush()
-            print("{measure:9} {rows:4} {method:12} {value:10.3f} {unit:2} [{low:.3f}, {high:.3f}]".format(**row), flush=True)
+            print("{measure:9} {rows:4} {k:3} {method:12} {value:10.3f} {unit:2} [{low:.3f}, {high:.3f}]".format(**row), flush=True)
 
 
 if __name__ == "__main__": main()

@@ -273,10 +273,12 @@ def embed(self, task:str, tokens:Tensor)->Tensor: # (R, T) -> (R, T, D)
     return x.to(self.model.model.language_model.norm.weight.dtype)
 
 @patch_to(JanusPolicy)
-def head(self, task:str, states:Tensor)->Tensor: # (.., D) -> (.., V) float32
-    "The logits of the task's own vocabulary."
-    head = self.model.lm_head if task == "u" else self.model.model.generation_head
-    with torch.autocast(states.device.type, enabled=False): return head(states.float())
+def head(self, task:str, states:Tensor, R:int=None, w:float=1.)->Tensor: # (R or 2R, .., D) -> (R, .., V) float32; without R, a row each
+    "The logits of the task's own vocabulary, guided before the last linear layer: its result is the same, and half as large."
+    with torch.autocast(states.device.type, enabled=False):
+        if task == "u": return self.model.lm_head(states.float())
+        head = self.model.model.generation_head
+        return head.vision_head(guide(head.activation_fn(head.proj_out(states.float())), R or len(states), w))
 
 @patch_to(JanusPolicy)
 def trunk(self, x, mask, position_ids, cache)->Tensor: # -> (R, T, D)
@@ -328,6 +330,7 @@ def guide(
 def _decode(self, prompts, group, u, sampling):
     "Tokens, log-probs as scored and as sampled (R, T), for rows that continue the prompts named in group (R,)."
     task, twice = prompts.task, prompts.task == "g" and sampling.samples_guided
+    apart = twice and not sampling.scores_guided  # the conditional logits are wanted, too
     R, T, ask = len(group), self.length(task, sampling), 1 if u.device.type == "cpu" else 16
     used, mine = group.unique(return_inverse=True)
     state, cache, mask = self.prefill(prompts[used], mine, twice, room=T)
@@ -335,17 +338,16 @@ def _decode(self, prompts, group, u, sampling):
     hide = None if mask.all() else F.pad((1 - mask.to(state))*torch.finfo(state.dtype).min, (0, T))[:, None, None]  # made once, not at every step
     ended, out, u = torch.zeros(R, dtype=torch.bool, device=u.device), [], u.T.contiguous()
     for t in range(T):
-        logits = self.head(task, state[:, -1])
+        logits = self.head(task, state[:, -1], None if apart else R, sampling.cfg_weight)
         mixed = guide(logits, R, sampling.cfg_weight)
         if sampling.temperature == 0:  # greedy: the token has probability 1
             token = mixed.argmax(-1)
             scored = drawn = torch.zeros_like(mixed[:, 0])
         else:
-            logp = (mixed/sampling.temperature).log_softmax(-1)
-            token = draw(logp.exp(), u[t])
-            scored = drawn = logp.gather(1, token[:, None])[:, 0]
-            if twice and not sampling.scores_guided:
-                scored = (logits[:R]/sampling.temperature).log_softmax(-1).gather(1, token[:, None])[:, 0]
+            probs = (mixed/sampling.temperature).softmax(-1)
+            token = draw(probs, u[t])
+            scored = drawn = probs.gather(1, token[:, None])[:, 0].log()
+            if apart: scored = (logits[:R]/sampling.temperature).log_softmax(-1).gather(1, token[:, None])[:, 0]
         out.append((token, scored, drawn))
         if task == "u": ended |= torch.isin(token, self.eos)
         if t + 1 == T or task == "u" and (t + 1) % ask == 0 and ended.all(): break
@@ -420,13 +422,13 @@ def states(self, rollouts:Rollouts)->Tensor: # (R or 2R, T, D): conditional, the
 @patch_to(JanusPolicy)
 def logits(self, rollouts:Rollouts)->Tensor: # (R, T, V) float32, before the temperature
     "Logits of the scored distribution at every completion token: to look at, for training never needs them all."
-    return guide(self.head(rollouts.task, self.states(rollouts)), len(rollouts), rollouts.sampling.cfg_weight)
+    return self.head(rollouts.task, self.states(rollouts), len(rollouts), rollouts.sampling.cfg_weight)
 
 # %% ../nbs/06_rollout.ipynb #ce22ab4d
 @patch_to(JanusPolicy)
 def _part(self, task, sampling, states, tokens)->Tensor: # states (1 or 2, n, D), tokens (n,) -> (n,)
     "Log-probs of a few tokens."
-    logits = guide(self.head(task, states.flatten(0, 1)), len(tokens), sampling.cfg_weight)/sampling.temperature
+    logits = self.head(task, states.flatten(0, 1), len(tokens), sampling.cfg_weight)/sampling.temperature
     return -F.cross_entropy(logits, tokens, reduction="none")
 
 @patch_to(JanusPolicy)
@@ -436,7 +438,7 @@ def forward(self, rollouts:Rollouts, rows=None)->Tensor: # (R, T) float32 with g
     if rollouts.sampling.temperature == 0: raise ValueError("greedy rollouts (temperature 0) have no log-probs to score: sample with a temperature above 0")
     with self.autocast(False): states = self.states(rollouts)
     states = states.unflatten(0, (-1, len(rollouts))).flatten(1, 2)  # (1 or 2, R*T, D)
-    n, part = max(1, self.chunk//self.vocabulary(rollouts.task)//len(states)), partial(self._part, rollouts.task, rollouts.sampling)
+    n, part = max(1, self.chunk//self.vocabulary(rollouts.task)), partial(self._part, rollouts.task, rollouts.sampling)
     parts = list(zip(states.split(n, 1), rollouts.tokens.flatten().split(n)))
     logp = part(*parts[0]) if len(parts) == 1 else torch.cat([checkpoint(part, *p, use_reentrant=False, preserve_rng_state=False) for p in parts])
     return logp.view_as(rollouts.tokens)*rollouts.mask

@@ -68,10 +68,10 @@ def test_logits_come_a_few_at_a_time():
 @pytest.mark.parametrize("task", ["u", "g"])
 def test_heads_see_the_completion_alone(task):
     r, policy, seen = rollouts(task, Sampling()), JanusPolicy(*random_nano()), dict(u=0, g=0)
-    for name, head in (("u", policy.model.lm_head), ("g", policy.model.model.generation_head)):
+    for name, head in (("u", policy.model.lm_head), ("g", policy.model.model.generation_head.vision_head)):
         head.register_forward_hook(lambda m, args, out, name=name: seen.update({name: seen[name] + out.shape[:-1].numel()}))
     policy(r)
-    assert seen == {task: r.tokens.numel()*(2 if task == "g" else 1), "ug".replace(task, ""): 0}
+    assert seen == {task: r.tokens.numel(), "ug".replace(task, ""): 0}
 
 
 # rollouts to a budget
