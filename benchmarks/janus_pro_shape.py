@@ -18,28 +18,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from pairuni_nb.janus_nano import nano_config, nano_processor
+from pairuni_nb.janus_pro import random_janus_pro
 from pairuni_nb.rollout import ImagePrompts, JanusPolicy, Rollouts, Sampling, TextPrompts, noise, unconditional
-from transformers import DynamicCache, GenerationConfig, JanusForConditionalGeneration
+from transformers import DynamicCache
 
 CSV = Path(__file__).with_suffix(".csv")
 PROMPTS = ["a red star at the top", "two blue circles and a green square, on stripes", "a pink cross", "three squares in a row, on dots"]
-
-
-def janus_pro(width=256, layers=8, heads=4, seed=0, dtype=torch.float32):
-    "Janus-Pro's grid and vocabularies at another width, with random weights"
-    processor = nano_processor()
-    config = nano_config(processor, width, layers)
-    text, vision, vq, tok = config.text_config, config.vision_config, config.vq_config, processor.tokenizer
-    text.vocab_size, text.num_attention_heads, text.num_key_value_heads, text.head_dim = 102_400, heads, heads, width//heads
-    vision.image_size, vision.patch_size, vision.num_image_tokens = 384, 16, 576
-    vq.num_embeddings, vq.num_patches, vq.channel_multiplier = 16_384, 24, [1]*5
-    processor.num_image_tokens, processor.image_processor.size = 576, dict(height=384, width=384)
-    torch.manual_seed(seed)
-    model = JanusForConditionalGeneration(config).to(dtype).eval()
-    model.generation_config = GenerationConfig(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, guidance_scale=5,
-                                               generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids("<begin_of_image>")})
-    return model, processor
 
 
 @torch.inference_mode()
@@ -59,6 +43,12 @@ def plain(policy, prompts, k, w):
     return torch.cat(tokens, 1)
 
 
+def policy_of(args):
+    "The model of the arguments' shape"
+    model, processor = random_janus_pro(args.width, args.layers)
+    return JanusPolicy(model.to(args.device, getattr(torch, args.dtype)), processor)
+
+
 def seconds(f, device):
     "CPU seconds of one thread, which a busy machine disturbs less; else of the clock"
     now = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
@@ -70,7 +60,7 @@ def seconds(f, device):
 
 def rollout(args):
     "Rows of the CSV: seconds of each method for n images"
-    policy = JanusPolicy(*janus_pro(args.width, args.layers, args.heads, dtype=getattr(torch, args.dtype))).to(args.device)
+    policy = policy_of(args)
     policy.image_tokens = policy.model.model.vision_model.config.num_image_tokens = args.tokens
     for n, k in ((n, k) for n in args.images for k in args.k):
         texts, step = [PROMPTS[i % 4] for i in range(-(-n//k))], iter(range(10**6))
@@ -93,7 +83,7 @@ def resident():
 
 def child(args):
     "Print the MB before an update and at its peak"
-    policy, (task, method) = JanusPolicy(*janus_pro(args.width, args.layers, args.heads, dtype=getattr(torch, args.dtype))).to(args.device), args.child.split("-")
+    policy, (task, method) = policy_of(args), args.child.split("-")
     T, rows = (args.text_tokens, args.text_rows) if task == "u" else (args.tokens, args.image_rows)
     ids = torch.full((1, 40), policy.boi, device=args.device); ids[:, 0] = policy.bos
     prompts = (TextPrompts(ids, torch.ones_like(ids), None) if task == "u" else ImagePrompts(ids, torch.ones_like(ids)))
@@ -125,7 +115,6 @@ def main():
     p.add_argument("what", nargs="+", choices=("rollout", "update"))
     p.add_argument("--width", type=int, default=256)
     p.add_argument("--layers", type=int, default=8)
-    p.add_argument("--heads", type=int, default=4)
     p.add_argument("--tokens", type=int, default=576)
     p.add_argument("--images", type=int, nargs="+", default=[8, 32])
     p.add_argument("--k", type=int, nargs="+", default=[8, 1], help="rollouts a prompt")
@@ -143,13 +132,14 @@ def main():
     if args.child: return child(args)
     where = dict(width=args.width, layers=args.layers, device=torch.cuda.get_device_name() if args.device == "cuda" else "cpu", threads=torch.get_num_threads(),
                  torch=torch.__version__, transformers=transformers.__version__)
+    old = list(csv.DictReader(open(args.csv))) if Path(args.csv).exists() else []
+    rows = [r for r in old if r["measure"].split()[0] not in args.what]  # what is not measured now stays
+    for row in (row for what in args.what for row in dict(rollout=rollout, update=update)[what](args)):
+        rows.append(row | {k: round(row[k], 3) for k in ("value", "low", "high")} | where)
+        print("{measure:9} {rows:4} {k:3} {method:12} {value:10.3f} {unit:2} [{low:.3f}, {high:.3f}]".format(**rows[-1]), flush=True)
     with open(args.csv, "w", newline="") as f:
-        writer = csv.DictWriter(f, ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where])
-        writer.writeheader()
-        for row in (row for what in args.what for row in dict(rollout=rollout, update=update)[what](args)):
-            row |= {k: round(row[k], 3) for k in ("value", "low", "high")}
-            writer.writerow(row | where); f.flush()
-            print("{measure:9} {rows:4} {k:3} {method:12} {value:10.3f} {unit:2} [{low:.3f}, {high:.3f}]".format(**row), flush=True)
+        writer = csv.DictWriter(f, ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where], lineterminator="\n")
+        writer.writeheader(); writer.writerows(sorted(rows, key=lambda r: r["measure"]))
 
 
 if __name__ == "__main__": main()

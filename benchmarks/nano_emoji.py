@@ -12,6 +12,7 @@ The third artist (Twemoji) is only ever scored with. Pairs and runs are kept in 
 """
 import argparse
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,15 +23,15 @@ from scipy import stats
 
 from pairuni_nb.evaluate import evaluate
 from pairuni_nb.janus_nano import load_janus
-from pairuni_nb.nano_emoji import concept_reward, emoji_rows, make_emoji, nano_emoji_folder
+from pairuni_nb.nano_emoji import concept_reward, emoji_rows, make_emoji
 from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
 from pairuni_nb.records_io import load_records
 from pairuni_nb.rollout import JanusPolicy, Sampling
-from pairuni_nb.settings import TrainSettings
+from pairuni_nb.settings import preset
 from pairuni_nb.train import train
 
-HERE, DATA, PAIRS, ENCODER = Path(__file__).parent, "data/emoji", Path("runs/nano-emoji-pairs"), "efficientnet-lite0"
-SETTINGS = TrainSettings(steps=30, pairs_per_step=8, lr=1.5e-4, max_new_tokens=48, cfg_weight=3., eval_every=1000, eval_items=4, save_every=1000)
+HERE, DATA, PAIRS = Path(__file__).parent, "data/emoji", Path("runs/nano-emoji-pairs")
+SETTINGS = replace(preset("nano-emoji").train, eval_every=1000, eval_items=4, save_every=1000)
 FIGURES = dict(accuracy="answers right", well_formed="answers in form", score="drawings like the concept")
 
 
@@ -76,15 +77,15 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.make: return make_emoji(args.make, DATA)
-    model, judges = str(nano_emoji_folder()), {judge: concept_reward(DATA, judge) for judge in ("u", "artist")}
-    if not PAIRS.exists(): save_pairs(make_pairs(*(load_records(f"{DATA}/{side}", side) for side in "ug"), encoder=ENCODER)[0], PAIRS)
+    model, judges = "nano-emoji", {judge: concept_reward(DATA, judge) for judge in ("u", "artist")}
+    if not PAIRS.exists(): save_pairs(make_pairs(*(load_records(f"{DATA}/{side}", side) for side in "ug"), encoder=preset("nano-emoji").pair.encoder)[0], PAIRS)
     pairs = load_pairs(PAIRS)
     before, drawn = scores(model, args.items, judges)
     table, held = [["before", "", *row] for row in before], (emoji_rows(DATA, "held-u")[:4], emoji_rows(DATA, "held-g")[:4])
     for seed in range(args.seeds):
         run = Path(f"runs/nano-emoji-{seed}")
         if not (run/"result.json").exists():
-            train(pairs, run, TrainSettings(**(vars(SETTINGS) | dict(seed=seed, steps=args.steps))), model, dict(g=judges["u"]), "cpu", held=held)
+            train(pairs, run, replace(SETTINGS, seed=seed, steps=args.steps), model, dict(g=judges["u"]), "cpu", held=held)
         after, later = scores(str(run/"checkpoint"), args.items, judges)
         table += [["after", seed, *row] for row in after]
         if seed == 0: grid(drawn, later)

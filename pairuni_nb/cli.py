@@ -83,6 +83,7 @@ class Model:
     max_new_tokens: int = TrainSettings.max_new_tokens # length of an answer
     device: str = "auto"  # auto, cpu or cuda
 
+# %% ../nbs/12_cli.ipynb #6d267e9e
 @dataclass(frozen=True)
 class Evaluate:
     "Held-out scores of both tasks, with their protocol, as JSON."
@@ -169,6 +170,7 @@ def build_pairs(c:Pair, fill=None)->tuple: # pairs, what made them, counts
     print(f"{len(pairs)} pairs: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items() if k != "rows" and v))
     return pairs, made_by, counts
 
+# %% ../nbs/12_cli.ipynb #df1b3eb8
 def language_model(c:Pair): # records -> quadruples, dropped
     "The language model that completes records, or only its price; what it needs is checked now."
     from pairuni_nb import language_model as llm
@@ -245,6 +247,7 @@ def new_run(c:Train, out:Path, command:str):
         save_pairs(pairs, part/"pairs", **notes)
         write_json(part/"settings.json", asdict(s) | where | dict(model=where["model"] or None, reward=c.reward, pairs=len(pairs), command=command))
 
+# %% ../nbs/12_cli.ipynb #c484ddad
 def old_settings(run:Path)->tuple: # TrainSettings, everything that settings.json holds
     "What a run folder was started with."
     saved = json.loads((run/"settings.json").read_text())
@@ -262,8 +265,7 @@ def whole_job(c:Train)->Train:
     if not p.data and not (c.pairs and c.reward):
         raise ValueError(f"preset '{c.preset}' needs pairs of your own and a reward of drawings: name the folder that pairuni pair wrote with --pairs, "
                          "and a folder with HPSv2's weights with --reward hps:FOLDER, or another reward")
-    if c.pairs: return c
-    if p.data == "toy": return c
+    if c.pairs or p.data == "toy": return c
     if not Path(p.data, "u").exists(): raise ValueError(f"preset '{c.preset}' needs the pictures in {p.data}: fetch them with python scripts/fetch_emoji.py, or name pairs of your own with --pairs")
     return replace(c, held_u=c.held_u or f"{p.data}/held-u", held_g=c.held_g or f"{p.data}/held-g")
 

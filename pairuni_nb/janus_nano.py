@@ -199,6 +199,7 @@ def move_codes(
         idle[dead] = 0
     return index
 
+# %% ../nbs/05_janus_nano.ipynb #e1e6655d
 def survival(vq:nn.Module, seed:int=0, n:int=200)->str:
     "How many held-out scenes can still be read after the round trip."
     scenes, x = draw_scenes(np.random.default_rng([seed, 2]), n, split="heldout")
@@ -333,8 +334,8 @@ def nano_folder()->Path:
 
 def checkpoint_path(name:str=None)->str:
     "A checkpoint of this package by its name (none: janus-nano); any other folder or name as it is."
-    own = nano_folder().parent/str(name or "janus-nano")
-    return str(own) if own.is_dir() and own.name == str(name or "janus-nano") else str(name)
+    name = str(name or "janus-nano")
+    return str(nano_folder().with_name(name)) if name in ("janus-nano", "nano-emoji") else name
 
 def janus_config(path:str)->JanusConfig: # a folder or a name, as in load_janus
     "The config of a Janus; one sentence when there is none."

@@ -206,6 +206,7 @@ def image_tokens(
     scale = min(1, side/max(size))
     return 75 + 150*int(np.ceil(size[0]*scale/512)*np.ceil(size[1]*scale/512))
 
+# %% ../nbs/02b_language_model.ipynb #7799dfff
 class _Server(ThreadingHTTPServer): request_queue_size = 64
 
 class _Handler(BaseHTTPRequestHandler):
@@ -422,6 +423,7 @@ def collect(
             raise ValueError(f"the endpoint has gone silent, {row} records in a row were {end['reason']}: what was paid for is in {journal.path}, run again to go on")
     return silent
 
+# %% ../nbs/02b_language_model.ipynb #299b9687
 def run_jobs(records:dict, path, s:CompletionSettings)->dict: # keys to records -> keys to ends
     "Complete what the journal does not have yet; who gets no answer is asked once more at the end."
     with connect(s) as client, Journal(path) as journal, ThreadPoolExecutor(s.concurrency) as pool:

@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['EYES', 'VQ', 'WARM', 'emoji_rows', 'shrink', 'jitter', 'train_eyes', 'round_trip', 'ask', 'describe_emoji',
-           'emoji_texts', 'warm_start_emoji', 'nano_emoji_folder', 'make_emoji', 'calibrate', 'concept_score',
-           'concept_reward', 'made_up']
+           'emoji_texts', 'warm_start_emoji', 'make_emoji', 'calibrate', 'concept_score', 'concept_reward']
 
 # %% ../nbs/05b_nano_emoji.ipynb #09d8fcf2
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +126,6 @@ def warm_start_emoji(
     rehearse(model, losses, steps, lr, log)
 
 # %% ../nbs/05b_nano_emoji.ipynb #8484f217
-def nano_emoji_folder()->Path:
-    "Where the package keeps nano-emoji."
-    return Path(str(files("pairuni_nb")/"assets"/"nano-emoji"))
-
 EYES, VQ, WARM = dict(steps=1000), dict(steps=700), dict(steps=600)  # how the shipped one was made
 
 def make_emoji(
@@ -196,17 +190,3 @@ def concept_reward(
         return out
     reward.__name__ = f"concept:{data}"
     return reward
-
-# %% ../nbs/05b_nano_emoji.ipynb #4586df7c
-def made_up(folder, n:int=12):
-    "A dozen made-up concepts in the layout of scripts/fetch_emoji.py: for tests."
-    from pairuni_nb.records_io import save_records
-    for part, artist in (("u", "noto"), ("g", "fluent"), ("held-u", "noto"), ("held-g", "fluent")):
-        rows = []
-        for i in range(n):
-            a = np.full((64, 64, 3), 255, np.uint8); a[8+2*i:40, 8:56-2*i] = np.random.default_rng([i, part.startswith("held")]).integers(0, 255, 3)
-            name, group = f"{part[:4]} thing {i}", f"group {i % 4}"
-            fact = dict(code=f"{part.startswith('held'):d}f{i:x}", name=name, tags=["thing"], group=group, subgroup=f"kind-{i % 4}", scene="")
-            said = dict(prompt=f"{name}, thing") if part.endswith("g") else dict(question="which group?", choices=[f"group {k}" for k in range(4)], answer=group)
-            rows.append(dict(id=f"{artist}-{fact['code']}", image=Image.fromarray(a)) | said | fact)
-        save_records(rows, Path(folder)/part)

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from pairuni_nb.encoders import features
-from pairuni_nb.nano_emoji import concept_reward, emoji_rows, made_up
+from pairuni_nb.nano_emoji import concept_reward, emoji_rows
 from pairuni_nb.preference import reward_from
+from test_nano_emoji import made_up
 
 
 def test_a_reward_without_its_pictures_is_one_sentence():

@@ -18,7 +18,7 @@ DRAW, ASK = bench.PROMPTS[:2], ["What colour is it?", "How many shapes are there
 @cache
 def policy():
     "Random weights, scaled up so that mistakes show"
-    model, processor = bench.janus_pro(width=32, layers=2, heads=2)
+    model, processor = bench.random_janus_pro(width=32, layers=2)
     generator, core = torch.Generator().manual_seed(0), model.model
     for module, std in ((core.language_model.layers, .1), (core.language_model.embed_tokens, .5), (core.generation_aligner, .3), (core.generation_embeddings, 1.),
                         (core.generation_head, .3), (model.lm_head, .3)):

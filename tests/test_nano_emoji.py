@@ -4,6 +4,7 @@ from PIL import Image
 from pairuni_nb.encoders import unit
 from pairuni_nb.janus_nano import answer_text
 from pairuni_nb.nano_emoji import ask, calibrate, concept_reward, concept_score, emoji_rows, jitter, make_emoji
+from pathlib import Path
 import numpy as np
 import torch
 
@@ -40,11 +41,25 @@ def test_without_pictures_is_one_sentence():
     with pytest.raises(ValueError, match="there are no emoji in"): make_emoji("/tmp/never", "/nowhere")
     with pytest.raises(ValueError, match="there are no emoji in"): concept_reward("/nowhere")
 
+# %% ../nbs/05b_nano_emoji.ipynb #4586df7c
+from pairuni_nb.records_io import save_records
+
+def made_up(folder, n:int=12):
+    "A dozen made-up concepts in the layout of scripts/fetch_emoji.py: for tests."
+    for part, artist in (("u", "noto"), ("g", "fluent"), ("held-u", "noto"), ("held-g", "fluent")):
+        rows = []
+        for i in range(n):
+            a = np.full((64, 64, 3), 255, np.uint8); a[8+2*i:40, 8:56-2*i] = np.random.default_rng([i, part.startswith("held")]).integers(0, 255, 3)
+            name, group = f"{part[:4]} thing {i}", f"group {i % 4}"
+            fact = dict(code=f"{part.startswith('held'):d}f{i:x}", name=name, tags=["thing"], group=group, subgroup=f"kind-{i % 4}", scene="")
+            said = dict(prompt=f"{name}, thing") if part.endswith("g") else dict(question="which group?", choices=[f"group {k}" for k in range(4)], answer=group)
+            rows.append(dict(id=f"{artist}-{fact['code']}", image=Image.fromarray(a)) | said | fact)
+        save_records(rows, Path(folder)/part)
+
 # %% ../nbs/05b_nano_emoji.ipynb #9be5fee5
 def test_made_from_a_dozen_pictures():
     import tempfile
     from pairuni_nb.janus_nano import load_janus
-    from pairuni_nb.nano_emoji import made_up
     with tempfile.TemporaryDirectory() as tmp:
         made_up(tmp + "/data", 16); said = []
         few = dict(eyes=dict(steps=2, batch=4), vq=dict(steps=45, batch=4), warm=dict(steps=2, questions=2, captions=2, drawings=2))
@@ -59,12 +74,11 @@ def test_made_from_a_dozen_pictures():
 
 # %% ../nbs/05b_nano_emoji.ipynb #41a38795
 def test_shipped_nano_emoji_answers_in_form_and_draws():
-    from pairuni_nb.janus_nano import load_janus
-    from pairuni_nb.nano_emoji import nano_emoji_folder
+    from pairuni_nb.janus_nano import checkpoint_path, load_janus
     from pairuni_nb.rewards import well_formed
     from pairuni_nb.rollout import JanusPolicy, Sampling, noise
-    policy = JanusPolicy(*load_janus(nano_emoji_folder()))
-    assert sum(f.stat().st_size for f in nano_emoji_folder().iterdir()) <= 10_000_000
+    policy = JanusPolicy(*load_janus("nano-emoji"))
+    assert sum(f.stat().st_size for f in Path(checkpoint_path("nano-emoji")).iterdir()) <= 10_000_000
     s = Sampling(max_new_tokens=48, cfg_weight=3.)
     asked = "which group?\nanimals & nature, food & drink, symbols, objects"
     u = policy.sample(policy.text_prompts([asked]*16, [Image.new("RGB", (48, 48), "white")]*16), 1, noise(0, 0, range(16), 1, 48), s)
