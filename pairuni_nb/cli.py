@@ -265,6 +265,7 @@ def whole_job(c:Train)->Train:
     if not p.data and not (c.pairs and c.reward):
         raise ValueError(f"preset '{c.preset}' needs pairs of your own and a reward of drawings: name the folder that pairuni pair wrote with --pairs, "
                          "and a folder with HPSv2's weights with --reward hps:FOLDER, or another reward")
+    if c.pairs and not Path(c.pairs).exists(): raise ValueError(f"no pairs at {c.pairs}: name a folder that pairuni pair wrote")
     if c.pairs or p.data == "toy": return c
     if not Path(p.data, "u").exists(): raise ValueError(f"preset '{c.preset}' needs the pictures in {p.data}: fetch them with python scripts/fetch_emoji.py, or name pairs of your own with --pairs")
     return replace(c, held_u=c.held_u or f"{p.data}/held-u", held_g=c.held_g or f"{p.data}/held-g")
@@ -400,6 +401,7 @@ def main(
         if isinstance(c, Train): run_train(c, argv)
         else: {Pair: run_pair, Plan: run_plan, Evaluate: run_evaluate, Sample: run_sample}[type(c)](c)
     except SystemExit as e: return e.code or 0  # --help
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read our output has seen enough
     except (ValueError, OSError) as e:
         if os.environ.get("PAIRUNI_DEBUG") == "1": raise
         print("pairuni:", " ".join(str(e).split()), file=sys.stderr)

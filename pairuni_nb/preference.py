@@ -70,6 +70,7 @@ def load_clip(
 )->tuple:                # model, tokenizer, image processor
     "A frozen CLIP or SigLIP; a ValueError of one sentence when it is none."
     if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with convert_hps and give the folder that it writes")
+    if "/" not in str(model) and not Path(model).exists(): raise ValueError(f"there is no folder '{model}', and a name on the hub has the form owner/name")
     try:
         clip, info = AutoModel.from_pretrained(model, dtype=dtype, output_loading_info=True)
         tok, pixels = AutoTokenizer.from_pretrained(model), AutoImageProcessor.from_pretrained(model, backend="pil")

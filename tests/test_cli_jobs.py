@@ -213,3 +213,20 @@ def test_pictures_without_scenes_are_scored_by_their_likeness(tmp_path):
     real_records(4)
     assert main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0
     assert 0 < json.loads((tmp_path/"g.json").read_text())["figures"]["score_mean"] <= 1
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--pairs", "nowhere", "--reward", "hps:also-nowhere"], ["no pairs at nowhere", "pairuni pair"]),
+    (["--reward", "clip:nowhere"], ["no folder 'nowhere'", "owner/name"])])
+def test_a_mistyped_folder_is_told_at_once(argv, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("it asked the network"))
+    said = sentence(capsys, ["train", *argv])
+    assert all(w in said for w in words) and not list(tmp_path.iterdir()), said
+
+
+def test_a_reader_that_stops_is_no_error():
+    import subprocess, sys
+    script = "import sys; from pairuni_nb.cli import main; sys.exit(main(['pair', '--help']))"
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert child.wait(60) == 0 and child.stderr.read() == b""
