@@ -3,6 +3,7 @@
     python scripts/fetch_emoji.py            # 97 MB once, then data/emoji/u and data/emoji/g, and held-u and held-g beside them: 1,599 concepts
     python scripts/fetch_emoji.py --held-artist   # 62 MB more: artist and held-artist, the same questions with a third artist's pictures
     pairuni pair data/emoji/u data/emoji/g --clusters 80 --out runs/emoji-pairs
+    python scripts/fetch_emoji.py --things --held-artist  # data/things: 557 concepts that a small model can tell apart
 
 U: Google's Noto Emoji (art under Apache-2.0, npm emoji-datasource-google). By a seeded coin a record asks "what is this?"
 (four names of one group) or "which group?" (four groups).
@@ -11,7 +12,8 @@ Names, tags, groups and subgroups were given by others (npm emojibase-data, MIT;
 Both sides show the same concepts. About a tenth of each group is held out (held-u, held-g): whole families, such as a runner, a woman
 running and a man running, and no name is a choice in the other part. The third artist, Twemoji (CC-BY-4.0, npm emoji-datasource-twitter),
 is for scoring alone: nothing learns from it and nothing of it is committed.
- A record carries `code` (the concept's code points), `name`, `tags`, `group` and `subgroup`
+--things leaves out people, faces, signs, clocks and objects, whose pictures are near copies of one another or have little in common; the split
+stays. Its wrong names come from other groups. A record carries `code` (the concept's code points), `name`, `tags`, `group` and `subgroup`
 beside the columns that `pairuni pair` reads, so that retrieval can be scored against the truth.
 Nothing fetched is committed: data/ ignores itself.
 """
@@ -35,6 +37,7 @@ FLUENT = ("@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz", "c1bb7eee7de09
 TWEMOJI = ("emoji-datasource-twitter/-/emoji-datasource-twitter-16.0.0.tgz", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877")
 NAMES = ("emojibase-data/-/emojibase-data-17.0.0.tgz", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
 SIZE, TAGS = 64, 4
+THINGS = ("animals & nature", "food & drink", "travel & places", "activities")
 
 
 def fetch(package, folder):
@@ -78,11 +81,16 @@ def concepts(noto, fluent, names):
     return out
 
 
-def question(concept, everything, rng):
-    "What it is, or which group it belongs to; the wrong choices for a name come from its own group."
+def lends(concept, far):
+    "Whether another concept's name may be a wrong choice: one of the same group, or with `far` of any other."
+    return lambda other: (other["group"] != concept["group"]) == far
+
+
+def question(concept, everything, rng, far=False):
+    "What it is, or which group it belongs to."
     by_name = rng.random() < .5
     what, key = ("what is this?", "name") if by_name else ("which group?", "group")
-    others = sorted({c[key] for c in everything if not by_name or c["group"] == concept["group"]} - {concept[key]})
+    others = sorted({c[key] for c in everything if not by_name or lends(concept, far)(c)} - {concept[key]})
     choices = [concept[key]] + rng.sample(others, 3)
     rng.shuffle(choices)
     return dict(question=what, choices=choices, answer=concept[key])
@@ -124,32 +132,34 @@ def prompt(concept):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("data/emoji"), help="folder that gets u/ and g/")
+    parser.add_argument("--things", action="store_true", help="only animals, plants, food, places, vehicles, sports and games")
+    parser.add_argument("--out", type=Path, help="folder that gets u/ and g/; without it data/emoji, or data/things")
     parser.add_argument("--concepts", type=int, default=0, help="concepts, so images a side; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="which concepts, which questions, and the wrong choices")
     parser.add_argument("--held-artist", action="store_true", help="write the third artist's pictures too")
     args = parser.parse_args()
-    data = Path("data")
+    data, out = Path("data"), args.out or Path("data/things" if args.things else "data/emoji")
     data.mkdir(exist_ok=True)
     (data / ".gitignore").write_text("*\n")
     noto, fluent, names = [fetch(package, data) for package in (NOTO, FLUENT, NAMES)]
     found = concepts(noto, fluent, names)
-    rng = random.Random(args.seed)
+    rng, held = random.Random(args.seed), held_out(found, args.seed)
+    if args.things: found = {code: c for code, c in found.items() if c["group"] in THINGS and c["subgroup"] != "time"}
     codes = sorted(rng.sample(sorted(found), args.concepts) if args.concepts else found)
-    held, choose, rows = held_out(found, args.seed), random.Random(args.seed), {}
+    choose, rows = random.Random(args.seed), {}
     third = third_artist(data, codes) if args.held_artist else {}
     for concept in (found[code] for code in codes):
         code, part = concept["code"], "held-" if concept["code"] in held else ""
         facts = {k: concept[k] for k in ("code", "name", "tags", "group", "subgroup")} | dict(scene="")
-        kin = {c["name"] for c in found.values() if c["group"] == concept["group"] and (c["code"] in held) == (code in held)}
-        asked = own_choices(question(concept, found.values(), rng), kin, choose) | facts
+        kin = {c["name"] for c in filter(lends(concept, args.things), found.values()) if (c["code"] in held) == (code in held)} | {concept["name"]}
+        asked = own_choices(question(concept, found.values(), rng, args.things), kin, choose) | facts
         add = lambda side, artist, picture, said: rows.setdefault(part + side, []).append(dict(id=f"{artist}-{code}", image=picture) | said)
         add("u", "noto", image(noto, concept["noto"]), asked)
         add("g", "fluent", image(fluent, concept["fluent"]), dict(prompt=prompt(concept)) | facts)
         if code in third: add("artist", "twemoji", third[code], asked)
     for name, part in rows.items():
-        save_records(part, args.out / name)
-        print(f"{len(part)} records in {args.out / name}")
+        save_records(part, out / name)
+        print(f"{len(part)} records in {out / name}")
 
 
 if __name__ == "__main__":
