@@ -267,7 +267,7 @@ def whole_job(c:Train)->Train:
                          "and a folder with HPSv2's weights with --reward hps:FOLDER, or another reward")
     if c.pairs and not Path(c.pairs).exists(): raise ValueError(f"no pairs at {c.pairs}: name a folder that pairuni pair wrote")
     if c.pairs or p.data == "toy": return c
-    if not Path(p.data, "u").exists(): raise ValueError(f"preset '{c.preset}' needs the pictures in {p.data}: fetch them with python scripts/fetch_emoji.py, or name pairs of your own with --pairs")
+    if not Path(p.data, "u").exists(): raise ValueError(f"preset '{c.preset}' needs the pictures in {p.data}: fetch them with python scripts/fetch_emoji.py --things, or name pairs of your own with --pairs")
     return replace(c, held_u=c.held_u or f"{p.data}/held-u", held_g=c.held_g or f"{p.data}/held-g")
 
 # %% ../nbs/12_cli.ipynb #7d815330

@@ -118,7 +118,7 @@ def text_completer(g_records:list): # -> completer; wrong choices come from thes
     def completer(record):
         if "question" in record:
             named = record["question"].strip().lower() in NAMING
-            return {"prompt": record["answer"] if named else f"{record['question']} {record['answer']}"}
+            return {"prompt": record["answer"]} if named else None  # any other answer says too little of the picture
         wrong = [p for p in pool if p != record["prompt"]]
         if len(wrong) < 3: return None
         rng = _rng(record["id"], 0)

@@ -97,7 +97,7 @@ class Preset:
 
 PRESETS = {"nano": Preset(TrainSettings()),
            "nano-emoji": Preset(TrainSettings(steps=30, pairs_per_step=8, max_new_tokens=48, cfg_weight=3., eval_items=100), "nano-emoji",
-                                "concept:data/emoji", "data/emoji", PairSettings(encoder="efficientnet-lite0")),
+                                "concept:data/things", "data/things", PairSettings(encoder="efficientnet-lite0")),
            "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
            "janus-pro-7b": Preset(replace(PRO, rollouts=4, micro_batch=8, shard=True), "deepseek-community/Janus-Pro-7B", data="", devices=8),
            "janus-pro-1b-24gb": Preset(replace(PRO, rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6., lora_rank=32),

@@ -96,7 +96,7 @@ def test_an_endpoint_without_vision_is_told_before_any_record_is_encoded(capsys)
     assert "see" in said and len(toy.calls) == 1, said
 
 
-@pytest.mark.parametrize("name, words", [("janus-pro-1b", ["pairs of your own", "pairuni pair", "--pairs", "--reward hps:FOLDER"]), ("nano-emoji", ["data/emoji", "fetch_emoji.py"])])
+@pytest.mark.parametrize("name, words", [("janus-pro-1b", ["pairs of your own", "pairuni pair", "--pairs", "--reward hps:FOLDER"]), ("nano-emoji", ["data/things", "fetch_emoji.py --things"])])
 def test_a_preset_says_what_it_still_needs(name, words, capsys, tmp_path):
     said = sentence(capsys, ["train", "--preset", name])
     assert all(w in said for w in words) and not list(tmp_path.iterdir()), said

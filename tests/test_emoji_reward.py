@@ -9,7 +9,7 @@ from test_nano_emoji import made_up
 
 
 def test_a_reward_without_its_pictures_is_one_sentence():
-    with pytest.raises(ValueError, match="there are no emoji in /nowhere/u: run python scripts/fetch_emoji.py"): reward_from("concept:/nowhere")
+    with pytest.raises(ValueError, match="there are no emoji in /nowhere/u: run python scripts/fetch_emoji.py --things"): reward_from("concept:/nowhere")
 
 
 def test_a_smaller_input_is_another_encoder(need):

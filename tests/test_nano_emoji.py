@@ -37,7 +37,7 @@ def test_true_concept_is_one_wrong_is_zero():
 # %% ../nbs/05b_nano_emoji.ipynb #9a6579ca
 def test_without_pictures_is_one_sentence():
     import pytest
-    with pytest.raises(ValueError, match="run python scripts/fetch_emoji.py --out /nowhere --held-artist"): emoji_rows("/nowhere", "artist")
+    with pytest.raises(ValueError, match="run python scripts/fetch_emoji.py --things --out /nowhere --held-artist"): emoji_rows("/nowhere", "artist")
     with pytest.raises(ValueError, match="there are no emoji in"): make_emoji("/tmp/never", "/nowhere")
     with pytest.raises(ValueError, match="there are no emoji in"): concept_reward("/nowhere")
 
@@ -70,7 +70,7 @@ def test_made_from_a_dozen_pictures():
         g = emoji_rows(tmp + "/data", "g")
         own = reward([r["prompt"] for r in g], np.stack([np.asarray(r["image"]) for r in g]), g)
         assert [v for v in own if v is not None] and all(v > .99 for v in own if v is not None)
-        assert reward(["?"], np.zeros((1, 48, 48, 3), np.uint8), [dict(id="fluent-ffff")]) == reward(["?"], np.zeros((1, 48, 48, 3), np.uint8), [dict(id="noto-0f1")]) == [None]
+        assert reward(["?"], np.zeros((1, 48, 48, 3), np.uint8), [dict(id="fluent-ffff")]) == [None]
 
 # %% ../nbs/05b_nano_emoji.ipynb #41a38795
 def test_shipped_nano_emoji_answers_in_form_and_draws():
