@@ -27,3 +27,12 @@ def test_wrong_names_come_from_the_same_part():
     out = fetch_emoji.own_choices(row, kin, random.Random(0))["choices"]
     assert set(out) <= kin and len(set(out)) == 4 and out[2:] == ["cat", "dog"]
     assert fetch_emoji.own_choices(row | dict(question="which group?"), kin, random.Random(0))["choices"] == row["choices"]
+
+
+def test_wrong_names_come_from_near_or_from_far():
+    import random
+    rows = [dict(name=f"{kind} {i}", group=kind) for kind in ("animal", "food", "place", "sport") for i in range(5)]
+    for far, kinds in ((False, {"animal"}), (True, {"animal", "food", "place", "sport"})):
+        asked = [fetch_emoji.question(rows[0], rows, random.Random(seed), far) for seed in range(40)]
+        names = [set(q["choices"]) - {q["answer"]} for q in asked if q["question"] == "what is this?"]
+        assert {n.split()[0] for ns in names for n in ns} == kinds - ({"animal"} if far else set()) and all(len(ns) == 3 for ns in names)
