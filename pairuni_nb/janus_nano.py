@@ -259,7 +259,7 @@ def text_loss(
     learn = torch.tensor([[False]*len(a) + [True]*len(b) + [False]*(L-len(a)-len(b)) for a, b in parts])
     x = model.get_input_embeddings()(ids)
     seen = model.model.aligner(model.model.vision_model(pixels).last_hidden_state)
-    x = x.masked_scatter((ids == model.config.image_token_id)[..., None], seen)
+    x = x.masked_scatter((ids == model.config.image_token_id)[..., None], seen.to(x.dtype))
     h = model.model.language_model(inputs_embeds=x, attention_mask=attend, use_cache=False).last_hidden_state
     return F.cross_entropy(model.lm_head(h[:, :-1][learn[:, 1:]]), ids[:, 1:][learn[:, 1:]])
 
