@@ -287,4 +287,5 @@ def _bridge(file, kind, device):
     from safetensors import safe_open
     with safe_open(file, "numpy") as f: told, W, b = f.metadata(), f.get_tensor("W"), f.get_tensor("b")
     base = load_encoder(told["encoder" if kind == "image" else "text_encoder"], kind, device)
-    return Encoder(file, base.key, base.encode, None if kind == "text" else lambda rows: rows@W + b)
+    sha = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]  # the key is the base's, so that its cached rows serve; the map shows in the name
+    return Encoder(f"{file} {sha}", base.key, base.encode, None if kind == "text" else lambda rows: rows@W + b)
