@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageColumn
+from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable, table_cast
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import MiniBatchKMeans
@@ -337,7 +338,8 @@ def load_pairs(path)->Dataset: # a folder written by save_pairs, or a Parquet fi
         with pa.ipc.new_stream(out, COLUMNS.arrow_schema) as stream:
             for rows in _few_rows(file): stream.write_table(rows)
     except (OSError, pa.ArrowInvalid) as e: raise ValueError(f"{file} cannot be read as Parquet: {e}") from e
-    return Dataset(InMemoryTable(pa.ipc.open_stream(pa.py_buffer(mmap.mmap(out.fileno(), 0, access=mmap.ACCESS_READ))).read_all()))
+    on_disk = pa.py_buffer(mmap.mmap(out.fileno(), 0, access=mmap.ACCESS_READ))
+    return Dataset(InMemoryTable(pa.ipc.open_stream(on_disk).read_all()), fingerprint=generate_random_fingerprint())  # else all of it is copied and hashed
 
 def stored_rows(
     pairs:Dataset,
