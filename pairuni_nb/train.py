@@ -36,6 +36,7 @@ from tqdm import tqdm
 from .evaluate import evaluate
 from .janus_nano import load_janus
 from .pair_grpo import group_advantage, loss_normalizer, modulate, pair_weight, policy_loss
+from .pairing import stored_rows
 from .rewards import answer_accuracy, reward_matrix, scene_reward, target_similarity, well_formed
 from .rollout import JanusPolicy, Rollouts, Sampling, gap, join, noise
 from .settings import TrainSettings, check
@@ -301,9 +302,10 @@ def held_out(
         return records("u", n, 10_000 + seed, "heldout"), records("g", n, 10_000 + seed, "heldout"), list(range(len(pairs)))
     digest = [hashlib.sha1(f"{u}|{g}".encode()).digest()[0] for u, g in zip(pairs["u_id"], pairs["g_id"])]
     kept = [i for i, d in enumerate(digest) if d % 10]
-    rows = [pairs[i] for i, d in enumerate(digest) if d % 10 == 0]
-    if not kept or not rows: raise ValueError(f"{len(pairs)} pairs are too few to hold some out: give at least 50")
-    return side_rows(rows, "u")[:n], side_rows(rows, "g")[:n], kept
+    held = [i for i, d in enumerate(digest) if d % 10 == 0]
+    if not kept or not held: raise ValueError(f"{len(pairs)} pairs are too few to hold some out: give at least 50")
+    first = lambda column: [i for i, x in zip(held, pairs.select(held)[column]) if x is not None][:n]
+    return side_rows(stored_rows(pairs, first("question")), "u"), side_rows(stored_rows(pairs, first("prompt")), "g"), kept
 
 # %% ../nbs/10_train.ipynb #47446f8c
 def default_rewards(policy:JanusPolicy, pairs)->dict: # {"u": function, "g": function}
