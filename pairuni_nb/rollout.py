@@ -429,8 +429,10 @@ def rows_that_fit(
     "Rollouts to draw at once."
     c, dtype = self.model.config.text_config, self.model.dtype if self.precision == "fp32" else torch.bfloat16
     width = 2*c.num_hidden_layers*c.num_key_value_heads*(c.hidden_size//c.num_attention_heads)*dtype.itemsize
-    row = width*(prompts.input_ids.shape[1] + self.length(prompts.task, sampling)) + 6*4*self.vocabulary(prompts.task)
-    return max(1, int(gb*1e9/row/(2 if prompts.task == "g" and sampling.samples_guided else 1)))
+    twice = prompts.task == "g" and sampling.samples_guided
+    apart = twice and not sampling.scores_guided  # two rows of logits, too
+    row = (1 + twice)*width*(prompts.input_ids.shape[1] + self.length(prompts.task, sampling)) + (1 + apart)*6*4*self.vocabulary(prompts.task)
+    return max(1, int(gb*1e9/row))
 
 # %% ../nbs/06_rollout.ipynb #f3d20c60
 @patch_to(JanusPolicy)
