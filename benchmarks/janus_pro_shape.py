@@ -144,7 +144,7 @@ def draws(policy, shape, args):
 def step(policy, args):
     "Rows of the CSV: seconds of a training step's parts, and its peak GB; the second step of two"
     s = preset(args.preset).train
-    s = replace(s, pairs_per_step=args.pairs, rollouts=args.k[0], rollout_gb=args.gb, max_new_tokens=args.text_tokens or s.max_new_tokens)
+    s = replace(s, pairs_per_step=args.pairs, rollouts=min(s.rollouts, args.k[0]), rollout_gb=args.gb, max_new_tokens=args.text_tokens or s.max_new_tokens)
     if s.lora_rank: round_frozen(add_lora(policy, s.lora_rank))
     if s.gradient_checkpointing: policy.checkpoint_layers()
     opt, accelerator = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr), Accelerator(cpu=args.device == "cpu")
@@ -155,7 +155,7 @@ def step(policy, args):
         m = train_step(policy, opt, [pairs[j] for j in range(args.pairs)], list(range(args.pairs)), i, s, dict(u=dice, g=dice), accelerator)
         if args.device == "cuda": torch.cuda.synchronize()
         took = time.perf_counter() - start
-    row, gb = dict(measure="card step", rows=args.pairs*args.k[0], k=args.k[0]), torch.cuda.max_memory_allocated()/1e9 if args.device == "cuda" else resident()/1e3
+    row, gb = dict(measure="card step", rows=args.pairs*s.rollouts, k=s.rollouts), torch.cuda.max_memory_allocated()/1e9 if args.device == "cuda" else resident()/1e3
     for part, value in dict(rollout=m["sec_rollout"], score=m["sec_score"], update=m["sec_update"], whole=took).items():
         yield row | dict(method=f"{args.preset} {part}", unit="s", value=value, low=value, high=value)
     yield row | dict(method=f"{args.preset} peak", unit="GB", value=gb, low=gb, high=gb)

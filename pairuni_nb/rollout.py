@@ -350,7 +350,7 @@ def record(step, device:torch.device): # step: works in place and asks nothing o
     "A CUDA graph of a step; a CPU has nothing to record."
     if device.type != "cuda": return step
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): step()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"): step()  # other threads may go on
     return graph.replay
 
 # %% ../nbs/06_rollout.ipynb #ff494a06
