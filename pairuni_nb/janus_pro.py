@@ -24,7 +24,7 @@ def random_janus_pro(
     text.vocab_size = 102_400
     if whole:
         text.intermediate_size, text.num_attention_heads, text.num_key_value_heads, text.head_dim = 11*width//4, width//128, width//128, 128
-        config.vision_config, config.vq_config = JanusVisionConfig(projection_dim=width), JanusVQVAEConfig(projection_dim=width, image_token_embed_dim=width)
+        config.vision_config, config.vq_config = JanusVisionConfig(projection_dim=width), JanusVQVAEConfig(num_patches=24, projection_dim=width, image_token_embed_dim=width)
     else:
         vision.image_size, vision.patch_size, vision.num_image_tokens = 384, 16, 576
         vq.num_embeddings, vq.num_patches, vq.channel_multiplier = 16_384, 24, [1]*5
