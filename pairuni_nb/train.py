@@ -518,7 +518,7 @@ def finish(out:Path, policy, janus:JanusPolicy, after:dict, accelerator:Accelera
     return result
 
 # %% ../nbs/10_train.ipynb #f5f57b7a
-if __name__ == "__main__" and "__file__" in globals():  # accelerate launch -m pairuni_nb.train, not a notebook
-    import sys
-    from pairuni_nb.cli import main  # the one look ahead: the flags are the command's
-    sys.exit(main(["train", *sys.argv[1:]]))
+if __name__ == "__main__" and "__file__" in globals():  # accelerate launch -m pairuni_nb.train, not a notebook: the program `pairuni train`
+    import runpy, sys
+    sys.argv.insert(1, "train")
+    runpy.run_module("pairuni_nb.cli", run_name="__main__")
