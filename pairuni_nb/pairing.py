@@ -222,6 +222,7 @@ def pair_records(
     made_with = {} if single else dict(features={part: f"{e.name} {e.key[:16]}".strip() for part, e in readers.items()})  # the key is a hash of the weights
     return rows, dict(u=len(u_records), g=len(g_records)) | copies | counts | dict(rows=len(rows)) | made_with
 
+# %% ../nbs/04_pairing.ipynb #5b1e90c7
 def as_dataset(rows:list)->Dataset:
     "Rows with their images encoded, in memory."
     encode = lambda v: dict(bytes=v.encoded(), path=None) if isinstance(v, StoredImage) else v
