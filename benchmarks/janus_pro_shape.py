@@ -1,25 +1,41 @@
-"""Janus-Pro's shape at a small width: our image rollout against `generate` and a plain loop, and the peak memory of an update.
+"""Janus-Pro's shape: our image rollout against `generate` and a plain loop, the peak memory of an update, and what a card does with all of it.
 
-True: 576 image tokens, vocabularies of 102,400 and 16,384, guidance 5, left padding. Small: width and layers. Random weights, the
-same for all. `rollout` alternates the methods after a warm-up and takes medians (with one CPU thread, of CPU seconds); `plain` is the usual loop: one row an image and
-its unconditional twin, each with its own prompt, and a DynamicCache. `update` starts a child process for every figure: one pass
-over the rows, backward, AdamW. `naive` scores the right positions with the right head and keeps all logits.
+`rollout` and `update` keep 576 image tokens, vocabularies of 102,400 and 16,384, guidance 5 and left padding; width and layers are small.
+`rollout` alternates the methods after a warm-up and takes medians (with one CPU thread, of CPU seconds); `plain` is the usual loop: one row an
+image and its unconditional twin, each with its own prompt, and a DynamicCache. `update` starts a child process for every figure: one pass over
+the rows, backward, AdamW. `naive` scores the right positions with the right head and keeps all logits.
+
+`card` is for a GPU: Janus-Pro-1B whole, bfloat16 over float32 (`generate`: bfloat16). Images a second by `generate`, by our sampler and by its recorded steps, each with
+its share of the memory-bandwidth limit (trunk and head read once a token, and every row's keys and values so far) and its ratio to `generate`;
+then seconds and GB of a training step on two pairs. A method that does not fit the memory is left out. Random weights everywhere.
 
     OMP_NUM_THREADS=1 python benchmarks/janus_pro_shape.py rollout update
+    python benchmarks/janus_pro_shape.py card [--bandwidth 3350] [--preset janus-pro-1b-24gb]
+
+Write benchmarks/janus_pro_shape.csv, and janus_pro_card.csv for a card.
 """
 import argparse
+import copy
 import csv
+import math
 import re
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate import Accelerator
 from pairuni_nb.janus_pro import random_janus_pro
+from pairuni_nb.pairing import make_pairs
+from pairuni_nb.plan import kv_bytes, matrices, parameters, shape_of
 from pairuni_nb.rollout import ImagePrompts, JanusPolicy, Rollouts, Sampling, TextPrompts, noise, unconditional
+from pairuni_nb.settings import preset
+from pairuni_nb.train import add_lora, round_frozen, train_step
+from pairuni_nb.world import records
 from transformers import DynamicCache
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -45,8 +61,8 @@ def plain(policy, prompts, k, w):
 
 def policy_of(args):
     "The model of the arguments' shape"
-    model, processor = random_janus_pro(args.width, args.layers)
-    return JanusPolicy(model.to(args.device, getattr(torch, args.dtype)), processor)
+    with torch.device(args.device): model, processor = random_janus_pro(args.width, args.layers, whole=args.width == 2048)
+    return JanusPolicy(model.to(getattr(torch, args.dtype)), processor)
 
 
 def seconds(f, device):
@@ -58,22 +74,104 @@ def seconds(f, device):
     return now() - start
 
 
+def alternate(methods, args):
+    "Seconds of each method, one run of each in turn after a warm-up; without those that do not fit the memory"
+    times = {name: [] for name in methods}
+    for turn in range(args.repeats + 1):
+        for name in list(times):
+            try: took = seconds(methods[name], args.device)
+            except torch.cuda.OutOfMemoryError: took = None
+            if took is None: del times[name]; torch.cuda.empty_cache()
+            elif turn: times[name].append(took)
+    return times
+
+
+def methods_of(policy, model, n, k, args): # model: for `generate`
+    "Name -> function that draws n images, and the prompts"
+    texts, step = [PROMPTS[i % 4] for i in range(-(-n//k))], iter(range(10**6))
+    batch, prompts, sampling = policy._tokenize(texts, generation_mode="image"), policy.image_prompts(texts), Sampling(cfg_weight=5.)
+    def ours(graphs):
+        policy.cuda_graphs = graphs
+        policy.sample(prompts, k, noise(0, next(step), range(len(texts)), k, args.tokens), sampling, gb=args.gb)
+    generate = lambda: model.generate(**batch, generation_mode="image", do_sample=True, top_k=0, guidance_scale=5., num_return_sequences=k)
+    return dict(generate=generate, plain=lambda: plain(policy, prompts, k, 5.), ours=lambda: ours(False), recorded=lambda: ours(True)), prompts
+
+
+def shorten(policy, tokens):
+    "Images of so many tokens"
+    policy.image_tokens = policy.model.model.vision_model.config.num_image_tokens = tokens
+
+
 def rollout(args):
     "Rows of the CSV: seconds of each method for n images"
     policy = policy_of(args)
-    policy.image_tokens = policy.model.model.vision_model.config.num_image_tokens = args.tokens
+    shorten(policy, args.tokens)
     for n, k in ((n, k) for n in args.images for k in args.k):
-        texts, step = [PROMPTS[i % 4] for i in range(-(-n//k))], iter(range(10**6))
-        batch, prompts, sampling = policy._tokenize(texts, generation_mode="image"), policy.image_prompts(texts), Sampling(cfg_weight=5.)
-        methods = dict(
-            generate=lambda: policy.model.generate(**batch, generation_mode="image", do_sample=True, top_k=0, guidance_scale=5., num_return_sequences=k),
-            plain=lambda: plain(policy, prompts, k, 5.),
-            ours=lambda: policy.sample(prompts, k, noise(0, next(step), range(len(texts)), k, args.tokens), sampling, gb=args.gb))
-        for f in methods.values(): f()
-        times = {name: [] for name in methods}
-        for _ in range(args.repeats):
-            for name, f in methods.items(): times[name].append(seconds(f, args.device))
-        for name, t in times.items(): yield dict(measure="rollout", rows=n, k=k, method=name, unit="s", value=statistics.median(t), low=min(t), high=max(t))
+        methods, _ = methods_of(policy, policy.model, n, k, args)
+        for name, t in alternate({m: methods[m] for m in ("generate", "plain", "ours")}, args).items():
+            yield dict(measure="rollout", rows=n, k=k, method=name, unit="s", value=statistics.median(t), low=min(t), high=max(t))
+
+
+def copied(device, repeats=9):
+    "GB/s of a copy on the device, read and written"
+    x = torch.empty(2**30 if device == "cuda" else 2**24, dtype=torch.uint8, device=device)
+    y = torch.empty_like(x)
+    return 2*x.nbytes/min(seconds(lambda: y.copy_(x), device) for _ in range(repeats))/1e9
+
+
+def least(shape, prompts, n, chunks, args):
+    "Seconds that reading takes: trunk in bfloat16 and head in float32 for every token and chunk, keys and values so far of two rows an image"
+    weights, context = 2*matrices(shape) + 4*parameters(shape)["image_head"], prompts.input_ids.shape[1] + args.tokens/2
+    return args.tokens*(chunks*weights + 2*n*kv_bytes(shape, "bf16")*context)/args.bandwidth/1e9
+
+
+def draws(policy, shape, args):
+    "Rows of the CSV: how fast each method draws"
+    model = copy.deepcopy(policy.model).bfloat16()  # `generate` knows no mixed precision here: its cache wants one dtype
+    args.gb = args.gb or (.6*torch.cuda.mem_get_info()[0]/1e9 if args.device == "cuda" else 8.)
+    for n, k in ((n, k) for n in args.images for k in args.k):
+        methods, prompts = methods_of(policy, model, n, k, args)
+        chunks = -(-n//policy.rows_that_fit(args.gb, prompts, Sampling(cfg_weight=5.)))
+        limit, times = least(shape, prompts, n, chunks, args), alternate({m: methods[m] for m in ("generate", "ours", "recorded")}, args)
+        for name, t in times.items():
+            row, took = dict(measure="card draw", rows=n, k=k, method=name), sorted(t)
+            middle, base = statistics.median(t), times.get("generate")
+            yield row | dict(unit="images/s", value=n/middle, low=n/took[-1], high=n/took[0])
+            yield row | dict(unit="of limit", value=limit/middle, low=limit/took[-1], high=limit/took[0])
+            if base: yield row | dict(unit="x generate", value=statistics.median(base)/middle, low=min(base)/took[-1], high=max(base)/took[0])
+
+
+def step(policy, args):
+    "Rows of the CSV: seconds of a training step's parts, and its peak GB; the second step of two"
+    s = preset(args.preset).train
+    s = replace(s, pairs_per_step=args.pairs, rollouts=min(s.rollouts, args.k[0]), rollout_gb=args.gb, max_new_tokens=args.text_tokens or s.max_new_tokens)
+    if s.lora_rank: round_frozen(add_lora(policy, s.lora_rank))
+    if s.gradient_checkpointing: policy.checkpoint_layers()
+    opt, accelerator = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr), Accelerator(cpu=args.device == "cpu")
+    pairs, dice = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)[0], lambda prompts, outputs, truths: torch.rand(len(outputs)).tolist()
+    for i in range(2):
+        if args.device == "cuda": torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        m = train_step(policy, opt, [pairs[j] for j in range(args.pairs)], list(range(args.pairs)), i, s, dict(u=dice, g=dice), accelerator)
+        if args.device == "cuda": torch.cuda.synchronize()
+        took = time.perf_counter() - start
+    row, gb = dict(measure="card step", rows=args.pairs*s.rollouts, k=s.rollouts), torch.cuda.max_memory_allocated()/1e9 if args.device == "cuda" else resident()/1e3
+    for part, value in dict(rollout=m["sec_rollout"], score=m["sec_score"], update=m["sec_update"], whole=took).items():
+        yield row | dict(method=f"{args.preset} {part}", unit="s", value=value, low=value, high=value)
+    yield row | dict(method=f"{args.preset} peak", unit="GB", value=gb, low=gb, high=gb)
+
+
+def card(args):
+    "Rows of the CSV: what a card makes of Janus-Pro-1B"
+    policy = policy_of(args)
+    policy.precision, shape = "bf16", shape_of(policy.model.config)
+    args.bandwidth = args.bandwidth or copied(args.device)
+    yield dict(measure="card", rows=0, k=0, method="bandwidth", unit="GB/s", value=args.bandwidth, low=args.bandwidth, high=args.bandwidth)
+    shorten(policy, args.tokens)
+    yield from draws(policy, shape, args)
+    shorten(policy, 576)
+    try: yield from step(policy, args)
+    except torch.cuda.OutOfMemoryError: yield dict(measure="card step", rows=args.pairs*args.k[0], k=args.k[0], method=f"{args.preset} does not fit", unit="GB", value=math.nan, low=math.nan, high=math.nan)
 
 
 def resident():
@@ -110,36 +208,42 @@ def update(args):
             yield dict(measure=f"update {task}", rows=rows, k=rows, method=method, unit="s", value=took, low=took, high=took)
 
 
-def main():
+def main(argv):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", nargs="+", choices=("rollout", "update"))
-    p.add_argument("--width", type=int, default=256)
-    p.add_argument("--layers", type=int, default=8)
-    p.add_argument("--tokens", type=int, default=576)
-    p.add_argument("--images", type=int, nargs="+", default=[8, 32])
-    p.add_argument("--k", type=int, nargs="+", default=[8, 1], help="rollouts a prompt")
-    p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--gb", type=float, default=8., help="of rollouts' keys and values")
+    p.add_argument("what", nargs="+", choices=("rollout", "update", "card"))
+    p.add_argument("--width", type=int)
+    p.add_argument("--layers", type=int)
+    p.add_argument("--tokens", type=int, default=576, help="of a drawing")
+    p.add_argument("--images", type=int, nargs="+")
+    p.add_argument("--k", type=int, nargs="+", help="rollouts a prompt")
+    p.add_argument("--repeats", type=int)
+    p.add_argument("--gb", type=float, help="of rollouts' keys and values; a card's default: 60 %% of what is free")
     p.add_argument("--text-rows", type=int, default=32)
-    p.add_argument("--text-tokens", type=int, default=64)
+    p.add_argument("--text-tokens", type=int)
     p.add_argument("--image-rows", type=int, default=16)
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--pairs", type=int, default=2, help="of a card's training step")
+    p.add_argument("--preset", default="janus-pro-1b", help="settings of a card's training step")
+    p.add_argument("--bandwidth", type=float, help="GB/s of the card; without it, a copy is timed")
+    p.add_argument("--device")
     p.add_argument("--dtype", default="float32", help="of the weights")
-    p.add_argument("--csv", default=str(CSV))
+    p.add_argument("--csv")
     p.add_argument("--child", help=argparse.SUPPRESS)
-    args = p.parse_args()
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    p.set_defaults(**(dict(width=2048, layers=24, images=[16, 64, 256], k=[8], repeats=3, device=here, csv=str(CSV.with_name("janus_pro_card.csv"))) if "card" in argv else
+                      dict(width=256, layers=8, images=[8, 32], k=[8, 1], repeats=5, gb=8., text_tokens=64, device="cpu", csv=str(CSV))))
+    args = p.parse_args(argv)
     transformers.logging.set_verbosity_error()
     if args.child: return child(args)
     where = dict(width=args.width, layers=args.layers, device=torch.cuda.get_device_name() if args.device == "cuda" else "cpu", threads=torch.get_num_threads(),
                  torch=torch.__version__, transformers=transformers.__version__)
     old = list(csv.DictReader(open(args.csv))) if Path(args.csv).exists() else []
     rows = [r for r in old if r["measure"].split()[0] not in args.what]  # what is not measured now stays
-    for row in (row for what in args.what for row in dict(rollout=rollout, update=update)[what](args)):
+    for row in (row for what in args.what for row in dict(rollout=rollout, update=update, card=card)[what](args)):
         rows.append(row | {k: round(row[k], 3) for k in ("value", "low", "high")} | where)
-        print("{measure:9} {rows:4} {k:3} {method:12} {value:10.3f} {unit:2} [{low:.3f}, {high:.3f}]".format(**rows[-1]), flush=True)
+        print("{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} [{low:.3f}, {high:.3f}]".format(**rows[-1]), flush=True)
     with open(args.csv, "w", newline="") as f:
         writer = csv.DictWriter(f, ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where], lineterminator="\n")
         writer.writeheader(); writer.writerows(sorted(rows, key=lambda r: r["measure"]))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(sys.argv[1:])

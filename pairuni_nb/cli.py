@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'one_sentence', 'parse', 'read_side',
            'build_pairs', 'language_model', 'completed_by', 'run_pair', 'check_device', 'check_tracker', 'image_reward',
-           'whole_path', 'new_run', 'old_settings', 'own_held', 'whole_job', 'run_train', 'show_result', 'run_plan',
-           'load_model', 'check_new', 'draw_prompts', 'run_evaluate', 'open_image', 'ask', 'draw', 'run_sample', 'main']
+           'whole_path', 'read_json', 'notes_of', 'new_run', 'old_settings', 'own_held', 'whole_job', 'run_train',
+           'show_result', 'run_plan', 'load_model', 'check_new', 'draw_prompts', 'run_evaluate', 'open_image', 'ask',
+           'draw', 'run_sample', 'main']
 
 # %% ../nbs/12_cli.ipynb #3c3d08ad
 # torch and transformers are imported inside the commands, so that --help answers at once
@@ -156,16 +157,18 @@ def read_side(c:Pair, source:str)->tuple: # records, counts
     if gone: print(f"{path}: {len(out)} records of {n['rows']} rows; " + ", ".join(f"{v} {k}" for k, v in gone.items()), file=sys.stderr)
     return out, n
 
-def build_pairs(c:Pair, fill=None)->tuple: # pairs, what made them, counts
-    "Records of both sources, yours or the toy world's, to pairs; `fill` completes them, as in make_pairs."
-    from pairuni_nb.pairing import make_pairs
+def build_pairs(c:Pair, fill=None)->tuple: # rows, what made them, counts
+    "Records of both sources, yours or the toy world's, to pairs; `fill` completes them, as in pair_records."
+    from pairuni_nb.pairing import pair_records
     from pairuni_nb.world import records
     s = c.settings
     if bool(c.u) != bool(c.g): raise ValueError(f"only '{c.u or c.g}' is given, but pairs need records of both sources: name U and G, or neither for the toy world")
     if c.u: (u, read_u), (g, read_g) = read_side(c, "u"), read_side(c, "g")
     else: u, g, read_u, read_g = records("u", s.n_u, s.seed), records("g", s.n_g, s.seed), {}, {}
     how = {k: v for k, v in asdict(s).items() if k not in ("n_u", "n_g")}
-    pairs, counts = make_pairs(u, g, fill=fill, **how)
+    if not c.u and s.dedup is None: how["dedup"] = 0.  # toy drawings repeat, and are as many as you asked for
+    pairs, counts = pair_records(u, g, fill=fill, **how)
+    if how["dedup"] is None: how["dedup"] = "records that repeat image and texts"
     made_by = (how if c.u else asdict(s)) | dict(u=c.u or "toy world", g=c.g or "toy world", read_u=read_u, read_g=read_g, features=counts.pop("features", {}))
     print(f"{len(pairs)} pairs: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items() if k != "rows" and v))
     return pairs, made_by, counts
@@ -230,13 +233,25 @@ def whole_path(name:str)->str:
     "A file's or folder's path from the root, so that a run goes on from any folder; another name as it is."
     return str(Path(name).resolve()) if name and Path(name).exists() else name
 
+def read_json(file:Path, remedy:str):
+    "What a JSON file of ours says, or one sentence that names it."
+    try: return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e: raise ValueError(f"{file} is damaged, it is not JSON ({e}): {remedy}") from e
+
+def notes_of(pairs:str)->dict: # settings, counts
+    "What a pair data set says of itself; nothing where there is no pairs.json."
+    file, remedy = Path(pairs)/"pairs.json", "make the pairs again, or remove that file, which only holds what made them"
+    told = read_json(file, remedy) if file.is_file() else {}
+    if not isinstance(told, dict) or not all(isinstance(told.get(k, {}), dict) for k in ("settings", "counts")): raise ValueError(f"{file} holds no settings and counts: {remedy}")
+    return {k: told.get(k, {}) for k in ("settings", "counts")}
+
 def new_run(c:Train, out:Path, command:str):
     "A run folder before its first step: settings, command, pairs."
     from pairuni_nb.pairing import load_pairs, save_pairs
     from pairuni_nb.records_io import new_folder
     from pairuni_nb.train import write_json
-    s, note = c.settings, Path(c.pairs)/"pairs.json"
-    if c.pairs: pairs, notes = load_pairs(c.pairs), json.loads(note.read_text()) if note.is_file() else {}
+    s = c.settings
+    if c.pairs: notes, pairs = notes_of(c.pairs), load_pairs(c.pairs)
     else:
         p = preset(c.preset)
         u, g = ("", "") if p.data == "toy" else (f"{p.data}/u", f"{p.data}/g")
@@ -250,7 +265,7 @@ def new_run(c:Train, out:Path, command:str):
 # %% ../nbs/12_cli.ipynb #c484ddad
 def old_settings(run:Path)->tuple: # TrainSettings, everything that settings.json holds
     "What a run folder was started with."
-    saved = json.loads((run/"settings.json").read_text())
+    saved = read_json(run/"settings.json", "start a new run")
     return TrainSettings(**{f.name: saved[f.name] for f in fields(TrainSettings) if f.name in saved}), saved
 
 def own_held(u:str, g:str)->tuple: # U records, G records; None when none are named

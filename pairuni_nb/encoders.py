@@ -229,6 +229,7 @@ def features(
     batch_size:int=16,
     device:str="auto",  # auto, cpu or cuda
     cache=None,         # folder that keeps rows between runs; None: no cache
+    ids:list=None,      # what messages call the items; None: their numbers
 )->np.ndarray:          # (N, D) float32, unit rows
     "L2-normalised features of images or texts."
     if not len(items): raise ValueError("nothing to encode: the list is empty")
@@ -237,7 +238,7 @@ def features(
     db, out = _open_cache(cache, e.key) if cache and e.key else None, None
     with tqdm(total=len(items), desc=e.name, unit=f" {kind}s", delay=2) as bar:
         for start in range(0, len(items), batch_size):
-            names = [f"{kind} {i}" for i in range(start, min(start + batch_size, len(items)))]
+            names = [f"{kind} {i}" if ids is None else f"the {kind} of {ids[i]}" for i in range(start, min(start + batch_size, len(items)))]
             batch = [_item(items[start + i], kind, name) for i, name in enumerate(names)]
             rows = _rows(db, e, batch, names)
             if e.then: rows = _directed(e.then(rows), e, names)
@@ -287,4 +288,5 @@ def _bridge(file, kind, device):
     from safetensors import safe_open
     with safe_open(file, "numpy") as f: told, W, b = f.metadata(), f.get_tensor("W"), f.get_tensor("b")
     base = load_encoder(told["encoder" if kind == "image" else "text_encoder"], kind, device)
-    return Encoder(file, base.key, base.encode, None if kind == "text" else lambda rows: rows@W + b)
+    sha = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]  # the key is the base's, so that its cached rows serve; the map shows in the name
+    return Encoder(f"{file} {sha}", base.key, base.encode, None if kind == "text" else lambda rows: rows@W + b)

@@ -6,8 +6,8 @@
 __all__ = ['JANUS_PRO_1B', 'JANUS_PRO_7B', 'SHAPES', 'PLANS', 'BYTES', 'LOGITS', 'CARDS', 'SAVERS', 'Shape', 'shape_of',
            'parameters', 'lora_parameters', 'trained', 'Work', 'work_of', 'check_work', 'shape_named', 'Task', 'tasks',
            'kv_bytes', 'rows_at_once', 'layer_bytes', 'activation_bytes', 'sampling_bytes', 'update_bytes', 'matrices',
-           'memory', 'peak', 'forward_flops', 'Card', 'card_named', 'seconds', 'sampling_seconds', 'update_seconds',
-           'step_seconds', 'advice', 'plan', 'plan_table']
+           'memory', 'peak', 'forward_flops', 'Card', 'card_named', 'seconds', 'head_flops', 'sampling_seconds',
+           'update_seconds', 'step_seconds', 'advice', 'plan', 'plan_table']
 
 # %% ../nbs/10b_plan.ipynb #944e1964
 # P pairs, K rollouts a prompt, L prompt tokens, T new tokens, W width, V vocabulary; suffixes _u and _g for the two tasks; GB are 10^9 bytes
@@ -126,15 +126,19 @@ class Task(NamedTuple):
     new: int     # T, tokens
     vocab: int   # V
     head: int    # parameters of its head
+    last: int    # of these, its last layer's
     drawn: int   # rows of the model for each rollout while sampling: 2 under CFG
     scored: int  # the same in the update
+
+    @property
+    def logits(self)->int: return 1 + self.drawn - self.scored # rows of logits for each rollout while sampling
 
 def tasks(s:Shape, w:Work)->tuple: # Task u, Task g
     "What one device does in a step."
     prompts, guided, p = -(-w.pairs_per_step//w.devices), w.cfg_scoring != "none" and w.cfg_weight != 1, parameters(s)
     rows = -(-w.pairs_per_step*w.rollouts//w.devices)
-    return (Task(rows, prompts, s.image_tokens + w.prompt_tokens, w.max_new_tokens, s.text_vocab, p["text_head"], 1, 1),
-            Task(rows, prompts, w.prompt_tokens, s.image_tokens, s.image_vocab, p["image_head"], 1 + guided, 1 + (guided and w.cfg_scoring == "guided")))
+    return (Task(rows, prompts, s.image_tokens + w.prompt_tokens, w.max_new_tokens, s.text_vocab, p["text_head"], p["text_head"], 1, 1),
+            Task(rows, prompts, w.prompt_tokens, s.image_tokens, s.image_vocab, p["image_head"], (s.width + 1)*s.image_vocab, 1 + guided, 1 + (guided and w.cfg_scoring == "guided")))
 
 # %% ../nbs/10b_plan.ipynb #a612c2a1
 BYTES = {"fp32": 4, "bf16": 2}
@@ -145,7 +149,7 @@ def kv_bytes(s:Shape, precision:str)->int:
 
 def rows_at_once(s:Shape, w:Work, t:Task)->int:
     "Rollouts whose keys, values and logits fit `rollout_gb`."
-    row = t.drawn*(kv_bytes(s, w.precision)*(t.prompt + t.new) + 24*t.vocab)
+    row = t.drawn*kv_bytes(s, w.precision)*(t.prompt + t.new) + t.logits*24*t.vocab
     return max(1, min(t.rows, int(w.rollout_gb*1e9/row)))
 
 # %% ../nbs/10b_plan.ipynb #7844297e
@@ -172,14 +176,14 @@ LOGITS = 2**24 # logits at a time in the scorer (06_rollout)
 
 def sampling_bytes(s:Shape, w:Work, t:Task)->dict:
     "What sampling one task adds."
-    n = rows_at_once(s, w, t)*t.drawn
-    return {"keys and values": n*kv_bytes(s, w.precision)*(t.prompt + t.new), "logits": n*24*t.vocab}
+    n = rows_at_once(s, w, t)
+    return {"keys and values": n*t.drawn*kv_bytes(s, w.precision)*(t.prompt + t.new), "logits": n*t.logits*24*t.vocab}
 
 def update_bytes(s:Shape, w:Work, t:Task)->dict:
     "What a forward and backward pass over one task adds: activations, and logits, their log-probabilities and gradients."
     rows = min(w.micro_batch, t.rows)
     kept = activation_bytes(s, w, t.scored*rows, t.new, t.scored*-(-rows//w.rollouts), t.prompt)
-    return {"activations": kept, "logits": 12*min(LOGITS, t.scored*rows*t.new*t.vocab)}
+    return {"activations": kept, "logits": 12*min(LOGITS, rows*t.new*t.vocab)}
 
 def matrices(s:Shape)->int:
     "Weights that every token of the trunk is multiplied with."
@@ -190,10 +194,11 @@ def memory(s:Shape, w:Work)->dict: # phase -> part -> GB on each device
     every, learn, n = sum(parameters(s).values()), trained(s, w.lora_rank), w.devices if w.shard else 1
     still = every if w.lora_rank else s.frozen
     both, largest = tasks(s, w), lambda of: max((of(s, w, t) for t in both), key=lambda parts: sum(parts.values()))
-    always = {"weights": 4*(still + learn/n), "optimiser": 8*learn/n, "whole copy to sample": 4*every*w.shard, "reference": 4*every*bool(w.beta and not w.lora_rank)}
-    cast, gradients = 2*matrices(s)*(w.precision == "bf16"), 4*learn/n*(1 + (w.devices > 1 and not w.shard))
+    half, lora = 2*matrices(s)*(w.precision == "bf16"), bool(w.lora_rank)  # half: the trunk's matrices in bfloat16, and what they save where they are frozen
+    always = {"weights": 4*(still + learn/n) - half*lora, "optimiser": 8*learn/n, "whole copy to sample": (4*every - half)*w.shard, "reference": (4*every - half)*bool(w.beta and not lora)}
+    cast, gradients = 2*learn*(w.precision == "bf16") if lora else half, 4*learn/n*(1 + (w.devices > 1 and not w.shard))
     gathered = 4*w.shard*(learn - parameters(s)["layers"]*(1 - 2/s.layers))  # what FSDP puts together at a time: all but the layers, and two of them
-    phases = {"sample": {"bfloat16 casts": cast} | largest(sampling_bytes),
+    phases = {"sample": {"bfloat16 casts": cast*(not w.shard)} | largest(sampling_bytes),
               "backward": {"bfloat16 casts": cast/s.layers if w.gradient_checkpointing else 2*cast, "gathered layers": gathered, "gradients": gradients} | largest(update_bytes),
               "step": {"gradients": gradients, "AdamW's passing copy": 4*learn/n}}
     return {phase: {part: bytes/1e9 for part, bytes in (always | extra).items() if bytes} for phase, extra in phases.items()}
@@ -243,12 +248,16 @@ def seconds(
     rate = card.tflops if precision == "bf16" else card.tflops_fp32
     return max((trunk/rate + fp32/card.tflops_fp32)/1e12/card.utilisation, read/1e9/card.bandwidth/card.utilisation, layers*card.layer_ms/1e3)
 
+def head_flops(t:Task, rows:int, logits:int)->int: # rows of the model, and rows of logits
+    "Of the head, for one token."
+    return 2*(rows*(t.head - t.last) + logits*t.last)
+
 def sampling_seconds(s:Shape, w:Work, t:Task, card:Card)->float:
     "To draw one task's rollouts, every answer at its full length."
     chunks = -(-t.rows//rows_at_once(s, w, t))
     n, context, b = t.drawn*t.rows/chunks, t.prompt + t.new/2, BYTES[w.precision]
     prefill = seconds(card, w.precision, forward_flops(s, t.drawn*t.prompts*t.prompt, t.prompt), 0, 0, s.layers)
-    token = seconds(card, w.precision, forward_flops(s, n, context), 2*n*t.head, b*matrices(s) + 4*t.head + n*kv_bytes(s, w.precision)*context, s.layers)
+    token = seconds(card, w.precision, forward_flops(s, n, context), t.rows/chunks*head_flops(t, t.drawn, t.logits), b*matrices(s) + 4*t.head + n*kv_bytes(s, w.precision)*context, s.layers)
     return prefill + chunks*t.new*token
 
 def update_seconds(s:Shape, w:Work, t:Task, card:Card)->float:
@@ -258,7 +267,7 @@ def update_seconds(s:Shape, w:Work, t:Task, card:Card)->float:
     trunk = w.num_iterations*(back + w.gradient_checkpointing) + (w.precision == "bf16") + bool(w.beta)  # forward passes' worth: old and reference log-probs too
     head = w.num_iterations*(back + 1) + (w.precision == "bf16") + bool(w.beta)
     flops = forward_flops(s, t.scored*t.rows*t.new, t.prompt + t.new) + forward_flops(s, t.scored*passes*prompts*t.prompt, t.prompt)
-    return seconds(card, w.precision, trunk*flops, head*2*t.scored*t.rows*t.new*t.head, 0, trunk*passes*2*s.layers)
+    return seconds(card, w.precision, trunk*flops, head*t.rows*t.new*head_flops(t, t.scored, 1), 0, trunk*passes*2*s.layers)
 
 def step_seconds(s:Shape, w:Work, card:Card)->dict: # part -> seconds
     "One step on one device; all devices work at the same time."

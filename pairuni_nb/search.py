@@ -40,6 +40,7 @@ def clustered(
 def check_rows(
     features,              # (N, D) numbers
     name:str="the features",
+    ids:list=None,         # what a row is called; None: its number
 )->np.ndarray:             # the same as float32 or float64
     "Finite rows of length 1, or a ValueError that names the first row that is not."
     f = np.asarray(features)
@@ -49,7 +50,7 @@ def check_rows(
     for wrong, what in ((~np.isfinite(length), "holds NaN or infinity: encode that image again, or leave it out"),
                         (length == 0, "is all zeros, so it has no direction: encode that image again, or leave it out"),
                         (abs(length - 1) > 1e-4, "does not have length 1: L2-normalise the features")):
-        if wrong.any(): raise ValueError(f"{name}: row {wrong.argmax()} {what}")
+        if wrong.any(): raise ValueError(f"{name}: row {wrong.argmax() if ids is None else f'of {ids[wrong.argmax()]}'} {what}")
     return f
 
 def check_widths(a, b):

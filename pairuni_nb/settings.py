@@ -22,7 +22,7 @@ class PairSettings:
     top_n: int = 10          # most similar U records that a G record may take (paper: not given)
     delta: float = 0.6       # a retrieved pair is more similar than this (paper: 0.6)
     order: str = "g"         # who chooses first: g (Algorithm 1), best (the most similar pair) or optimal (the largest sum)
-    dedup: float = 0.0       # first drop images more similar than this to an earlier one of their side; 1: copies only, 0: keep all
+    dedup: float|None = None # first drop images more similar than this to an earlier one of their side; 1: copies only, 0: keep all; without one, records of yours that repeat image and texts
     search: str = "exact"    # exact neighbours, or faiss beyond a million
     similarity: str = "image"   # s_p of a retrieved pair: image (paper), text, joint, or mixture; medoids are always of images
     encoder: str = "pixels"     # reads images: pixels, efficientnet-lite0, or a transformers image model (paper: ResNet-50)
@@ -75,6 +75,7 @@ class TrainSettings:
     precision: str = "fp32"        # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
     gradient_checkpointing: bool = False # recompute each layer in the backward pass: less memory, a third more time (paper: not given)
     rollout_gb: float = 8.0        # memory for the keys and values of the rollouts drawn at once (paper: not given)
+    cuda_graphs: bool = False      # record the sampler's steps on a GPU, to launch each at once; a CPU takes the same steps (paper: not given)
     lora_rank: int = 0             # train only LoRA of this rank in the language model; 0: all of it (paper: all)
     train_vision: bool = False     # train the vision tower too; the VQ autoencoder never is (paper: not given)
     shard: bool = False            # split weights and optimiser over the processes (FSDP), instead of copies (paper: not given)
@@ -119,7 +120,7 @@ def check(s:TrainSettings|PairSettings):
         one_of("mix", s.mix, MIXES)
         one_of("order", s.order, ("g", "best", "optimal")); one_of("search", s.search, ("exact", "faiss"))
         one_of("similarity", s.similarity, ("image", "text", "joint", "mixture")); one_of("device", s.device, ("auto", "cpu", "cuda"))
-        if not 0 <= s.dedup <= 1: raise ValueError(f"dedup must lie in [0, 1], got {s.dedup}")
+        if s.dedup is not None and not 0 <= s.dedup <= 1: raise ValueError(f"dedup must lie in [0, 1], got {s.dedup}")
         if not 0 <= s.delta <= 1: raise ValueError(f"delta must lie in [0, 1], got {s.delta}")
         positive = ("n_u", "n_g", "clusters", "top_n")
     else:

@@ -75,7 +75,7 @@ def pair_features(
     parts = part_weights(similarity, weights, joint_encoder)
     def read(name, kind):
         e = load_encoder(name, kind, device)
-        return [features(_Column(rows, side, kind), e, cache=cache) for rows, side in ((u_records, "u"), (g_records, "g"))]
+        return [features(_Column(rows, side, kind), e, cache=cache, ids=[r["id"] for r in rows]) for rows, side in ((u_records, "u"), (g_records, "g"))]
     blocks = []
     for part, w in parts.items():
         if part == "joint": both = [_together(i, t, joint_encoder) for i, t in zip(read(joint_encoder, "image"), read(joint_encoder, "text"))]

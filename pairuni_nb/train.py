@@ -6,8 +6,8 @@
 __all__ = ['STATE', 'rows_of_step', 'side_rows', 'process', 'own', 'from_all', 'roll_out', 'Side', 'together', 'collect',
            'passes', 'of_all', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics', 'check_run',
            'contact_sheet', 'save_samples', 'save_state', 'load_state', 'cut_metrics', 'held_out', 'default_rewards',
-           'add_lora', 'without_lora', 'merge_lora', 'processes', 'launch', 'shard', 'copy_weights', 'prepare', 'score',
-           'train_step', 'log_line', 'measure', 'train', 'finish']
+           'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch', 'shard', 'copy_weights',
+           'prepare', 'score', 'train_step', 'check_rewards', 'log_line', 'measure', 'train', 'finish']
 
 # %% ../nbs/10_train.ipynb #57a196f2
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -36,6 +36,7 @@ from tqdm import tqdm
 from .evaluate import evaluate
 from .janus_nano import load_janus
 from .pair_grpo import group_advantage, loss_normalizer, modulate, pair_weight, policy_loss
+from .pairing import stored_rows
 from .rewards import answer_accuracy, reward_matrix, scene_reward, target_similarity, well_formed
 from .rollout import JanusPolicy, Rollouts, Sampling, gap, join, noise
 from .settings import TrainSettings, check
@@ -301,9 +302,10 @@ def held_out(
         return records("u", n, 10_000 + seed, "heldout"), records("g", n, 10_000 + seed, "heldout"), list(range(len(pairs)))
     digest = [hashlib.sha1(f"{u}|{g}".encode()).digest()[0] for u, g in zip(pairs["u_id"], pairs["g_id"])]
     kept = [i for i, d in enumerate(digest) if d % 10]
-    rows = [pairs[i] for i, d in enumerate(digest) if d % 10 == 0]
-    if not kept or not rows: raise ValueError(f"{len(pairs)} pairs are too few to hold some out: give at least 50")
-    return side_rows(rows, "u")[:n], side_rows(rows, "g")[:n], kept
+    held = [i for i, d in enumerate(digest) if d % 10 == 0]
+    if not kept or not held: raise ValueError(f"{len(pairs)} pairs are too few to hold some out: give at least 50")
+    first = lambda column: [i for i, x in zip(held, pairs.select(held)[column]) if x is not None][:n]
+    return side_rows(stored_rows(pairs, first("question")), "u"), side_rows(stored_rows(pairs, first("prompt")), "g"), kept
 
 # %% ../nbs/10_train.ipynb #47446f8c
 def default_rewards(policy:JanusPolicy, pairs)->dict: # {"u": function, "g": function}
@@ -317,13 +319,21 @@ def default_rewards(policy:JanusPolicy, pairs)->dict: # {"u": function, "g": fun
     return dict(u=answer_accuracy, g=target_similarity(features))
 
 # %% ../nbs/10_train.ipynb #a3f9d4c9
-def add_lora(policy:JanusPolicy, rank:int):
+def add_lora(policy:JanusPolicy, rank:int)->JanusPolicy:
     "Freeze the model and add what LoRA trains to its language model."
     try: from peft import LoraConfig, get_peft_model
     except ImportError as e: raise ValueError("LoRA needs the package peft: pip install peft, or set lora_rank to 0") from e
     policy.requires_grad_(False)
     core = policy.model.model
     core.language_model = get_peft_model(core.language_model, LoraConfig(r=rank, lora_alpha=2*rank, target_modules="all-linear"))
+    return policy
+
+def round_frozen(policy:JanusPolicy)->JanusPolicy:
+    "Keep the frozen matrices of a bfloat16 trunk as autocast would cast them at every use."
+    if policy.precision == "bf16":
+        for m in policy.model.model.language_model.modules():
+            if isinstance(m, torch.nn.Linear) and not m.weight.requires_grad: m.to(torch.bfloat16)
+    return policy
 
 def without_lora(policy:JanusPolicy): # scores rollouts: (rollouts, rows) -> (rows, T)
     "The model as it was."
@@ -375,13 +385,15 @@ def prepare(
     accelerator:Accelerator,
 )->tuple: # policy to train, policy to sample from, optimiser, reference: (rollouts, rows) -> log-probs, or None
     "A model as the settings want it."
-    policy = JanusPolicy(*load_janus(model, accelerator.device, torch.float32), s.precision)
+    policy = JanusPolicy(*load_janus(model, accelerator.device, torch.float32), s.precision, cuda_graphs=s.cuda_graphs)
     if s.train_vision: policy.model.model.vision_model.requires_grad_(True)
-    if s.lora_rank: add_lora(policy, s.lora_rank)
-    ref = None if not s.beta else without_lora(policy) if s.lora_rank else copy.deepcopy(policy).requires_grad_(False)
+    if s.lora_rank: round_frozen(add_lora(policy, s.lora_rank))
+    ref = None if not s.beta else without_lora(policy) if s.lora_rank else round_frozen(copy.deepcopy(policy).requires_grad_(False))
     if s.gradient_checkpointing: policy.checkpoint_layers()
     janus = policy
-    if s.shard: janus = copy.deepcopy(policy); shard(policy)
+    if s.shard:
+        janus = copy.deepcopy(policy)
+        janus.model.model.language_model.requires_grad_(False); round_frozen(janus); shard(policy)
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr, betas=(.9, .99), weight_decay=0.)
     if not s.shard: policy = accelerator.prepare_model(policy)
     return policy, janus, opt, ref
@@ -403,8 +415,6 @@ def train_step(
     "One step: roll out, reward, weigh, update."
     t0 = time.perf_counter()
     sides, sec = collect(janus or accelerator.unwrap_model(policy), rows, ids, step, s, rewards)
-    for task, side in sides.items():
-        if side.rewards.isnan().all(): raise ValueError(f"every reward of step {step} is missing on side {task}: check that it knows these records, and that its server answers")
     t1 = time.perf_counter()
     for side in sides.values():
         if s.precision != "fp32": side.old_logp = score(policy, side.rollouts, s.micro_batch)
@@ -414,6 +424,12 @@ def train_step(
     if janus is not None: copy_weights(policy, janus)
     sec |= dict(sec_score=t2-t1, sec_update=time.perf_counter()-t2, sec_step=time.perf_counter()-t0)
     return describe(sides, accelerator.unwrap_model(policy).eos) | stats | sec
+
+def check_rewards(step:int, *metrics:dict): # of this step and the one before
+    "Stop where nothing is rewarded; one step alone may be chance."
+    for task in "ug":
+        if all(m.get(f"missing_{task}") == 1 for m in metrics):
+            raise ValueError(f"every reward of steps {step-1} and {step} is missing on side {task}: check that it knows these records, and that its server answers")
 
 def log_line(run:Path, accelerator:Accelerator, step:int, metrics:dict):
     "One line of metrics.jsonl, and the trackers'."
@@ -467,28 +483,30 @@ def train(
         out.mkdir(parents=True, exist_ok=True); cut_metrics(out, start)
         if not resume: write_json(out/"settings.json", asdict(s) | dict(model=model, pairs=len(pairs)))
     if tracker: accelerator.init_trackers("pairuni", config=asdict(s))
-    t0 = time.perf_counter()
+    t0, last = time.perf_counter(), {}
     if start == 0: measure(janus, held, out, 0, s, rewards["g"], accelerator, "before")
     bar = tqdm(range(start, s.steps), initial=start, total=s.steps, desc=s.method, disable=not accelerator.is_main_process)
     for step in bar:
         ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
         for group in opt.param_groups: group["lr"] = s.lr*(1 - step/s.steps)
         metrics = train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator, ref, janus if s.shard else None)
-        log_line(out, accelerator, step+1, metrics)
+        log_line(out, accelerator, step+1, metrics); check_rewards(step+1, metrics, last)
+        last = metrics
         bar.set_postfix({k: f"{metrics[k]:.2f}" for k in ("reward_u", "reward_g") if k in metrics})
         if step+1 == s.steps: break
         if (step+1) % s.eval_every == 0: measure(janus, [rows[:len(rows)//4] for rows in held], out, step+1, s, rewards["g"], accelerator)
         if (step+1) % s.save_every == 0: save_state(out, policy, opt, step+1)
     after = measure(janus, held, out, s.steps, s, rewards["g"], accelerator, "after")
-    return finish(out, janus, after, accelerator, time.perf_counter()-t0)
+    return finish(out, policy, janus, after, accelerator, time.perf_counter()-t0)
 
 # %% ../nbs/10_train.ipynb #1be4cc52
-def finish(out:Path, janus:JanusPolicy, after:dict, accelerator:Accelerator, seconds:float)->dict:
+def finish(out:Path, policy, janus:JanusPolicy, after:dict, accelerator:Accelerator, seconds:float)->dict:
     "Save the checkpoint with its evaluation, and the result that marks a run as finished."
     def checkpoint(folder):
         janus.model.save_pretrained(folder); janus.processor.save_pretrained(folder)
         write_json(folder/"evaluation.json", dict(figures=after["figures"], protocol=after["protocol"]))
     result = {}
+    janus.float(); copy_weights(policy, janus)  # what was rounded to sample
     if accelerator.is_main_process:
         merge_lora(janus)
         write_whole(out/"checkpoint", checkpoint)
@@ -498,3 +516,9 @@ def finish(out:Path, janus:JanusPolicy, after:dict, accelerator:Accelerator, sec
         (out/"state.pt").unlink(missing_ok=True)
     accelerator.end_training()
     return result
+
+# %% ../nbs/10_train.ipynb #f5f57b7a
+if __name__ == "__main__" and "__file__" in globals():  # accelerate launch -m pairuni_nb.train, not a notebook: the program `pairuni train`
+    import runpy, sys
+    sys.argv.insert(1, "train")
+    runpy.run_module("pairuni_nb.cli", run_name="__main__")

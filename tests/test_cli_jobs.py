@@ -135,8 +135,8 @@ def bridge(file, image_width=7, value=1.):
 
 
 @pytest.mark.parametrize("argv, value, words", [
-    (["--encoder", "odd.safetensors"], float("nan"), ["NaN or infinity", "image 0"]),
-    (["--encoder", "odd.safetensors"], 0., ["only zeros", "image 0"]),
+    (["--encoder", "odd.safetensors"], float("nan"), ["NaN or infinity", "the image of u0-0"]),
+    (["--encoder", "odd.safetensors"], 0., ["only zeros", "the image of u0-0"]),
     (["--similarity", "joint", "--joint-encoder", "odd.safetensors"], 1., ["7 dimensions and texts into 1024", "one space"])])
 def test_features_that_cannot_be_compared(argv, value, words, capsys, tmp_path):
     bridge(tmp_path/"odd.safetensors", value=value)
@@ -230,3 +230,21 @@ def test_a_reader_that_stops_is_no_error():
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     child.stdout.close()
     assert child.wait(60) == 0 and child.stderr.read() == b""
+
+
+@pytest.mark.parametrize("content, words", [("{", "is damaged, it is not JSON"), ("[1]", "holds no settings and counts"), ('{"settings": 3}', "holds no settings and counts")])
+def test_damaged_notes_beside_the_pairs_are_named(content, words, capsys, tmp_path):
+    assert main(["pair", "--out", "pairs", *TOY]) == 0
+    (tmp_path/"pairs/pairs.json").write_text(content)
+    said = sentence(capsys, ["train", "--pairs", "pairs", "--out", "run", "--steps", "2", "--device", "cpu"])
+    assert "pairs/pairs.json" in said and words in said and "make the pairs again" in said and not (tmp_path/"run").exists(), said
+
+
+@pytest.mark.parametrize("flags, copies", [([], 1), (["--dedup", "0"], None), (["--dedup", "1"], 2)])
+def test_your_own_records_that_repeat_are_dropped_and_said(flags, copies, capsys, tmp_path):
+    u, g = records("u", 12, 0), records("g", 12, 0)
+    u += [u[0] | dict(id="again"), u[1] | dict(id="asked otherwise", question=u[1]["question"] + " please")]
+    for side, rows in zip("ug", (u, g)): save_records(rows, side)
+    assert main(["pair", "u", "g", "--out", "pairs", "--clusters", "4", *flags]) == 0
+    said, counts = capsys.readouterr().out, json.loads((tmp_path/"pairs/pairs.json").read_text())["counts"]
+    assert counts.get("copies_u") == copies and ("copies u" in said) == bool(copies) == ("| copies_u |" in (tmp_path/"pairs/README.md").read_text()), said

@@ -76,6 +76,9 @@ def test_bridge_is_ridge_regression_and_joins_two_encoders():
         assert np.allclose(read, unit(want), atol=1e-4) and np.allclose(again, read, atol=1e-6) and np.array_equal(said, features(texts, "words"))
         own = (read[100:]*said[100:]).sum(1).mean()
         assert own > (read[100:]*np.roll(said[100:], 7, 0)).sum(1).mean() + .1  # on pictures it never saw
+        other = fit_bridge(images[:100], texts[:100], d + "/o.safetensors", ridge=3.)
+        a, b = load_encoder(name), load_encoder(other)
+        assert a.key == b.key and a.name.rsplit(" ", 1)[1] != b.name.rsplit(" ", 1)[1]  # one cache, two names
 
 # %% ../nbs/03_encoders.ipynb #816ce439
 def test_no_row_without_direction():

@@ -4,8 +4,13 @@ from pairuni_nb.janus_pro import random_janus_pro
 import torch
 
 # %% ../nbs/10c_janus_pro.ipynb #10c7e5ab
-from pairuni_nb.plan import PLANS, card_named, peak, plan, plan_table, tasks
+from pairuni_nb.plan import JANUS_PRO_1B, PLANS, card_named, peak, plan, plan_table, shape_of, tasks
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise
+
+# %% ../nbs/10c_janus_pro.ipynb #8215aa94
+def test_the_whole_of_janus_pro_1b_has_its_shape():
+    with torch.device("meta"): model, processor = random_janus_pro(2048, 24, whole=True)
+    assert shape_of(model.config) == JANUS_PRO_1B and sum(p.numel() for p in model.parameters()) == 2_076_636_811 and processor.num_image_tokens == 576
 
 # %% ../nbs/10c_janus_pro.ipynb #8fbf54a5
 def test_prompts_have_the_chat_frame():

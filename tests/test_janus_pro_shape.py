@@ -1,4 +1,5 @@
 """Sampler and scorer on Janus-Pro's own grid and vocabularies: 576 image tokens, 16,384 codes, 102,400 words; small width, random weights."""
+import csv
 from dataclasses import replace
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -83,3 +84,16 @@ def test_an_update_in_parts(task):
     weight = max(p.numel() for p in own.parameters() if V in p.shape)
     assert most[V] == r.tokens.numel()*V and (few[V] <= 2**20 or few[V] == weight)
     assert len(whole) > 8 and all((whole[n] - parts[n]).abs().max() < 1e-4*whole[n].abs().max() for n in whole)
+
+
+def test_a_card_is_measured(tmp_path):
+    "The command for a GPU, on a CPU: every row is there, and nothing is faster than the memory allows"
+    small = "--width 32 --layers 1 --tokens 12 --images 2 4 --k 2 --pairs 1 --text-tokens 4 --repeats 1 --device cpu"
+    bench.main(["card", *small.split(), "--csv", str(tmp_path/"card.csv")])
+    rows = list(csv.DictReader(open(tmp_path/"card.csv")))
+    drawn = {(r["rows"], r["method"], r["unit"]): float(r["value"]) for r in rows if r["measure"] == "card draw"}
+    assert set(drawn) == {(n, m, u) for n in "24" for m in ("generate", "ours", "recorded") for u in ("images/s", "of limit", "x generate")}
+    assert all(0 < v < 1 for (*_, unit), v in drawn.items() if unit == "of limit") and drawn["2", "generate", "x generate"] == 1
+    step = {r["method"]: float(r["value"]) for r in rows if r["measure"] == "card step"}
+    parts = [step[f"janus-pro-1b {part}"] for part in ("rollout", "score", "update", "whole")]
+    assert 0 < sum(parts[:3]) <= parts[3]*1.01 and step["janus-pro-1b peak"] > .1 and {r["device"] for r in rows} == {"cpu"}

@@ -48,12 +48,12 @@ def test_settings_out_of_range(u, g):
 
 @pytest.mark.parametrize("value, words", [(np.nan, ["NaN or infinity"]), (0, ["all zeros", "no direction"]), (3, ["length 1", "L2-normalise"])])
 def test_features_that_cannot_be_compared(u, g, monkeypatch, value, words):
-    def spoiled(images, encoder, cache=""):
+    def spoiled(images, encoder, cache="", ids=None):
         f = np.eye(12, 5, dtype=np.float32) + np.eye(12, 5, -5, dtype=np.float32) + np.eye(12, 5, -10, dtype=np.float32)
         if images[0] is g[0]["image"]: f[3] = value
         return f
     monkeypatch.setattr("pairuni_nb.pairing.image_features", spoiled)
-    sentence(lambda: make_pairs(u, g, clusters=4), "the G features: row 3", *words)
+    sentence(lambda: make_pairs(u, g, clusters=4), f"the G features: row of {g[3]['id']}", *words)
     for bad in (0, 1):
         f = [spoiled([r[0]["image"]], "") for r in (u, g)]
         sentence(lambda: retrieve(f[1 - bad], f[bad]), "features: row 3", *words)

@@ -23,7 +23,8 @@ def folder(tmp_path_factory):
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)
     save_pairs(pairs, tmp/"pairs", {}, {})
     env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HERE/"two_processes.py"), str(tmp)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(HERE.parent/"configs"/"8_gpus.yaml"), "--num_processes", "2", "--main_process_port", "0",
+               str(HERE/"two_processes.py"), str(tmp)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     train(pairs, tmp/"one", SMALL, device="cpu")

@@ -3,11 +3,13 @@
 from PIL import Image
 from datasets import Image as ImageColumn
 from io import BytesIO
-from pairuni_nb.records_io import check_question, load_records, parse_columns, parse_number, pick_columns, plain_words, read_image, read_records, same_number, save_records
+from pairuni_nb.records_io import StoredImage, check_question, load_records, parse_columns, parse_number, pick_columns, plain_words, read_image, read_records, same_number, save_records
 from pathlib import Path
 import json
 
 # %% ../nbs/01b_records.ipynb #962245db
+import copy
+import pickle
 import tarfile
 from fractions import Fraction
 from tempfile import TemporaryDirectory
@@ -62,6 +64,22 @@ def test_broken_bytes_never_raise_anything_but_a_sentence():
             broken[rng.integers(0, rng.choice((60, len(whole))), 5)] = rng.integers(0, 256, 5)
             try: read_image(broken[:rng.integers(1, len(whole) + 1)].tobytes())
             except ValueError as e: assert "\n" not in str(e)
+
+# %% ../nbs/01b_records.ipynb #5e1f0a07
+def test_a_stored_image_is_an_image():
+    rng = np.random.default_rng(0)
+    exif = Image.Exif(); exif[274] = 6
+    photo = Image.fromarray(rng.integers(0, 256, (30, 50, 3), np.uint8))
+    for raw, plain in ((image_bytes(photo, "JPEG"), True), (image_bytes(photo), True), (image_bytes(photo, "WEBP"), True), (image_bytes(photo, "JPEG", exif=exif), False),
+                       (image_bytes(photo, "BMP"), False), (image_bytes(photo.convert("L"), "JPEG"), False), (image_bytes(photo, "PNG", transparency=(1, 2, 3)), False)):
+        a, b, small = StoredImage(raw), read_image(raw), StoredImage(raw, max_side=20)
+        assert (a.mode, a.size) == (b.mode, b.size) and np.array_equal(a, b) and a._im is None
+        assert a.load()[3, 4] == a.getpixel((3, 4)) == b.getpixel((3, 4)) and np.array_equal(a.convert("RGB").resize((7, 9)), b.resize((7, 9)))
+        assert (a.encoded() == raw) == plain and np.array_equal(read_image(a.encoded()), b)
+        assert max(small.size) == 20 and small.encoded() != raw and np.array_equal(read_image(small.encoded()), read_image(raw, max_side=20))
+        a.putpixel((0, 0), (9, 9, 9))  # a change is kept, and is nobody else's
+        assert read_image(a.encoded()).getpixel((0, 0)) == (9, 9, 9) and np.array_equal(StoredImage(raw), b)
+        assert np.array_equal(copy.deepcopy(a), a) and np.array_equal(pickle.loads(pickle.dumps(small)), small)
 
 # %% ../nbs/01b_records.ipynb #632a8a22
 def write_tar(file, samples):

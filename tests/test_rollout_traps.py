@@ -7,9 +7,12 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import pairuni_nb.rollout as R
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise, unconditional
 from test_rollout import ASK, DRAW, nano_policy, random_nano, rollouts
+from test_train_memory import WAITS
 
 
 @pytest.fixture
@@ -244,3 +247,49 @@ def test_several_eos_ids(fresh):
     model = copy.deepcopy(fresh.model)
     model.generation_config.eos_token_id = [5, 9]
     assert JanusPolicy(model, fresh.processor).eos.tolist() == [5, 9]
+
+
+# steps that a GPU may record
+
+class Tape(TorchDispatchMode):
+    "Operations on the tensors they met, as a CUDA graph keeps them; recording runs them once, so the first play does not."
+    def __init__(self): super().__init__(); self.ops, self.plays = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops.append((func, args, kwargs or {}, out := func(*args, **(kwargs or {}))))
+        return out
+
+    def play(self):
+        self.plays += 1
+        if self.plays == 1: return
+        for func, args, kwargs, out in self.ops:
+            for old, new in zip(*(x if isinstance(x, (tuple, list)) else (x,) for x in (out, func(*args, **kwargs)))):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr(): old.copy_(new)
+
+
+@pytest.mark.parametrize("taped", [False, True])
+@pytest.mark.parametrize("task, sampling", [("u", Sampling(.8)), ("g", Sampling(.8)), ("g", Sampling(.8, 5., "cond")), ("g", Sampling(1., 1.)), ("g", Sampling(0.))])
+def test_steps_to_record_draw_the_same(task, sampling, taped, fresh, monkeypatch):
+    tapes = []
+    def record(step, device):
+        with Tape() as tape: step()
+        tapes.append(tape)
+        return tape.play
+    monkeypatch.setattr(R, "STRETCH", 10)
+    if taped: monkeypatch.setattr(R, "record", record)
+    fresh.model.model.language_model.double()  # so that sums in another order, as other threads make them, do not show
+    prompts = fresh.text_prompts(ASK, [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")]) if task == "u" else fresh.image_prompts(DRAW)
+    assert not prompts.attention_mask.all()
+    expected = fresh.sample(prompts, 4, noise(0, 0, range(3), 4, 36), sampling)
+    fresh.cuda_graphs = True
+    r = fresh.sample(prompts, 4, noise(0, 0, range(3), 4, 36), sampling)
+    assert torch.equal(r.tokens, expected.tokens) and (r.logp - expected.logp).abs().max() < 1e-5 and (r.sample_logp - expected.sample_logp).abs().max() < 1e-5
+    if taped: assert len(tapes) == -(-(r.tokens.shape[1] - 1)//10) and max(t.plays for t in tapes) == 9
+    assert not WAITS & {func for t in tapes for func, *_ in t.ops}
+    if sampling.temperature: assert gap(r, fresh(r)) < 1e-4
+
+
+def test_steps_to_record_in_bf16(fresh):
+    fresh.precision, fresh.cuda_graphs = "bf16", True
+    r = fresh.sample(fresh.image_prompts(DRAW), 2, noise(0, 0, range(3), 2, 36), Sampling())
+    with torch.no_grad(): assert 1e-4 < gap(r, fresh(r)) and (r.logp - fresh(r)).abs().mean() < .05

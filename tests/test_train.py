@@ -6,7 +6,7 @@ from pairuni_nb.rewards import answer_accuracy
 from pairuni_nb.rewards import scene_reward
 from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.train import collect, read_metrics, rows_of_step, train, train_step, update
+from pairuni_nb.train import check_rewards, collect, read_metrics, rows_of_step, train, update
 from pairuni_nb.world import records
 from pathlib import Path
 import pytest
@@ -135,7 +135,7 @@ def test_flat_rewards_move_nothing():
     flat = lambda prompts, outputs, truths: [.7]*len(outputs)
     sides, _ = collect(policy, [pairs[i] for i in range(4)], list(range(4)), 0, s, dict(u=flat, g=flat))
     assert update(policy, torch.optim.SGD(policy.parameters(), lr=.1), sides, s, Accelerator(cpu=True))["grad_norm"] == 0
-    none = lambda prompts, outputs, truths: [None]*len(outputs)
     for task in "ug":  # one side alone stops the run too
-        with pytest.raises(ValueError, match=f"every reward of step 0 is missing on side {task}"):
-            train_step(policy, None, [pairs[0]], [0], 0, s, dict(u=flat, g=flat) | {task: none}, Accelerator(cpu=True))
+        gone, there = {f"missing_{task}": 1.}, {f"missing_{task}": .9}
+        with pytest.raises(ValueError, match=f"every reward of steps 4 and 5 is missing on side {task}"): check_rewards(5, gone, gone)
+        check_rewards(5, gone, there); check_rewards(5, there, gone); check_rewards(1, gone, {})

@@ -55,13 +55,21 @@ def server_then(fails):
     return server
 
 
-def test_a_server_lost_for_a_whole_step_stops_the_run(tmp_path):
+def test_a_server_lost_for_two_steps_stops_the_run(tmp_path):
     "Only drawings are asked of the server: answers have their rewards, and the run stops all the same."
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
     with server_then(lambda n: n > 3) as server:  # the greeting and the evaluation before
         far = remote_reward(server.url, retries=0, wait=0, batch=2)
-        with pytest.raises(ValueError, match="^every reward of step 0 is missing on side g: .* its server answers$"): train(toy, tmp_path/"run", S, rewards=dict(g=far), device="cpu")
-    assert far.missing.total() == 4 and not (tmp_path/"run"/"result.json").exists()
+        with pytest.raises(ValueError, match="^every reward of steps 1 and 2 is missing on side g: .* its server answers$"): train(toy, tmp_path/"run", S, rewards=dict(g=far), device="cpu")
+    assert far.missing.total() == 8 and not (tmp_path/"run"/"result.json").exists()
+
+
+def test_a_step_without_rewards_may_be_chance(tmp_path):
+    toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
+    with server_then(lambda n: n in (4, 5)) as server:
+        train(toy, tmp_path/"run", S, rewards=dict(g=remote_reward(server.url, retries=0, wait=0, batch=2)), device="cpu")
+    first, second = [m for m in read_metrics(tmp_path/"run") if "missing_g" in m]
+    assert (first["missing_g"], second["missing_g"], first["adv_std_g"], first["flat_g"]) == (1, 0, 0, 1) and first["grad_norm"] >= 0  # no NaN
 
 
 def test_one_lost_request_is_missing_counted_and_no_zero(tmp_path):

@@ -3,18 +3,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pairuni_nb.janus_nano import nano_folder
 from pairuni_nb.pairing import make_pairs
+from pairuni_nb.plan import Work, matrices, memory, shape_of
 from pairuni_nb.rewards import scene_reward
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.train import add_lora, merge_lora, read_metrics, train, without_lora
+from pairuni_nb.train import add_lora, finish, log_line, merge_lora, prepare, read_metrics, round_frozen, train, train_step, without_lora
 from pairuni_nb.world import records
 from test_rollout import ASK, DRAW, nano_policy, random_nano, rollouts, saved
+
+
+WAITS = {getattr(torch.ops.aten, name).default for name in ("_local_scalar_dense", "item", "is_nonzero", "nonzero")} # ask the device for a number
 
 
 class Watch(TorchDispatchMode):
@@ -25,7 +32,7 @@ class Watch(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(x, torch.Tensor) and x.ndim: self.largest[x.shape[-1]] = max(self.largest.get(x.shape[-1], 0), x.numel())
-        self.asked += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.asked += func in WAITS
         return out
 
 
@@ -184,6 +191,65 @@ def test_a_lora_run_resumes_and_leaves_an_ordinary_janus(tmp_path, need):
     assert kl[0] < 1e-6 < 1e-4 < kl[1]
     names = lambda folder: set(safe_open(folder/"model.safetensors", "pt").keys())
     assert names(tmp_path/"checkpoint") == names(nano_folder())
+
+
+# what is frozen is cast once
+
+class Casts(TorchDispatchMode):
+    "Where the tensors lie that are cast to bfloat16."
+    def __init__(self): super().__init__(); self.of = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype) and out.dtype == torch.bfloat16 != args[0].dtype: self.of.append(args[0].data_ptr())
+        return out
+
+
+def test_lora_casts_no_frozen_matrix_and_computes_the_same(need):
+    need("peft")
+    seen = []
+    for rounded in (False, True):
+        torch.manual_seed(0)
+        policy = add_lora(bf16_policy(), 4)
+        for p in policy.parameters():
+            if p.requires_grad: p.data.normal_(0, .1)
+        if rounded: round_frozen(policy)
+        frozen = {m.weight.data_ptr() for m in policy.model.model.language_model.modules() if isinstance(m, torch.nn.Linear) and not m.weight.requires_grad}
+        prompts = policy.image_prompts(DRAW)
+        with Casts() as casts: r = policy.sample(prompts, 2, noise(0, 0, range(3), 2, 36), Sampling())
+        seen.append((r.tokens, r.logp, policy(r).detach(), sum(at in frozen for at in casts.of), sum(p.nbytes for p in policy.parameters())))
+        assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32} and len(frozen) == 28
+    (*before, many, large), (*after, none, small) = seen
+    assert all(torch.equal(a, b) for a, b in zip(before, after)) and many == 28*36 and none == 0  # 35 tokens and the prompt
+    shape = shape_of(policy.model.config)
+    planned = memory(shape, Work(precision="bf16", lora_rank=4))["sample"]["weights"]
+    assert large - small == 2*matrices(shape) and round(planned*1e9) == small
+
+
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    if dist.is_initialized(): dist.destroy_process_group()
+
+
+def test_a_sharded_policy_is_sampled_in_bf16_and_saved_in_float32(tmp_path, alone):
+    pairs, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
+    s = TrainSettings(pairs_per_step=2, rollouts=2, steps=1, eval_items=4, precision="bf16", shard=True, lr=1e-4, train_vision=True)
+    accelerator = Accelerator(cpu=True)
+    policy, janus, opt, ref = prepare(None, s, accelerator)
+    trunk = [m.weight for m in janus.model.model.language_model.modules() if isinstance(m, torch.nn.Linear)]
+    assert {w.dtype for w in trunk} == {torch.bfloat16} and all(w.dtype == torch.float32 for w in policy.parameters())
+    places, before = [w.data_ptr() for w in trunk], trunk[0].clone()
+    train_step(policy, opt, [pairs[0], pairs[1]], [0, 1], 0, s, dict(u=lambda p, texts, t: torch.rand(len(texts)).tolist(), g=scene_reward), accelerator, None, janus)
+    assert [w.data_ptr() for w in trunk] == places and (trunk[0] != before).any()
+    masters = [p.full_tensor() if isinstance(p, DTensor) else p for p in policy.parameters()]
+    assert all(torch.equal(m.to(w.dtype), w) for m, w in zip(masters, janus.parameters()))
+    log_line(tmp_path, accelerator, 0, dict(eval_score_mean=0.))
+    finish(tmp_path, policy, janus, dict(figures={}, protocol={}), accelerator, 0.)
+    saved = {p.data_ptr(): n for n, p in janus.model.named_parameters()}
+    with safe_open(tmp_path/"checkpoint"/"model.safetensors", "pt") as f:
+        for m, w in zip(masters, janus.parameters()): assert torch.equal(f.get_tensor(saved[w.data_ptr()]), m)
 
 
 # the vision tower

@@ -1,6 +1,7 @@
-"""Run by test_processes.py in two processes: the same step by one process, by DDP and by FSDP, and a whole run with FSDP by the command line."""
+"""Run by test_processes.py in two processes: the same step by one process, by DDP and by FSDP, and a whole run with FSDP by `-m pairuni_nb.train`."""
 import copy
 import json
+import runpy
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from pairuni_nb import train as T
-from pairuni_nb.cli import main as cli
 from pairuni_nb.janus_nano import load_janus
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
@@ -71,7 +71,8 @@ def main(folder):
     said["resumed"] = resumed(policy, sides, accelerator, folder)
     if dist.get_rank() == 0: (folder/"said.json").write_text(json.dumps(said))
     flags = [word for f in fields(SMALL) if getattr(SMALL, f.name) != f.default for word in (f"--{f.name.replace('_', '-')}", str(getattr(SMALL, f.name)))]
-    sys.exit(cli(["train", "--pairs", str(folder/"pairs"), "--out", str(folder/"run"), "--device", "cpu", "--shard", *flags]))
+    sys.argv = ["train", "--pairs", str(folder/"pairs"), "--out", str(folder/"run"), "--device", "cpu", "--shard", *flags]
+    runpy.run_module("pairuni_nb.train", run_name="__main__")
 
 
 if __name__ == "__main__": main(Path(sys.argv[1]))
