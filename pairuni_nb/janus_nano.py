@@ -40,12 +40,11 @@ CHAT_TEMPLATE = (
 def nano_tokenizer(
     texts:list,    # sentences to learn the merges from
     vocab:int=640, # size of the vocabulary, but for four tags
-    pieces:str=r" ?[\w-]+| ?[^\s\w]|\s", # no token is longer than one of these
 )->PreTrainedTokenizerFast:
     "A byte-level BPE with Janus's special tokens."
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(pieces), "isolated"),
+        pre_tokenizers.Split(Regex(r" ?[\w-]+| ?[^\s\w]|\s"), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tok.decoder = decoders.ByteLevel()
     special = [BOS, EOS, PAD, BOI, IMAGE, EOI, "<|User|>", "<|Assistant|>"]
@@ -250,8 +249,8 @@ def answer_text(q:dict)->str:
 def text_loss(
     model:JanusForConditionalGeneration, tok,
     prompts:list, completions:list,
-    pixels:Tensor=None, # (B, 3, H, W), one image block a prompt; None: no prompt has one
-)->Tensor:              # scalar
+    pixels:Tensor, # (B, 3, H, W), one image block a prompt
+)->Tensor:         # scalar
     "Mean cross-entropy of completions (with their end token) after prompts."
     parts = [(tok(p).input_ids, tok(c, add_special_tokens=False).input_ids + [tok.eos_token_id]) for p, c in zip(prompts, completions)]
     L = max(len(a) + len(b) for a, b in parts)
@@ -259,9 +258,8 @@ def text_loss(
     attend = torch.tensor([[1]*(len(a)+len(b)) + [0]*(L-len(a)-len(b)) for a, b in parts])
     learn = torch.tensor([[False]*len(a) + [True]*len(b) + [False]*(L-len(a)-len(b)) for a, b in parts])
     x = model.get_input_embeddings()(ids)
-    if pixels is not None:
-        seen = model.model.aligner(model.model.vision_model(pixels).last_hidden_state)
-        x = x.masked_scatter((ids == model.config.image_token_id)[..., None], seen.to(x.dtype))
+    seen = model.model.aligner(model.model.vision_model(pixels).last_hidden_state)
+    x = x.masked_scatter((ids == model.config.image_token_id)[..., None], seen.to(x.dtype))
     h = model.model.language_model(inputs_embeds=x, attention_mask=attend, use_cache=False).last_hidden_state
     return F.cross_entropy(model.lm_head(h[:, :-1][learn[:, 1:]]), ids[:, 1:][learn[:, 1:]])
 

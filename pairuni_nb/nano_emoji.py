@@ -102,8 +102,9 @@ def ask(
     everything:list, # rows that lend their names and groups as wrong choices
     rng:np.random.Generator,
 )->dict:             # question, choices, answer, evidence
-    "What is this, or which group? Wrong choices come from other groups; the evidence is the subgroup."
-    key, what = [("name", "what is this?"), ("group", "which group?")][rng.integers(2)]
+    "What is this, by name or by prompt, or which group? Wrong choices come from other groups; the evidence is the subgroup."
+    key = str(rng.choice([k for k in ("name", "group", "prompt") if k in row]))
+    what = "which group?" if key == "group" else "what is this?"
     others = sorted({r[key] for r in everything if r["group"] != row["group"]})
     choices = [row[key]] + [others[i] for i in rng.permutation(len(others))[:3]]
     return dict(question=what, choices=[choices[i] for i in rng.permutation(len(choices))], answer=row[key], evidence=row["subgroup"].replace("-", " "))
@@ -121,20 +122,18 @@ def emoji_texts(rows:list)->list: # rows of both sides
 def warm_start_emoji(
     model, processor,
     u:list, g:list, # training records of both sides
-    words:list,     # records of every concept, of which only the words are read
     steps:int=3000, lr:float=2e-3, seed:int=0,
-    questions:int=16, reading:int=12, captions:int=4, drawings:int=20, # examples a step
+    questions:int=24, captions:int=8, drawings:int=16, # examples a step
     log=print,
 ):
-    "Teach both tasks together: questions about both artists' pictures, and about words in a picture's place; captions; drawing from name or prompt."
+    "Teach both tasks together: questions and captions about both artists' pictures, drawing as G's artist from the name or the whole prompt."
     rng, tok, rows = np.random.default_rng([seed, 14]), processor.tokenizer, u + g
     x, tokens, half = shrink(rows), to_tokens(model.model.vqmodel, shrink(g)), torch.autocast("cpu", torch.bfloat16)
     def losses():
-        i, r, c, d = (rng.integers(0, len(n), k) for n, k in ((rows, questions), (words, reading), (rows, captions), (g, drawings)))
-        asked, read = [ask(rows[j], g, rng) for j in i], [ask(words[j], words, rng) for j in r]
+        i, c, d = (rng.integers(0, len(n), k) for n, k in ((rows, questions), (rows, captions), (g, drawings)))
+        asked = [ask(rows[j], g, rng) for j in i]
         with half: return dict(
             questions=text_loss(model, tok, [user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"])) for q in asked], [answer_text(q) for q in asked], jitter(rng, x[i], False)),
-            reading=text_loss(model, tok, [user_turn(q["evidence"] + "\n" + question_text(q["question"], q["choices"])) for q in read], [answer_text(q) for q in read]),
             captions=.5*text_loss(model, tok, [user_turn(IMAGE_BLOCK + DESCRIBE)]*captions, [describe_emoji(rows[j]) for j in c], jitter(rng, x[c], False)),
             drawing=image_loss(model, tok, [g[j]["prompt" if rng.random() < .5 else "name"] for j in d], tokens[d], (rng.random(drawings) < .1).tolist()))
     rehearse(model, losses, steps, lr, log)
@@ -153,8 +152,8 @@ def make_emoji(
 ):
     "Make nano-emoji from two artists' drawings of the training concepts: draw, see, both tasks."
     u, g = emoji_rows(data, "u"), emoji_rows(data, "g")
-    rows, kinds, drawn, words = u + g, sorted({r["subgroup"] for r in u + g}), shrink(g), g + emoji_rows(data, "held-g")
-    processor = nano_processor(emoji_texts(words), vocab=1536, pieces=r"[\w-]+|[^\w]")
+    rows, kinds, drawn = u + g, sorted({r["subgroup"] for r in u + g}), shrink(g)
+    processor = nano_processor(emoji_texts(rows), vocab=1536)
     model = new_nano(processor, seed, width=160, codes=512, eyes=128, levels=(1, 1, 2, 2))
     model.generation_config.max_new_tokens = 48
     def some(rng, n):
@@ -163,7 +162,7 @@ def make_emoji(
     train_vq(model.model.vqmodel, seed=seed, log=log, draw=some, check=round_trip(drawn[::9]), half=True, **vq)
     x, seen = many_views(rows, teacher, views, seed)
     train_eyes(model.model.vision_model, x, seen, torch.tensor([kinds.index(r["subgroup"]) for r in rows]).repeat(views), seed=seed, log=log, **eyes)
-    warm_start_emoji(model, processor, u, g, words, seed=seed, log=log, **warm)
+    warm_start_emoji(model, processor, u, g, seed=seed, log=log, **warm)
     model.save_pretrained(out); processor.save_pretrained(out)
 
 # %% ../nbs/05b_nano_emoji.ipynb #10f5609f

@@ -63,7 +63,7 @@ def test_made_from_a_dozen_pictures():
     from pairuni_nb.janus_nano import load_janus
     with tempfile.TemporaryDirectory() as tmp:
         made_up(tmp + "/data", 16); said = []
-        few = dict(eyes=dict(steps=2, batch=4), vq=dict(steps=45, batch=4), warm=dict(steps=2, questions=2, reading=2, captions=2, drawings=2))
+        few = dict(eyes=dict(steps=2, batch=4), vq=dict(steps=45, batch=4), warm=dict(steps=2, questions=2, captions=2, drawings=2))
         make_emoji(tmp + "/model", tmp + "/data", log=said.append, teacher="pixels", **few)
         model, processor = load_janus(tmp + "/model")
         assert model.config.vq_config.num_embeddings == 512
