@@ -69,7 +69,7 @@ def load_clip(
     dtype=torch.float32, # "auto": as saved
 )->tuple:                # model, tokenizer, image processor
     "A frozen CLIP or SigLIP; a ValueError of one sentence when it is none."
-    if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with convert_hps and give the folder that it writes")
+    if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with pairuni convert and give the folder that it writes")
     if "/" not in str(model) and not Path(model).exists(): raise ValueError(f"there is no folder '{model}', and a name on the hub has the form owner/name")
     try:
         clip, info = AutoModel.from_pretrained(model, dtype=dtype, output_loading_info=True)
