@@ -164,9 +164,9 @@ def convert_hps(
 )->str:      # the folder
     "Write HPSv2 as a transformers CLIP, in the precision of the file."
     with new_folder(out) as part:
+        state = read_hps(weights)  # first: a tokenizer by name may be looked for on the network
         try: tok = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as e: raise ValueError(f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder") from e
-        state = read_hps(weights)
+        except (OSError, ValueError) as e: raise ValueError(f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder as tokenizer") from e
         with torch.device("meta"): clip = CLIPModel(hps_config(state, tok))
         ours = hf_weights(state)
         odd = sorted(clip.state_dict().keys() ^ ours.keys())

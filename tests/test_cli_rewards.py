@@ -29,7 +29,7 @@ def test_what_is_converted_is_served(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, why", [
-    (["convert", "HPS.pt", "--out", "hps", "--tokenizer", "tok"], "'tok' holds no tokenizer"), (["convert", "HPS.pt"], "--out"),
+    (["convert", "HPS.pt", "--out", "hps"], "there is no file 'HPS.pt'"), (["convert", "HPS.pt"], "--out"),
     (["serve", "beauty"], "unknown reward 'beauty'"), (["serve", "hps:HPS.pt"], "convert it once with pairuni convert"),
     (["serve", "scene", "--port", "99999"], "cannot serve on 127.0.0.1:99999"), (["serve", "scene", "--port", "{taken}"], "choose another --port")])
 def test_bad_input_is_one_sentence(argv, why, tmp_path, monkeypatch, capsys):
