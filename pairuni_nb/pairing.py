@@ -29,7 +29,7 @@ from . import __version__
 from .completion import complete, offline_completer
 from .records_io import StoredImage, check_question, lacks, nameless_file, new_folder, read_image
 from .search import check_rows, kmeans, nearest, nearest_faiss, unique_images, unique_rows
-from .encoders import load_encoder
+from .encoders import load_encoder, load_joint
 from .similarity import image_features, pair_features, part_weights, similarity
 
 # %% ../nbs/04_pairing.ipynb #76d58eef
@@ -207,7 +207,9 @@ def pair_records(
         if not rows: raise ValueError(f"no {name} records: pairs need at least one record on each side")
     single, parts = mix in ("u-only", "g-only", "unpaired"), part_weights(similarity, weights, joint_encoder)
     fill = fill or partial(complete, completer=completer or offline_completer(g_records))
-    readers = {"image": load_encoder(encoder, device=device)} | {p: load_encoder(e, k, device) for p, e, k in (("text", text_encoder, "text"), ("joint", joint_encoder, "image")) if p in parts}
+    readers = {"image": load_encoder(encoder, device=device)}
+    if "text" in parts: readers["text"] = load_encoder(text_encoder, "text", device)
+    if "joint" in parts: readers["joint"], _ = joint_encoder = load_joint(joint_encoder, device)
     if mix != "random" and not single and clusters > len(u_records) + len(g_records):
         raise ValueError(f"clusters is {clusters}, but must be between 1 and the number of images, {len(u_records) + len(g_records)}")
     (u, fu), (g, fg) = [_side(rows, name, readers["image"], dedup, not single, cache) for rows, name in ((u_records, "U"), (g_records, "G"))]

@@ -69,7 +69,7 @@ def load_clip(
     dtype=torch.float32, # "auto": as saved
 )->tuple:                # model, tokenizer, image processor
     "A frozen CLIP or SigLIP; a ValueError of one sentence when it is none."
-    if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with convert_hps and give the folder that it writes")
+    if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with pairuni convert and give the folder that it writes")
     if "/" not in str(model) and not Path(model).exists(): raise ValueError(f"there is no folder '{model}', and a name on the hub has the form owner/name")
     try:
         clip, info = AutoModel.from_pretrained(model, dtype=dtype, output_loading_info=True)
@@ -164,9 +164,9 @@ def convert_hps(
 )->str:      # the folder
     "Write HPSv2 as a transformers CLIP, in the precision of the file."
     with new_folder(out) as part:
+        state = read_hps(weights)  # first: a tokenizer by name may be looked for on the network
         try: tok = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as e: raise ValueError(f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder") from e
-        state = read_hps(weights)
+        except (OSError, ValueError) as e: raise ValueError(f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder as tokenizer") from e
         with torch.device("meta"): clip = CLIPModel(hps_config(state, tok))
         ours = hf_weights(state)
         odd = sorted(clip.state_dict().keys() ^ ours.keys())

@@ -8,7 +8,7 @@ __all__ = ['SIMILARITIES', 'similarity', 'record_text', 'part_weights', 'pair_fe
 # %% ../nbs/03_similarity.ipynb #7aecda88
 import numpy as np
 
-from .encoders import features, load_encoder, unit
+from .encoders import features, load_encoder, load_joint, unit
 from .encoders import features as image_features  # the name that pairing knows
 
 # %% ../nbs/03_similarity.ipynb #b765b9a7
@@ -65,7 +65,7 @@ def pair_features(
     similarity:str="image",    # one of SIMILARITIES
     encoder:str="pixels",      # reads images; names as in encoders.load_encoder
     text_encoder:str="words",  # reads texts
-    joint_encoder:str="",      # reads both
+    joint_encoder="",          # reads both; a name, or what load_joint returned
     weights:tuple=(.5, .5, 0), # of image, text and joint in a mixture
     device:str="auto",         # auto, cpu or cuda
     cache=None,                # folder, see encoders.features
@@ -78,7 +78,9 @@ def pair_features(
         return [features(_Column(rows, side, kind), e, cache=cache, ids=[r["id"] for r in rows]) for rows, side in ((u_records, "u"), (g_records, "g"))]
     blocks = []
     for part, w in parts.items():
-        if part == "joint": both = [_together(i, t, joint_encoder) for i, t in zip(read(joint_encoder, "image"), read(joint_encoder, "text"))]
+        if part == "joint":
+            image, text = load_joint(joint_encoder, device)
+            both = [_together(i, t, image.name) for i, t in zip(read(image, "image"), read(text, "text"))]
         elif part == "image" and images: both = images
         else: both = read(encoder if part == "image" else text_encoder, part)
         blocks.append([np.float32(w**.5)*f for f in both])

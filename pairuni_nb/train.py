@@ -425,11 +425,16 @@ def train_step(
     sec |= dict(sec_score=t2-t1, sec_update=time.perf_counter()-t2, sec_step=time.perf_counter()-t0)
     return describe(sides, accelerator.unwrap_model(policy).eos) | stats | sec
 
-def check_rewards(step:int, *metrics:dict): # of this step and the one before
-    "Stop where nothing is rewarded; one step alone may be chance."
+def check_rewards(
+    lines:list, # metrics so far
+    end:bool,   # no step follows
+):
+    "Stop where nothing is rewarded; one step alone may be chance, unless it is the only one."
     for task in "ug":
-        if all(m.get(f"missing_{task}") == 1 for m in metrics):
-            raise ValueError(f"every reward of steps {step-1} and {step} is missing on side {task}: check that it knows these records, and that its server answers")
+        last = [m for m in lines if f"missing_{task}" in m][-2:]  # steps with that side
+        if len(last) > (not end) and all(m[f"missing_{task}"] == 1 for m in last):
+            steps = "step" + "s"*(len(last) - 1) + " " + " and ".join(str(m["step"]) for m in last)
+            raise ValueError(f"every reward of {steps} is missing on side {task}: check that it knows these records, and that its server answers")
 
 def log_line(run:Path, accelerator:Accelerator, step:int, metrics:dict):
     "One line of metrics.jsonl, and the trackers'."
@@ -483,15 +488,16 @@ def train(
         out.mkdir(parents=True, exist_ok=True); cut_metrics(out, start)
         if not resume: write_json(out/"settings.json", asdict(s) | dict(model=model, pairs=len(pairs)))
     if tracker: accelerator.init_trackers("pairuni", config=asdict(s))
-    t0, last = time.perf_counter(), {}
+    accelerator.wait_for_everyone()  # until the metrics are cut
+    t0, lines = time.perf_counter(), read_metrics(out) if start else []
     if start == 0: measure(janus, held, out, 0, s, rewards["g"], accelerator, "before")
     bar = tqdm(range(start, s.steps), initial=start, total=s.steps, desc=s.method, disable=not accelerator.is_main_process)
     for step in bar:
         ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
         for group in opt.param_groups: group["lr"] = s.lr*(1 - step/s.steps)
         metrics = train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator, ref, janus if s.shard else None)
-        log_line(out, accelerator, step+1, metrics); check_rewards(step+1, metrics, last)
-        last = metrics
+        log_line(out, accelerator, step+1, metrics)
+        lines.append(dict(step=step+1) | metrics); check_rewards(lines, step+1 == s.steps)
         bar.set_postfix({k: f"{metrics[k]:.2f}" for k in ("reward_u", "reward_g") if k in metrics})
         if step+1 == s.steps: break
         if (step+1) % s.eval_every == 0: measure(janus, [rows[:len(rows)//4] for rows in held], out, step+1, s, rewards["g"], accelerator)

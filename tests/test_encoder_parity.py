@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pairuni_nb import encoders
 from pairuni_nb.encoders import features, tiny_encoder, unit
+from pairuni_nb.pairing import pair_records
 from pairuni_nb.world import records
 
 IMAGES = [r["image"] for r in records("u", 5, 0)]
@@ -93,6 +95,21 @@ def test_joint_encoder_reads_both_into_one_space(tmp_path):
     for folder in "clip", "st":  # a transformers folder, and sentence-transformers' own layout
         name = str(tmp_path/folder)
         assert np.allclose(features(IMAGES, name), unit(pooled(IMAGES)), atol=1e-5) and np.allclose(features(TEXTS, name), unit(said), atol=1e-5)
+        image, text = encoders.load_joint(name)  # the same model twice
+        assert image is text and np.allclose(features(IMAGES, image), unit(pooled(IMAGES)), atol=1e-5) and np.allclose(features(TEXTS, text), unit(said), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [dict(similarity="joint"), dict(similarity="mixture", weights=(.2, .3, .5))])
+def test_each_encoder_is_loaded_once(tmp_path, monkeypatch, how):
+    import sentence_transformers
+    image_model("clip", tmp_path/"clip"), tiny_encoder(tmp_path/"resnet")
+    whole, loaded = sentence_transformers.SentenceTransformer, []
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", lambda name, **k: loaded.append(name) or whole(name, **k))
+    monkeypatch.setattr(encoders, "_transformers", lambda name, device, load=encoders._transformers: loaded.append(name) or load(name, device))
+    u, g = [[r | dict(question="a red", answer="circle", prompt="two squares") for r in records(side, 9, 0)] for side in "ug"]
+    names = dict(encoder=str(tmp_path/"resnet"), joint_encoder=str(tmp_path/"clip"))
+    _, counts = pair_records(u, g, clusters=3, delta=0, **names, **how)
+    assert sorted(loaded) == sorted(names.values()) and counts["features"]["joint"].startswith(names["joint_encoder"])
 
 
 def test_a_text_model_reads_no_images(tmp_path):

@@ -35,7 +35,7 @@ def test_two_processes_draw_what_one_draws(folder):
     assert json.loads((folder/"said.json").read_text())["rollouts"]
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["ddp fp32", "fsdp fp32", "ddp bf16", "fsdp bf16"])
 def test_two_processes_make_the_update_of_one(folder, name):
     said = json.loads((folder/"said.json").read_text())[name]
     assert said["apart"] < 1e-6 < 1e-3 < said["moved"] and said["stats"] < 1e-5

@@ -116,6 +116,12 @@ def test_an_id_is_streamed_from_the_hub(monkeypatch, g):
     assert asked == [(("owner/some-set_1.0",), dict(split="train", streaming=True))]
 
 
+def test_a_parquet_file_that_lies_elsewhere(g):
+    import fsspec
+    with fsspec.open("memory://g.parquet", "wb") as f: Dataset.from_list(g).cast_column("image", ImageColumn()).to_parquet(f)
+    assert [r["prompt"] for r in load_records("memory://g.parquet", "g")] == [r["prompt"] for r in g]
+
+
 def test_files_that_are_not_what_their_name_says(tmp_path, g):
     for name in "x.tar", "x.parquet": (tmp_path/name).write_text("hello"*300)
     sentence(lambda: load_records(tmp_path/"x.tar", "g"), "x.tar cannot be read past row 0")

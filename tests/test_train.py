@@ -136,6 +136,7 @@ def test_flat_rewards_move_nothing():
     sides, _ = collect(policy, [pairs[i] for i in range(4)], list(range(4)), 0, s, dict(u=flat, g=flat))
     assert update(policy, torch.optim.SGD(policy.parameters(), lr=.1), sides, s, Accelerator(cpu=True))["grad_norm"] == 0
     for task in "ug":  # one side alone stops the run too
-        gone, there = {f"missing_{task}": 1.}, {f"missing_{task}": .9}
-        with pytest.raises(ValueError, match=f"every reward of steps 4 and 5 is missing on side {task}"): check_rewards(5, gone, gone)
-        check_rewards(5, gone, there); check_rewards(5, there, gone); check_rewards(1, gone, {})
+        line = lambda step, missing: {"step": step, f"missing_{task}": missing}
+        for missing, end, at in (([1, 1], False, "steps 1 and 2"), ([.9, 1, 1], True, "steps 2 and 3"), ([1], True, "step 1")):
+            with pytest.raises(ValueError, match=f"every reward of {at} is missing on side {task}"): check_rewards([line(i, m) for i, m in enumerate(missing, 1)], end)
+        for missing, end in (([1], False), ([1, .9], True), ([.9, 1], True), ([], True)): check_rewards([line(i, m) for i, m in enumerate(missing, 1)], end)

@@ -21,8 +21,9 @@ SMALL = TrainSettings(pairs_per_step=3, rollouts=3, micro_batch=4, loss_type="da
 
 
 def step(policy, sides, s, accelerator):
-    "One SGD update, and its statistics"
-    opt = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=1.)
+    "One SGD update as train_step makes it, and its statistics"
+    opt = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=1.)  # first: after scoring, some of FSDP's parameters are whole
+    for side in sides.values(): side.old_logp = T.score(policy, side.rollouts, s.micro_batch)
     return T.update(policy, opt, sides, s, accelerator)
 
 
@@ -59,15 +60,17 @@ def main(folder):
     single, _ = T.collect(start, rows, ids, 0, SMALL, dict(u=answer_accuracy, g=scene_reward))
     said["rollouts"] = all(torch.equal(sides[t].rollouts.tokens, single[t].rollouts.tokens) and torch.equal(sides[t].advantages, single[t].advantages)
                            and torch.equal(sides[t].rollouts.mask, single[t].rollouts.mask) for t in "ug")
-    T.process, one = lambda: (0, 1), copy.deepcopy(start)
-    stats = step(one, single, SMALL, accelerator)
-    T.process, expected, before = alone, whole(one), whole(start)
-    for name in ("ddp", "fsdp"):
-        policy = copy.deepcopy(start)
-        if name == "fsdp": policy.checkpoint_layers(); policy.chunk = 5000; T.shard(policy)
-        else: policy = accelerator.prepare_model(policy)
-        own = step(policy, sides, SMALL, accelerator)
-        said[name] = dict(apart=apart(whole(policy), expected), moved=apart(expected, before), stats=max(abs(own[k] - stats[k]) for k in stats if not k.startswith("gap")))
+    for precision in "bf16", "fp32":
+        start.precision = precision
+        T.process, one = lambda: (0, 1), copy.deepcopy(start)
+        stats = step(one, single, SMALL, accelerator)
+        T.process, expected, before = alone, whole(one), whole(start)
+        for name in ("ddp", "fsdp"):
+            policy = copy.deepcopy(start)
+            if name == "fsdp": policy.checkpoint_layers(); policy.chunk = 5000; T.shard(policy)
+            else: policy = accelerator.prepare_model(policy)
+            own = step(policy, sides, SMALL, accelerator)
+            said[f"{name} {precision}"] = dict(apart=apart(whole(policy), expected), moved=apart(expected, before), stats=max(abs(own[k] - stats[k]) for k in stats if not k.startswith("gap")))
     said["resumed"] = resumed(policy, sides, accelerator, folder)
     if dist.get_rank() == 0: (folder/"said.json").write_text(json.dumps(said))
     flags = [word for f in fields(SMALL) if getattr(SMALL, f.name) != f.default for word in (f"--{f.name.replace('_', '-')}", str(getattr(SMALL, f.name)))]
