@@ -209,6 +209,8 @@ UNREADABLE = 55.0  # root-mean-square pixel error (0..255) above which a cell re
 
 def read(images:np.ndarray)->list: # (B, 48, 48, 3) uint8 -> [(style, nine cells)]
     "Recover style and cells from pixels by nearest template."
+    if (found := np.shape(images)[1:]) != (SIZE, SIZE, 3):
+        raise ValueError(f"a scene is read from {SIZE} x {SIZE} pixels, but a picture with a scene has {found[1]} x {found[0]}: leave the column scene out of your own records")
     B, tiles = len(images), atlas().reshape(-1, CELL*CELL*3).astype(np.float32)
     x = np.asarray(images, np.float32).reshape(B, GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5).reshape(B*9, -1)
     error = (x**2).sum(1)[:, None] - 2*x@tiles.T + (tiles**2).sum(1)  # |x - t|^2 for every cell and template

@@ -124,6 +124,11 @@ def test_bad_records_are_named(side, changes, words, capsys, tmp_path):
     refuses(capsys, tmp_path, ["pair", "u", "g", "--out", "x"], *words)
 
 
+def test_scenes_of_another_size_are_named(capsys, tmp_path):
+    for side in "ug": save_records([r | dict(image=r["image"].resize((64, 60))) for r in records(side, 8, 0)], tmp_path/side)
+    refuses(capsys, tmp_path, ["pair", str(tmp_path/"u"), str(tmp_path/"g"), "--out", str(tmp_path/"pairs"), "--clusters", "3"], "48 x 48", "64 x 60", "column scene")
+
+
 @pytest.mark.parametrize("name", ["u", "u.jsonl"])
 def test_an_empty_data_set(name, capsys, tmp_path):
     save_records(records("g", 6, 0), tmp_path/"g")
