@@ -6,6 +6,7 @@
 
 Writes, beside this file:
   nano_emoji.csv  a row for each seed ("before": none), set of records, way of sampling and figure: mean, n, half width of its 95 % interval over records
+                  (of the drawings, 31 concepts have no score: their own picture gains too little by the judge)
   nano_emoji.png  known and held-out concepts: the two artists' pictures, drawings before and after (first seed)
 Pairs: `pairuni pair data/things/u data/things/g --encoder efficientnet-lite0`. G reward: concept_reward (EfficientNet-Lite2 at 128 px).
 The third artist (Twemoji) is only ever scored with. Pairs and runs are kept in runs/nano-emoji-*.
@@ -21,11 +22,12 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from pairuni_nb.evaluate import evaluate
+from pairuni_nb.evaluate import evaluate, mean_ci
 from pairuni_nb.janus_nano import load_janus
 from pairuni_nb.nano_emoji import concept_reward, emoji_rows, make_emoji
 from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
 from pairuni_nb.records_io import load_records
+from pairuni_nb.rewards import answer_accuracy
 from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.settings import preset
 from pairuni_nb.train import train
@@ -33,6 +35,7 @@ from pairuni_nb.train import train
 HERE, DATA, PAIRS = Path(__file__).parent, "data/things", Path("runs/nano-emoji-pairs")
 SETTINGS = replace(preset("nano-emoji").train, eval_every=1000, eval_items=4, save_every=1000)
 FIGURES = dict(accuracy="answers right", well_formed="answers in form", score="drawings like the concept")
+ASKED = {"names right": "what is this?", "groups right": "which group?"}
 
 
 def sets(n):
@@ -53,6 +56,10 @@ def scores(model, n, judges):
             sampling = Sampling(**(dict(temperature=1., cfg_weight=SETTINGS.cfg_weight, max_new_tokens=SETTINGS.max_new_tokens) | how))
             r = evaluate(policy, u, g, sampling, 0, judges[judge])
             rows += [[name, way, said, f"{r['figures'][f'{key}_mean']:.4f}", len(u), f"{r['figures'][f'{key}_ci']:.4f}"] for key, said in FIGURES.items()]
+            hit = answer_accuracy([], [s["completion"] for s in r["samples"]], r["samples"])
+            for said, question in ASKED.items():
+                some = [h for h, s in zip(hit, r["samples"]) if s["question"] == question]
+                rows.append([name, way, said, f"{mean_ci(some)[0]:.4f}", len(some), f"{mean_ci(some)[1]:.4f}"])
             print(name, way, {k: round(v, 3) for k, v in r["figures"].items() if k.endswith("mean")}, flush=True)
             if judge == "u" and way == "sampled": drawn[name] = r["images"]
     return rows, drawn
@@ -75,7 +82,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--make", help="new folder: make the checkpoint again there, and no more")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--items", type=int, default=100, help="records a set")
+    parser.add_argument("--items", type=int, default=500, help="records a set")
     parser.add_argument("--steps", type=int, default=SETTINGS.steps)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -113,17 +113,18 @@ def verify_scene(record:dict, completion:dict)->str: # a reason to drop it, or N
 NAMING = ("what is this?", "what is shown?", "what does the picture show?")
 
 def text_completer(g_records:list): # -> completer; wrong choices come from these records' prompts
-    "A completer that needs neither scene nor language model, only the texts that are there."
-    pool = sorted({r["prompt"] for r in g_records})
+    "A completer that needs neither scene nor language model, only the texts that are there: a prompt's first phrase is its name."
+    name = lambda r: r["prompt"].split(",")[0].strip() or r["prompt"]
+    pool = sorted({name(r) for r in g_records})
     def completer(record):
         if "question" in record:
             named = record["question"].strip().lower() in NAMING
             return {"prompt": record["answer"]} if named else None  # any other answer says too little of the picture
-        wrong = [p for p in pool if p != record["prompt"]]
+        wrong = [p for p in pool if p != name(record)]
         if len(wrong) < 3: return None
         rng = _rng(record["id"], 0)
-        choices = [record["prompt"]] + [wrong[i] for i in rng.choice(len(wrong), 3, replace=False)]
-        return dict(question=NAMING[0], choices=[choices[i] for i in rng.permutation(4)], answer=record["prompt"])
+        choices = [name(record)] + [wrong[i] for i in rng.choice(len(wrong), 3, replace=False)]
+        return dict(question=NAMING[0], choices=[choices[i] for i in rng.permutation(4)], answer=name(record))
     return completer
 
 def verify_text(record:dict, completion:dict)->str: # a reason to drop it, or None

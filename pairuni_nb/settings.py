@@ -97,7 +97,7 @@ class Preset:
     devices: int = 1   # how many of them (paper: 8)
 
 PRESETS = {"nano": Preset(TrainSettings()),
-           "nano-emoji": Preset(TrainSettings(steps=30, pairs_per_step=8, max_new_tokens=48, cfg_weight=3., eval_items=100), "nano-emoji",
+           "nano-emoji": Preset(TrainSettings(steps=60, lr=3e-5, max_new_tokens=48, cfg_weight=1., eval_items=100), "nano-emoji",
                                 "concept:data/things", "data/things", PairSettings(encoder="efficientnet-lite0")),
            "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
            "janus-pro-7b": Preset(replace(PRO, rollouts=4, micro_batch=8, shard=True), "deepseek-community/Janus-Pro-7B", data="", devices=8),

@@ -79,8 +79,8 @@ def test_shipped_nano_emoji_answers_in_form_and_draws():
     from pairuni_nb.rewards import well_formed
     from pairuni_nb.rollout import JanusPolicy, Sampling, noise
     policy = JanusPolicy(*load_janus("nano-emoji"))
-    assert sum(f.stat().st_size for f in Path(checkpoint_path("nano-emoji")).iterdir()) <= 10_000_000
-    s = Sampling(max_new_tokens=48, cfg_weight=3.)
+    assert sum(f.stat().st_size for f in Path(checkpoint_path("nano-emoji")).iterdir()) <= 20_000_000
+    s = Sampling(max_new_tokens=48, cfg_weight=1.)
     asked = "which group?\nanimals & nature, food & drink, symbols, objects"
     u = policy.sample(policy.text_prompts([asked]*16, [Image.new("RGB", (48, 48), "white")]*16), 1, noise(0, 0, range(16), 1, 48), s)
     assert np.mean([well_formed(t) for t in policy.texts(u)]) > .5
