@@ -165,6 +165,7 @@ def test_real_pictures_follow_their_sliders(lab, page, tmp_path):
     page.evaluate(SCROLL, "slider = ")
     live = lambda: pixels(widget_image(page))
     assert alike(live(), three()[1])  # delta 0.5, text 0.2, K 27
+    assert widget_image(page).evaluate("img => img.width === img.naturalWidth")  # not stretched to the page
     assert not [o for o in page.evaluate(OUTPUTS) if o["output_type"] == "error" or o.get("name") == "stderr"]
     first, start, last = three()
 
