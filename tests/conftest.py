@@ -17,7 +17,7 @@ def find(name):
     missing(f"{name} is neither a module nor a program here; install it to run this test")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def need():
     """`need("trl")` is the module, `need("chromium")` the path of the program."""
     return find
