@@ -1,10 +1,10 @@
 """A whole `pairuni pair` from two folders of JPEG files, up to the paper's 47,000 U and 60,000 G: seconds and peak memory.
 
-    python benchmarks/pair_folders.py                  # about half an hour on one core, 2 GB of disk for a while
+    python benchmarks/pair_folders.py                  # about a quarter of an hour on one core, 2 GB of disk for a while
     python benchmarks/pair_folders.py --sizes 1000
 
 Pictures: toy scenes, 256 pixels a side, each with noise of its own; encoder `pixels`, K as 5,000 of 107,000. The command runs in a
-process of its own, with one thread. Writes pair_folders.csv beside this file.
+process of its own, with one thread. Writes pair_folders.csv beside this file (the shown one: one run each, other jobs on the other core).
 """
 import argparse
 import csv
