@@ -80,8 +80,8 @@ class Model:
     checkpoint: str = ""  # Janus checkpoint, a folder or a name; without one, janus-nano
     seed: int = 0         # of sampling, and of the held-out items
     temperature: float = TrainSettings.temperature     # of sampling; 0 is greedy
-    cfg_weight: float = TrainSettings.cfg_weight       # classifier-free guidance of drawings
-    max_new_tokens: int = TrainSettings.max_new_tokens # length of an answer
+    cfg_weight: float|None = None   # classifier-free guidance of drawings; without it, what the checkpoint's generation_config.json says
+    max_new_tokens: int|None = None # length of an answer, likewise
     device: str = "auto"  # auto, cpu or cuda
 
 # %% ../nbs/12_cli.ipynb #6d267e9e
@@ -348,8 +348,12 @@ def load_model(m:Model)->tuple: # JanusPolicy, Sampling
     "A Janus and how to sample from it."
     from pairuni_nb.janus_nano import load_janus
     from pairuni_nb.rollout import JanusPolicy, Sampling
-    sampling = Sampling(m.temperature, m.cfg_weight, max_new_tokens=m.max_new_tokens)  # first: it checks its numbers
-    return JanusPolicy(*load_janus(m.checkpoint or None, check_device(m.device))), sampling
+    known = lambda cfg_weight, max_new_tokens: {k: v for k, v in dict(cfg_weight=cfg_weight, max_new_tokens=max_new_tokens).items() if v is not None}
+    asked = known(m.cfg_weight, m.max_new_tokens)
+    Sampling(m.temperature, **asked)  # first: it checks its numbers
+    policy = JanusPolicy(*load_janus(m.checkpoint or None, check_device(m.device)))
+    own = policy.model.generation_config
+    return policy, Sampling(m.temperature, **known(own.guidance_scale, own.max_new_tokens) | asked)
 
 def check_new(file:str):
     "A file that may be written."

@@ -154,7 +154,7 @@ def make_emoji(
     rows, kinds, drawn = u + g, sorted({r["subgroup"] for r in u + g}), shrink(g)
     processor = nano_processor(emoji_texts(rows), vocab=1536)
     model = new_nano(processor, seed, width=160, codes=512, eyes=128, levels=(1, 1, 2, 2))
-    model.generation_config.max_new_tokens = 48
+    model.generation_config.update(max_new_tokens=48, guidance_scale=1)  # guidance spoils what is known by heart
     def some(rng, n):
         x = drawn[rng.integers(0, len(drawn), n)]
         return torch.cat([x[:n//2], jitter(rng, x[n//2:])])
