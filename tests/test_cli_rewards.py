@@ -18,13 +18,15 @@ def test_what_is_converted_is_served(tmp_path, capsys):
     hps = tmp_path/"hps"
     assert main(["convert", str(weights), "--out", str(hps), "--tokenizer", str(tokenizer)]) == 0 and f"--reward hps:{hps}" in capsys.readouterr().out
     command = [sys.executable, "-m", "pairuni_nb.cli", "serve", f"hps:{hps}", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as server:  # a shell's background job would ignore it
         try:
             line = server.stdout.readline()
             assert line.startswith(f"serving hps:{hps} on 127.0.0.1:"), line
             scores = remote_reward("http://" + line.split(" on ")[1].split(";")[0])(*drawn(5))
-        finally: server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 0 and "Traceback" not in server.stderr.read()
+            server.send_signal(signal.SIGINT)
+            assert server.wait(30) == 0 and "Traceback" not in server.stderr.read()
+        finally: server.kill()
     assert np.allclose(scores, clip_reward(str(hps))(*drawn(5)), atol=1e-6)
 
 
