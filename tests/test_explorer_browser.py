@@ -26,7 +26,8 @@ TABLE = "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => cel
 SCROLL = """async start => { const book = jupyterapp.shell.currentWidget.content;
     await book.scrollToItem(book.widgets.findIndex(cell => cell.model.sharedModel.source.startsWith(start)), 'start'); }"""
 OUTPUTS = "() => jupyterapp.shell.currentWidget.content.widgets.flatMap(cell => cell.model.type === 'code' ? cell.model.outputs.toJSON() : [])"
-PIXELS = """img => { const canvas = document.createElement('canvas'); [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
+PIXELS = """async img => { for (let i = 0; i < 200 && !(img.complete && img.naturalWidth); i++) await new Promise(done => setTimeout(done, 50));  // until it is loaded
+    const canvas = document.createElement('canvas'); [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
     canvas.getContext('2d').drawImage(img, 0, 0); return canvas.toDataURL().split(',')[1]; }"""
 U, G = [1.0, 0.0, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6]
 
