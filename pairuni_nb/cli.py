@@ -348,12 +348,12 @@ def load_model(m:Model)->tuple: # JanusPolicy, Sampling
     "A Janus and how to sample from it."
     from pairuni_nb.janus_nano import load_janus
     from pairuni_nb.rollout import JanusPolicy, Sampling
-    known = lambda cfg_weight, max_new_tokens: {k: v for k, v in dict(cfg_weight=cfg_weight, max_new_tokens=max_new_tokens).items() if v is not None}
-    asked = known(m.cfg_weight, m.max_new_tokens)
-    Sampling(m.temperature, **asked)  # first: it checks its numbers
+    given = lambda **values: {k: v for k, v in values.items() if v is not None}
+    asked = given(temperature=m.temperature, cfg_weight=m.cfg_weight, max_new_tokens=m.max_new_tokens)
+    Sampling(**asked)  # first: it checks its numbers
     policy = JanusPolicy(*load_janus(m.checkpoint or None, check_device(m.device)))
     own = policy.model.generation_config
-    return policy, Sampling(m.temperature, **known(own.guidance_scale, own.max_new_tokens) | asked)
+    return policy, Sampling(**given(cfg_weight=own.guidance_scale, max_new_tokens=own.max_new_tokens) | asked)
 
 def check_new(file:str):
     "A file that may be written."

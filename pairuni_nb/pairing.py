@@ -344,6 +344,7 @@ def load_pairs(path)->Dataset: # a folder written by save_pairs, or a Parquet fi
     on_disk = pa.py_buffer(mmap.mmap(out.fileno(), 0, access=mmap.ACCESS_READ))
     return Dataset(InMemoryTable(pa.ipc.open_stream(on_disk).read_all()), fingerprint=generate_random_fingerprint())  # else all of it is copied and hashed
 
+# %% ../nbs/04_pairing.ipynb #d00be2df
 def stored_rows(
     pairs:Dataset,
     rows:list, # their numbers

@@ -386,6 +386,7 @@ def prepare(
 )->tuple: # policy to train, policy to sample from, optimiser, reference: (rollouts, rows) -> log-probs, or None
     "A model as the settings want it."
     policy = JanusPolicy(*load_janus(model, accelerator.device, torch.float32), s.precision, cuda_graphs=s.cuda_graphs)
+    policy.model.generation_config.update(guidance_scale=s.cfg_weight, max_new_tokens=s.max_new_tokens)  # its checkpoint says how it was sampled
     if s.train_vision: policy.model.model.vision_model.requires_grad_(True)
     if s.lora_rank: round_frozen(add_lora(policy, s.lora_rank))
     ref = None if not s.beta else without_lora(policy) if s.lora_rank else round_frozen(copy.deepcopy(policy).requires_grad_(False))
