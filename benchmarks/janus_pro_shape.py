@@ -3,7 +3,7 @@
 `rollout` and `update` keep 576 image tokens, vocabularies of 102,400 and 16,384, guidance 5 and left padding; width and layers are small.
 `rollout` alternates the methods after a warm-up and takes medians (with one CPU thread, of CPU seconds); `plain` is the usual loop: one row an
 image and its unconditional twin, each with its own prompt, and a DynamicCache. `update` starts a child process for every figure: one pass over
-the rows, backward, AdamW. `naive` scores the right positions with the right head and keeps all logits.
+the rows, backward, AdamW. `naive` scores the right positions with the right head and keeps all logits; either with and without checkpointed layers.
 
 `card` is for a GPU: Janus-Pro-1B whole, bfloat16 over float32 (`generate`: bfloat16). Images a second by `generate`, by our sampler and by its recorded steps, each with
 its share of the memory-bandwidth limit (trunk and head read once a token, and every row's keys and values so far) and its ratio to `generate`;
@@ -18,6 +18,7 @@ import argparse
 import copy
 import csv
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -188,11 +189,11 @@ def child(args):
     tokens = torch.randint(policy.vocabulary(task), (rows, T), device=args.device)
     zero, full = torch.zeros(rows, T, device=args.device), torch.ones_like(tokens, dtype=torch.bool)
     r = Rollouts(prompts, rows, torch.zeros(rows, dtype=torch.long, device=args.device), tokens, full, full[:, 0], zero, zero, Sampling(cfg_weight=5.))
-    if method == "checkpointed": policy.checkpoint_layers()
+    if "checkpointed" in method: policy.checkpoint_layers()
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6)
     peak = lambda: torch.cuda.max_memory_allocated()/1e6 if args.device == "cuda" else resident()
     def step():
-        logp = policy.logits(r).log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1) if method == "naive" else policy(r)
+        logp = policy.logits(r).log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1) if "naive" in method else policy(r)
         (logp - logp.detach()).exp().mean().backward()
         opt.step()
     print(peak(), seconds(step, args.device), peak())
@@ -200,9 +201,10 @@ def child(args):
 
 def update(args):
     "Rows of the CSV: peak memory and seconds of an update, each from a process of its own"
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives back what is freed: else the peak is that of its holes
     for task, rows in (("u", args.text_rows), ("g", args.image_rows)):
-        for method in ("naive", "ours", "checkpointed"):
-            out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", f"{task}-{method}"], capture_output=True, text=True, check=True).stdout
+        for method in ("naive", "ours", "naive checkpointed", "ours checkpointed"):
+            out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", f"{task}-{method}"], env=env, capture_output=True, text=True, check=True).stdout
             before, took, peak = map(float, out.split()[-3:])
             yield dict(measure=f"update {task}", rows=rows, k=rows, method=method, unit="MB", value=peak, low=before, high=peak)
             yield dict(measure=f"update {task}", rows=rows, k=rows, method=method, unit="s", value=took, low=took, high=took)
@@ -241,9 +243,9 @@ def main(argv):
     for row in (row for what in args.what for row in dict(rollout=rollout, update=update, card=card)[what](args)):
         rows.append(row | {k: round(row[k], 3) for k in ("value", "low", "high")} | where)
         print("{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} [{low:.3f}, {high:.3f}]".format(**rows[-1]), flush=True)
-    with open(args.csv, "w", newline="") as f:
-        writer = csv.DictWriter(f, ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where], lineterminator="\n")
-        writer.writeheader(); writer.writerows(sorted(rows, key=lambda r: r["measure"]))
+        with open(args.csv, "w", newline="") as f:  # after every row: a card may be gone before the last
+            writer = csv.DictWriter(f, ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where], lineterminator="\n")
+            writer.writeheader(); writer.writerows(sorted(rows, key=lambda r: r["measure"]))
 
 
 if __name__ == "__main__": main(sys.argv[1:])
