@@ -1,0 +1,31 @@
+"The site: `sphinx-build -c docs nbs _site`, then open _site/index.html."
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+FOLDED = {"default_exp": "remove-cell", "hide": "remove-cell", "test": "hide-input"}  # directive of a cell -> tag of its page
+
+
+def read(text):
+    "A notebook without nbdev's directives; tests are folded, and explorers are their picture, for no kernel moves their sliders."
+    nb = nbformat.reads(text, as_version=4)
+    for cell in nb.cells:
+        if cell.cell_type != "code": continue
+        cell.metadata.tags = [FOLDED[word] for word in re.findall(r"^#\| *(\w+)", cell.source, re.M) if word in FOLDED]
+        cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
+        for output in cell.outputs: output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    return nb
+
+
+sys.path.insert(0, str(Path(__file__).parent))  # for conf.read
+project = html_title = "pairuni_nb"
+author = "pairuni_nb contributors"
+extensions = ["myst_nb", "sphinx_copybutton"]
+exclude_patterns = ["**.ipynb_checkpoints"]
+nb_custom_formats, nb_execution_mode = {".ipynb": "conf.read"}, "off"
+nb_code_prompt_show, nb_code_prompt_hide = "Show the test", "Hide the test"
+myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath"], 3
+html_theme, html_static_path, html_css_files = "sphinx_book_theme", ["static"], ["site.css"]
+html_theme_options = dict(show_toc_level=1, use_download_button=True)
