@@ -154,7 +154,7 @@ def _efficientnet(name, device):
 READS = {"pixels": "image", "words": "text", "efficientnet-lite0": "image", "efficientnet-lite2": "image", "minilm": "text"}
 
 def load_encoder(
-    name,              # see the table in notebook 03; an Encoder is returned as it is
+    name,              # see the table in 03_encoders; an Encoder is returned as it is
     kind:str="image",  # what it shall read: image or text
     device:str="auto", # auto, cpu or cuda
 )->Encoder:

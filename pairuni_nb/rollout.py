@@ -321,7 +321,7 @@ def guide(
     R:int,
     w:float,       # CFG weight
 )->Tensor:         # (R, .., V)
-    "Equation 2."
+    "Classifier-free guidance: uncond + w (cond - uncond)."
     if len(logits) == R: return logits
     cond, uncond = logits.chunk(2)
     return uncond + w*(cond - uncond)

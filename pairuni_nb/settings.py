@@ -73,10 +73,10 @@ class TrainSettings:
     eval_items: int = 500          # held-out items a side before and after; a quarter of them during training
     save_every: int = 30           # steps between checkpoints
     precision: str = "fp32"        # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
-    gradient_checkpointing: bool = False # recompute each layer in the backward pass: less memory, a third more time (paper: not given)
+    gradient_checkpointing: bool = False # recompute each layer in the backward pass: less memory, up to a third more time (paper: not given)
     rollout_gb: float = 8.0        # memory for the keys and values of the rollouts drawn at once (paper: not given)
     cuda_graphs: bool = False      # record the sampler's steps on a GPU, to launch each at once; a CPU takes the same steps (paper: not given)
-    lora_rank: int = 0             # train only LoRA of this rank in the language model; 0: all of it (paper: all)
+    lora_rank: int = 0             # train only LoRA of this rank in the language model; 0: all of it (paper: not given)
     train_vision: bool = False     # train the vision tower too; the VQ autoencoder never is (paper: not given)
     shard: bool = False            # split weights and optimiser over the processes (FSDP), instead of copies (paper: not given)
     seed: int = 0                  # of everything: data order, rollout noise, held-out set
