@@ -75,7 +75,7 @@ def draw_heldout(metrics:list, ax):
     for (task, (name, colour)), score in zip(SIDES.items(), ("accuracy", "score")):
         x, y = lines_with(metrics, f"eval_{score}_mean")
         if x: ax.errorbar(x, y, lines_with(metrics, f"eval_{score}_ci")[1], color=colour, marker="o", ms=4, lw=1.5, capsize=3, label=name)
-    ax.set(title="held-out scores, 95 % intervals", ylabel="score")
+    ax.set(title="held-out scores, 95 % intervals", ylabel="score", ylim=(0, 1))
     return ax
 
 # %% ../nbs/11_report.ipynb #8abed38e
