@@ -181,7 +181,9 @@ def attended_dtype(x:Tensor)->torch.dtype:
 class Prompt(DynamicLayer):
     "One layer's keys and values of the prompts."
     def update(self, keys, values, *args, **kwargs):
-        if not self.is_initialized: self.keys, self.values, self.is_initialized = keys, values, True
+        if not self.is_initialized:  # sampling keeps what attention reads; a gradient is not to be rounded
+            self.keys, self.values = (x if x.requires_grad else x.to(attended_dtype(x)) for x in (keys, values))
+            self.is_initialized = True
         return keys, values
 
 class Continued(DynamicLayer):
@@ -312,7 +314,8 @@ def prefill(
     prompt, cache = DynamicCache(), DynamicCache()
     prompt.layers = [Prompt() for _ in core.language_model.layers]
     states = self.trunk(x, mask, positions(mask), prompt)[:, -1:]
-    cache.layers = [Slots(layer, rows, room) if room else Continued(layer, rows) for layer in prompt.layers]
+    if room: cache.layers = [Slots(prompt.layers.pop(0), rows, room) for _ in core.language_model.layers]  # each leaves as its rows take over
+    else: cache.layers = [Continued(layer, rows) for layer in prompt.layers]
     return states.index_select(0, rows), cache, mask[rows]
 
 # %% ../nbs/06_rollout.ipynb #ddf66f02

@@ -1,5 +1,6 @@
 """What keeps a large model's training in memory changes nothing else: pieces, checkpointing, autocast, LoRA, budgets."""
 from dataclasses import replace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pairuni_nb import rollout
 from pairuni_nb.janus_nano import nano_folder
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.plan import Work, matrices, memory, shape_of
@@ -94,6 +96,19 @@ def test_a_budget_changes_nothing(task):
     rows = torch.tensor([1, 6, 7])
     some, T = policy.sample(prompts, 4, noise(0, 0, range(3), 4, 36), Sampling(), rows), whole.mask[rows].sum(1).max()
     assert torch.equal(some.tokens, whole.tokens[rows, :T]) and torch.equal(some.group, whole.group[rows])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_prompt_leaves_as_its_rollouts_take_over(monkeypatch, precision):
+    policy, there, seen = JanusPolicy(*random_nano(), precision), WeakSet(), []
+    class Prompt(rollout.Prompt):
+        def __init__(self): super().__init__(); there.add(self)
+    class Slots(rollout.Slots):
+        def __init__(self, layer, rows, room): seen.append((len(there), layer.keys.dtype)); super().__init__(layer, rows, room)
+    monkeypatch.setattr(rollout, "Prompt", Prompt); monkeypatch.setattr(rollout, "Slots", Slots)
+    policy.sample(policy.image_prompts(DRAW), 1, noise(0, 0, range(len(DRAW)), 1, 36), Sampling())
+    n = policy.model.config.text_config.num_hidden_layers
+    assert seen == [(n - i, torch.bfloat16 if precision == "bf16" else torch.float32) for i in range(n)]
 
 
 def test_images_are_decoded_in_pieces():
