@@ -6,8 +6,8 @@
 __all__ = ['STATE', 'rows_of_step', 'side_rows', 'process', 'own', 'from_all', 'roll_out', 'Side', 'together', 'collect',
            'passes', 'of_all', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics', 'check_run',
            'contact_sheet', 'save_samples', 'save_state', 'load_state', 'cut_metrics', 'held_out', 'default_rewards',
-           'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch', 'shard', 'copy_weights',
-           'prepare', 'score', 'train_step', 'check_rewards', 'log_line', 'measure', 'train', 'finish']
+           'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch', 'zero_config', 'shard',
+           'copy_weights', 'prepare', 'score', 'train_step', 'check_rewards', 'log_line', 'measure', 'train', 'finish']
 
 # %% ../nbs/10_train.ipynb #57a196f2
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -364,18 +364,6 @@ def processes(device:str)->PartialState:
     if gpu and device == "cpu": raise ValueError("DeepSpeed trains on the GPUs that it finds: leave --device cpu out")
     return PartialState(timeout=wait) if gpu else PartialState(timeout=wait, backend="gloo")  # accelerate then names none
 
-def zero_config(
-    config:dict,     # DeepSpeed's, as the launcher has it
-    s:TrainSettings,
-)->dict:             # what the settings say in its place
-    "Refuse what a DeepSpeed config cannot have here, and give what it must have."
-    ours = [k for k in ("optimizer", "scheduler") if k in config] + [k for k in ("fp16", "bf16", "amp", "torch_autocast") if config.get(k, {}).get("enabled")]
-    if ours: raise ValueError(f"the DeepSpeed config sets {' and '.join(ours)}: delete it there, optimiser and precision are settings of the run")
-    if not config["zero_optimization"].get("stage"): raise ValueError("the DeepSpeed config splits nothing at ZeRO stage 0: choose stage 1, 2 or 3")
-    if s.shard: raise ValueError("--shard splits by FSDP and the launcher asks for DeepSpeed: add --no-shard, or start with configs/8_gpus.yaml")
-    if s.lora_rank: raise ValueError("LoRA leaves DeepSpeed little to split: set lora_rank to 0, or start with configs/8_gpus.yaml")
-    return dict(train_batch_size="auto", train_micro_batch_size_per_gpu=s.micro_batch, gradient_accumulation_steps=1, gradient_clipping=s.max_grad_norm)
-
 def launch(
     s:TrainSettings,
     out:Path,
@@ -394,6 +382,20 @@ def launch(
     if s.shard and accelerator.num_processes == 1: raise ValueError("--shard needs several processes: start them with accelerate launch, or add --no-shard")
     return accelerator
 
+# %% ../nbs/10_train.ipynb #5c1e7a90
+def zero_config(
+    config:dict,     # DeepSpeed's, as the launcher has it
+    s:TrainSettings,
+)->dict:             # what the settings say in its place
+    "Refuse what a DeepSpeed config cannot have here, and give what it must have."
+    ours = [k for k in ("optimizer", "scheduler") if k in config] + [k for k in ("fp16", "bf16", "amp", "torch_autocast") if config.get(k, {}).get("enabled")]
+    if ours: raise ValueError(f"the DeepSpeed config sets {' and '.join(ours)}: delete it there, optimiser and precision are settings of the run")
+    if not config["zero_optimization"].get("stage"): raise ValueError("the DeepSpeed config splits nothing at ZeRO stage 0: choose stage 1, 2 or 3")
+    if s.shard: raise ValueError("--shard splits by FSDP and the launcher asks for DeepSpeed: add --no-shard, or start with configs/8_gpus.yaml")
+    if s.lora_rank: raise ValueError("LoRA has few moments and gradients to split: start it with configs/8_gpus.yaml, or set lora_rank to 0")
+    return dict(train_batch_size="auto", train_micro_batch_size_per_gpu=s.micro_batch, gradient_accumulation_steps=1, gradient_clipping=s.max_grad_norm)
+
+# %% ../nbs/10_train.ipynb #d40b92e7
 def shard(policy:JanusPolicy):
     "Split what is trained over the processes, layer by layer."
     mesh = dist.init_device_mesh(policy.device.type, (dist.get_world_size(),))
@@ -406,8 +408,8 @@ def copy_weights(policy, whole:JanusPolicy):
     for a, b in zip(policy.parameters(), whole.parameters()):
         if isinstance(a, DTensor): b.copy_(a.full_tensor())
         elif hasattr(a, "ds_id") and a.requires_grad:  # ZeRO stage 3
-            from deepspeed.zero import GatheredParameters
-            with GatheredParameters(a): b.copy_(a)
+            from deepspeed import zero
+            with zero.GatheredParameters(a): b.copy_(a)
 
 # %% ../nbs/10_train.ipynb #45ba9b3b
 def prepare(

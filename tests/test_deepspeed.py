@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
 
 from pairuni_nb import train as T
 from pairuni_nb.train import load_state, processes, zero_config
@@ -48,8 +47,6 @@ def test_a_policy_goes_back_to_its_state(folder):
 def test_a_run_is_the_run_of_one(folder, one):
     same_run(one/"one", folder/"run")
     assert {p.name for p in (folder/"run").iterdir()} == {p.name for p in (one/"one").iterdir()} | {"pairs", "report.html"}
-    a, b = (dict(AutoModelForImageTextToText.from_pretrained(run/"checkpoint").named_parameters()) for run in (one/"one", folder/"run"))
-    assert a.keys() == b.keys() and all((a[n] - b[n]).abs().max() < 1e-3 for n in a)
 
 
 def config(**more): return dict(zero_optimization=dict(stage=2), bf16=dict(enabled=False)) | more

@@ -5,7 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +25,7 @@ from pairuni_nb.world import records
 
 HERE = Path(__file__).parent
 SMALL = TrainSettings(pairs_per_step=3, rollouts=3, micro_batch=4, loss_type="dapo", steps=2, eval_items=4, eval_every=1, save_every=1, max_grad_norm=.5)
+RUN = replace(SMALL, num_iterations=2, beta=.05)  # of a whole run
 PLAIN = SimpleNamespace(backward=torch.Tensor.backward, clip_grad_norm_=torch.nn.utils.clip_grad_norm_)  # what one process needs of an Accelerator
 
 
@@ -32,7 +33,7 @@ def by_one(tmp):
     "Pairs, and the run of one process"
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)
     save_pairs(pairs, tmp/"pairs", {}, {})
-    T.train(pairs, tmp/"one", SMALL, device="cpu")
+    T.train(pairs, tmp/"one", RUN, device="cpu")
 
 
 def by_two(tmp, launcher, *flags):
@@ -44,10 +45,12 @@ def by_two(tmp, launcher, *flags):
 
 
 def same_run(a, b):
-    "Two runs' metrics agree, line by line"
+    "Two runs' metrics agree, line by line, and so do their trained weights"
     one, two = ([{k: v for k, v in m.items() if not k.startswith("sec_")} for m in T.read_metrics(run)] for run in (a, b))
     assert [m["step"] for m in one] == [m["step"] for m in two] == [0, 1, 1, 2, 2]  # each line once
     for x, y in zip(one, two): assert x.keys() == y.keys() and all(x[k] == approx(y[k], abs=1e-3, nan_ok=True) for k in x)
+    start, one, two = (torch.cat([p.flatten() for p in load_janus(model)[0].parameters()]) for model in (None, a/"checkpoint", b/"checkpoint"))
+    assert (one - two).norm() < .02*(one - start).norm()
 
 
 def shared(name, policy, accelerator, kind, lr):
@@ -73,8 +76,8 @@ def full(p):
     "A parameter, put together"
     if isinstance(p, DTensor): return p.full_tensor()
     if not hasattr(p, "ds_id"): return p
-    from deepspeed.zero import GatheredParameters
-    with GatheredParameters(p): return p.clone()
+    from deepspeed import zero
+    with zero.GatheredParameters(p): return p.clone()
 
 
 def whole(policy):
@@ -123,11 +126,10 @@ def main(folder, *flags):
             policy, opt = shared(name, start, accelerator, torch.optim.SGD, 1.)
             own = step(policy, opt, sides, SMALL, accelerator)
             said[f"{name} {precision}"] = dict(apart=apart(whole(policy), expected), moved=apart(expected, before), stats=max(abs(own[k] - stats[k]) for k in stats if not k.startswith("gap")))
-    print(said, flush=True)
     said["resumed"] = resumed(names[-1], start, sides, accelerator, folder)
     if dist.get_rank() == 0: (folder/"said.json").write_text(json.dumps(said))
     accelerator.free_memory()
-    flags += tuple(word for f in fields(SMALL) if getattr(SMALL, f.name) != f.default for word in (f"--{f.name.replace('_', '-')}", str(getattr(SMALL, f.name))))
+    flags += tuple(word for f in fields(RUN) if getattr(RUN, f.name) != f.default for word in (f"--{f.name.replace('_', '-')}", str(getattr(RUN, f.name))))
     sys.argv = ["train", "--pairs", str(folder/"pairs"), "--out", str(folder/"run"), "--device", "cpu", *flags]
     runpy.run_module("pairuni_nb.train", run_name="__main__")
 
