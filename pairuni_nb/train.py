@@ -362,7 +362,7 @@ def processes(device:str)->PartialState:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true": return PartialState(cpu=device == "cpu", timeout=wait)
     if not is_deepspeed_available(): raise ValueError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed, or shard with --shard")
     if gpu and device == "cpu": raise ValueError("DeepSpeed trains on the GPUs that it finds: leave --device cpu out")
-    return PartialState(timeout=wait) if gpu else PartialState(timeout=wait, backend="gloo")  # accelerate then names none
+    return PartialState(timeout=wait) if gpu else PartialState(timeout=wait, backend="gloo")  # which accelerate does not name for DeepSpeed
 
 def launch(
     s:TrainSettings,
