@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATE', 'rows_of_step', 'side_rows', 'process', 'own', 'from_all', 'roll_out', 'Side', 'together', 'collect',
-           'passes', 'of_all', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics', 'check_run',
+           'passes', 'of_all', 'forget', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics', 'check_run',
            'contact_sheet', 'save_samples', 'save_state', 'load_state', 'cut_metrics', 'held_out', 'default_rewards',
            'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch', 'zero_config', 'shard',
            'copy_weights', 'prepare', 'score', 'train_step', 'check_rewards', 'log_line', 'measure', 'train', 'finish']
@@ -168,6 +168,12 @@ def of_all(stats:dict)->dict: # of this process -> of all
     each = from_all(stats)
     return {k: (max if k.startswith(("ratio_max", "gap", "grad_norm")) else sum)(e[k] for e in each) for k in stats}
 
+# %% ../nbs/10_train.ipynb #e6a4f1d2
+def forget(policy):
+    "Zero what ZeRO stage 3 keeps of the gradients of a step: it would add to those that the next step's first pass does not use."
+    if hasattr(policy, "zero_optimization_partition_weights") and policy.zero_optimization_partition_weights():
+        policy.optimizer.grad_partitions_flat_buffer.zero_()
+
 # %% ../nbs/10_train.ipynb #162d6d6d
 def update(
     policy,               # scores rollouts: policy(rollouts, rows) -> (rows, T)
@@ -193,7 +199,7 @@ def update(
                 if iteration == 0: stats[f"gap_{task}"] = max(stats.get(f"gap_{task}", 0.), gap(part, logp))
             stats |= {f"{k}_{task}": v for k, v in sums.items()}
         stats["grad_norm"] = float(accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm))
-        opt.step(); opt.zero_grad()
+        opt.step(); opt.zero_grad(); forget(policy)
     return of_all(stats)
 
 # %% ../nbs/10_train.ipynb #9fab6a52
@@ -388,9 +394,12 @@ def zero_config(
     s:TrainSettings,
 )->dict:             # what the settings say in its place
     "Refuse what a DeepSpeed config cannot have here, and give what it must have."
+    zero = config["zero_optimization"]
     ours = [k for k in ("optimizer", "scheduler") if k in config] + [k for k in ("fp16", "bf16", "amp", "torch_autocast") if config.get(k, {}).get("enabled")]
     if ours: raise ValueError(f"the DeepSpeed config sets {' and '.join(ours)}: delete it there, optimiser and precision are settings of the run")
-    if not config["zero_optimization"].get("stage"): raise ValueError("the DeepSpeed config splits nothing at ZeRO stage 0: choose stage 1, 2 or 3")
+    if not zero.get("stage"): raise ValueError("the DeepSpeed config splits nothing at ZeRO stage 0: choose stage 1, 2 or 3")
+    loses = "offload_optimizer" if (zero.get("offload_optimizer") or {}).get("device", "none") != "none" else "overlap_comm" if zero["stage"] == 1 and zero.get("overlap_comm") else ""
+    if loses: raise ValueError(f"the DeepSpeed config sets {loses}, which loses the gradients of weights that an update's last pass does not use: delete it there")
     if s.shard: raise ValueError("--shard splits by FSDP and the launcher asks for DeepSpeed: add --no-shard, or start with configs/8_gpus.yaml")
     if s.lora_rank: raise ValueError("LoRA has few moments and gradients to split: start it with configs/8_gpus.yaml, or set lora_rank to 0")
     return dict(train_batch_size="auto", train_micro_batch_size_per_gpu=s.micro_batch, gradient_accumulation_steps=1, gradient_clipping=s.max_grad_norm)

