@@ -10,7 +10,8 @@ from pairuni_nb.train import load_state, processes, zero_config
 from two_processes import HERE, SMALL, by_one, by_two, same_run
 
 PLAIN = ["--config_file", HERE.parent/"configs"/"deepspeed.yaml"]
-STAGE3 = dict(zero_optimization=dict(stage=3, stage3_param_persistence_threshold=0),  # janus-nano's layers are so small that they would stay whole
+STAGE3 = dict(zero_optimization=dict(stage=3, stage3_param_persistence_threshold=0,  # janus-nano's layers are so small that they would stay whole
+                                     memory_efficient_linear=False),  # DeepSpeed's own linear layer rounds bfloat16 once more, before it adds the bias
               gradient_clipping=7, train_micro_batch_size_per_gpu=3, train_batch_size=96, gradient_accumulation_steps=16)  # the run's settings count, not these
 
 
@@ -28,7 +29,7 @@ def folder(request, one, tmp_path_factory):
     "What two processes left, at one stage."
     tmp = tmp_path_factory.mktemp(f"zero{request.param}")
     (tmp/"pairs").symlink_to(one/"pairs")
-    if request.param == 3: (tmp/"zero3.json").write_text(json.dumps(STAGE3))
+    (tmp/"zero3.json").write_text(json.dumps(STAGE3))
     by_two(tmp, ["--use_deepspeed", "--num_machines", "1", "--deepspeed_config_file", tmp/"zero3.json"] if request.param == 3 else [*PLAIN, "--zero_stage", request.param])
     return tmp
 
@@ -36,8 +37,8 @@ def folder(request, one, tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_processes_make_the_update_of_one(folder, precision):
     said = json.loads((folder/"said.json").read_text())[f"zero {precision}"]
-    rounds = precision == "bf16" and (folder/"zero3.json").exists()  # stage 3 has a linear layer of its own, which rounds once more before it adds the bias
-    assert said["moved"] > 1e-3 and said["apart"] < (.1*said["moved"] if rounds else 1e-6) and said["stats"] < (.1 if rounds else 1e-5)
+    rounding = (.01*said["moved"], 1e-3) if precision == "bf16" and folder.name.startswith("zero3") else (1e-6, 1e-5)  # stage 3 adds bfloat16 gradients in another order
+    assert said["moved"] > 1e-3 and said["apart"] < rounding[0] and said["stats"] < rounding[1]
 
 
 def test_a_policy_goes_back_to_its_state(folder):
