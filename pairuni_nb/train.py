@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STATE', 'rows_of_step', 'side_rows', 'process', 'own', 'from_all', 'roll_out', 'Side', 'together', 'collect',
-           'passes', 'of_all', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics', 'check_run',
+           'passes', 'of_all', 'forget', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics', 'check_run',
            'contact_sheet', 'save_samples', 'save_state', 'load_state', 'cut_metrics', 'held_out', 'default_rewards',
-           'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch', 'shard', 'copy_weights',
-           'prepare', 'score', 'train_step', 'check_rewards', 'log_line', 'measure', 'train', 'finish']
+           'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch', 'zero_config', 'shard',
+           'copy_weights', 'prepare', 'score', 'train_step', 'check_rewards', 'log_line', 'measure', 'train', 'finish']
 
 # %% ../nbs/10_train.ipynb #57a196f2
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -26,12 +26,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import is_deepspeed_available, set_seed
 from PIL import Image
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .evaluate import evaluate
 from .janus_nano import load_janus
@@ -158,14 +159,20 @@ def collect(
 def passes(
     n:int,           # rows
     micro_batch:int, # rows of a pass, in each process
-):                   # yields rows of this process (m,), whether they count
+):                   # yields rows of this process (m,), whether they count, whether they are the last
     "Forward and backward passes, as many in every process."
-    for rows in torch.arange(n).split(micro_batch*process()[1]): yield own(rows)
+    for rows in torch.arange(n).split(micro_batch*process()[1]): yield *own(rows), rows[-1] == n-1
 
 def of_all(stats:dict)->dict: # of this process -> of all
     "Sums over the processes; of a largest value, the largest."
     each = from_all(stats)
     return {k: (max if k.startswith(("ratio_max", "gap", "grad_norm")) else sum)(e[k] for e in each) for k in stats}
+
+# %% ../nbs/10_train.ipynb #e6a4f1d2
+def forget(policy):
+    "Zero what ZeRO stage 3 keeps of the gradients of a step: it would add to those that the next step's first pass does not use."
+    if hasattr(policy, "zero_optimization_partition_weights") and policy.zero_optimization_partition_weights():
+        policy.optimizer.grad_partitions_flat_buffer.zero_()
 
 # %% ../nbs/10_train.ipynb #162d6d6d
 def update(
@@ -180,10 +187,11 @@ def update(
     for iteration in range(s.num_iterations):
         for task, side in sides.items():
             normalizer, sums = loss_normalizer(side.rollouts.mask, s.loss_type), {}
-            for rows, counts in passes(len(side.rollouts), s.micro_batch):
+            for rows, counts, last in passes(len(side.rollouts), s.micro_batch):
                 part, logp = side.rollouts.index(rows), policy(side.rollouts, rows)
                 ref = None if side.ref_logp is None else side.ref_logp[rows]
                 loss, st = policy_loss(logp, side.old_logp[rows], side.advantages[rows], part.mask, s.clip_eps, s.beta, ref, s.loss_type, normalizer)
+                accelerator.sync_gradients = last and task == list(sides)[-1]  # DeepSpeed's engine steps there, in its backward pass
                 accelerator.backward(loss*(counts*process()[1]))
                 share = counts*len(rows)/len(side.rollouts)
                 for k, v in st.items(): sums[k] = max(sums.get(k, 0.), v.item()) if k == "ratio_max" else sums.get(k, 0.) + share*v.item()
@@ -191,7 +199,7 @@ def update(
                 if iteration == 0: stats[f"gap_{task}"] = max(stats.get(f"gap_{task}", 0.), gap(part, logp))
             stats |= {f"{k}_{task}": v for k, v in sums.items()}
         stats["grad_norm"] = float(accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm))
-        opt.step(); opt.zero_grad()
+        opt.step(); opt.zero_grad(); forget(policy)
     return of_all(stats)
 
 # %% ../nbs/10_train.ipynb #9fab6a52
@@ -273,15 +281,22 @@ def save_samples(
 STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 def save_state(run:Path, policy, opt, step:int):
-    "Trained weights, optimiser and step in one file."
-    model, moments = get_state_dict(policy, opt, options=STATE)
-    if process()[0] == 0: write_whole(run/"state.pt", lambda p: torch.save(dict(model=model, opt=moments, step=step), p))
+    "Trained weights, optimiser and step in one file; of DeepSpeed, the step alone, and the rest beside it, a file a process."
+    state = dict(step=step)
+    if hasattr(policy, "save_checkpoint"): policy.save_checkpoint(run/"state"/str(step), "zero", save_latest=False, exclude_frozen_parameters=True)
+    else: state["model"], state["opt"] = get_state_dict(policy, opt, options=STATE)
+    if process()[0] == 0:
+        write_whole(run/"state.pt", lambda p: torch.save(state, p))
+        for old in (run/"state").glob("*"):
+            if old.name != str(step): shutil.rmtree(old)
 
 def load_state(run:Path, policy, opt)->int: # steps done
     "Go back to the last checkpoint."
     if not (run/"state.pt").exists(): return 0
     state = torch.load(run/"state.pt", map_location="cpu", weights_only=True)
-    set_state_dict(policy, opt, model_state_dict=state["model"], optim_state_dict=state["opt"], options=STATE)
+    if ("model" in state) == hasattr(policy, "load_checkpoint"): raise ValueError(f"'{run}/state.pt' was saved {'without' if 'model' in state else 'with'} DeepSpeed: resume it so")
+    if "model" not in state: policy.load_checkpoint(run/"state"/str(state["step"]), "zero", load_module_strict=False)
+    else: set_state_dict(policy, opt, model_state_dict=state["model"], optim_state_dict=state["opt"], options=STATE)
     return state["step"]
 
 def cut_metrics(run:Path, step:int):
@@ -349,7 +364,11 @@ def merge_lora(policy:JanusPolicy):
 # %% ../nbs/10_train.ipynb #1afeff4d
 def processes(device:str)->PartialState:
     "Join the other processes that `accelerate launch` started; one may wait two hours for another."
-    return PartialState(cpu=device == "cpu", timeout=timedelta(hours=2))
+    wait, gpu = timedelta(hours=2), torch.cuda.is_available()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true": return PartialState(cpu=device == "cpu", timeout=wait)
+    if not is_deepspeed_available(): raise ValueError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed, or shard with --shard")
+    if gpu and device == "cpu": raise ValueError("DeepSpeed trains on the GPUs that it finds: leave --device cpu out")
+    return PartialState(timeout=wait) if gpu else PartialState(timeout=wait, backend="gloo")  # which accelerate does not name for DeepSpeed
 
 def launch(
     s:TrainSettings,
@@ -358,14 +377,34 @@ def launch(
     tracker:str,
 )->Accelerator:
     "Device, processes and trackers."
-    processes(device)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", log_with=tracker, project_dir=out,
+    zero = processes(device).distributed_type is DistributedType.DEEPSPEED
+    accelerator = Accelerator(cpu=device == "cpu" and not zero, mixed_precision="no", log_with=tracker, project_dir=out,
                               kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.MEGATRON_LM):
         raise ValueError(f"the launcher asks for {accelerator.distributed_type.value}: start the processes with plain `accelerate launch --multi_gpu`, and shard with --shard")
+    if zero:
+        accelerator.deepspeed_plugin.deepspeed_config |= zero_config(accelerator.deepspeed_plugin.deepspeed_config, s)
+        unset_hf_deepspeed_config()  # else transformers splits the weights as it loads them
     if s.shard and accelerator.num_processes == 1: raise ValueError("--shard needs several processes: start them with accelerate launch, or add --no-shard")
     return accelerator
 
+# %% ../nbs/10_train.ipynb #5c1e7a90
+def zero_config(
+    config:dict,     # DeepSpeed's, as the launcher has it
+    s:TrainSettings,
+)->dict:             # what the settings say in its place
+    "Refuse what a DeepSpeed config cannot have here, and give what it must have."
+    zero = config["zero_optimization"]
+    ours = [k for k in ("optimizer", "scheduler") if k in config] + [k for k in ("fp16", "bf16", "amp", "torch_autocast") if config.get(k, {}).get("enabled")]
+    if ours: raise ValueError(f"the DeepSpeed config sets {' and '.join(ours)}: delete it there, optimiser and precision are settings of the run")
+    if not zero.get("stage"): raise ValueError("the DeepSpeed config splits nothing at ZeRO stage 0: choose stage 1, 2 or 3")
+    loses = "offload_optimizer" if (zero.get("offload_optimizer") or {}).get("device", "none") != "none" else "overlap_comm" if zero["stage"] == 1 and zero.get("overlap_comm") else ""
+    if loses: raise ValueError(f"the DeepSpeed config sets {loses}, which loses the gradients of weights that an update's last pass does not use: delete it there")
+    if s.shard: raise ValueError("--shard splits by FSDP and the launcher asks for DeepSpeed: add --no-shard, or start with configs/8_gpus.yaml")
+    if s.lora_rank: raise ValueError("LoRA has few moments and gradients to split: start it with configs/8_gpus.yaml, or set lora_rank to 0")
+    return dict(train_batch_size="auto", train_micro_batch_size_per_gpu=s.micro_batch, gradient_accumulation_steps=1, gradient_clipping=s.max_grad_norm)
+
+# %% ../nbs/10_train.ipynb #d40b92e7
 def shard(policy:JanusPolicy):
     "Split what is trained over the processes, layer by layer."
     mesh = dist.init_device_mesh(policy.device.type, (dist.get_world_size(),))
@@ -377,6 +416,9 @@ def copy_weights(policy, whole:JanusPolicy):
     "Put a sharded policy's weights together in its whole copy."
     for a, b in zip(policy.parameters(), whole.parameters()):
         if isinstance(a, DTensor): b.copy_(a.full_tensor())
+        elif hasattr(a, "ds_id") and a.requires_grad:  # ZeRO stage 3
+            from deepspeed import zero
+            with zero.GatheredParameters(a): b.copy_(a)
 
 # %% ../nbs/10_train.ipynb #45ba9b3b
 def prepare(
@@ -391,12 +433,14 @@ def prepare(
     if s.lora_rank: round_frozen(add_lora(policy, s.lora_rank))
     ref = None if not s.beta else without_lora(policy) if s.lora_rank else round_frozen(copy.deepcopy(policy).requires_grad_(False))
     if s.gradient_checkpointing: policy.checkpoint_layers()
-    janus = policy
-    if s.shard:
+    zero, janus = accelerator.deepspeed_plugin, policy
+    if s.shard or zero and zero.zero_stage == 3:
         janus = copy.deepcopy(policy)
-        janus.model.model.language_model.requires_grad_(False); round_frozen(janus); shard(policy)
+        janus.model.model.language_model.requires_grad_(False); round_frozen(janus)
+    if s.shard: shard(policy)
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr, betas=(.9, .99), weight_decay=0.)
-    if not s.shard: policy = accelerator.prepare_model(policy)
+    if zero: policy, opt = accelerator.prepare(policy, opt)
+    elif not s.shard: policy = accelerator.prepare_model(policy)
     return policy, janus, opt, ref
 
 # %% ../nbs/10_train.ipynb #6ee97f75
@@ -404,14 +448,14 @@ def prepare(
 def score(policy, rollouts:Rollouts, micro_batch:int)->torch.Tensor: # (R, T)
     "Log-probabilities without gradient, of the rows that this process will train on."
     logp = torch.zeros_like(rollouts.logp)
-    for rows, _ in passes(len(rollouts), micro_batch): logp[rows] = policy(rollouts, rows)
+    for rows, *_ in passes(len(rollouts), micro_batch): logp[rows] = policy(rollouts, rows)
     return logp
 
 # %% ../nbs/10_train.ipynb #e4d81a27
 def train_step(
     policy, opt, rows:list, ids:list, step:int, s:TrainSettings, rewards:dict, accelerator:Accelerator,
     ref=None,   # frozen reference, when beta is not 0
-    janus=None, # whole copy of a sharded policy
+    janus=None, # what samples, if it is not the policy itself
 )->dict:        # metrics
     "One step: roll out, reward, weigh, update."
     t0 = time.perf_counter()
@@ -496,7 +540,7 @@ def train(
     for step in bar:
         ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
         for group in opt.param_groups: group["lr"] = s.lr*(1 - step/s.steps)
-        metrics = train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator, ref, janus if s.shard else None)
+        metrics = train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator, ref, janus)
         log_line(out, accelerator, step+1, metrics)
         lines.append(dict(step=step+1) | metrics); check_rewards(lines, step+1 == s.steps)
         bar.set_postfix({k: f"{metrics[k]:.2f}" for k in ("reward_u", "reward_g") if k in metrics})
@@ -520,7 +564,7 @@ def finish(out:Path, policy, janus:JanusPolicy, after:dict, accelerator:Accelera
         before = {k.removeprefix("eval_"): v for k, v in read_metrics(out)[0].items() if k.startswith("eval_")}
         result = dict(before=before, after=after["figures"], protocol=after["protocol"], seconds=seconds)
         write_json(out/"result.json", result)
-        (out/"state.pt").unlink(missing_ok=True)
+        (out/"state.pt").unlink(missing_ok=True); shutil.rmtree(out/"state", ignore_errors=True)
     accelerator.end_training()
     return result
 
