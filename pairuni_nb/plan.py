@@ -228,7 +228,7 @@ CARDS = {"RTX 4090": Card(24, 165.2, 82.6, 1008), "A100 80GB": Card(80, 312, 19.
 def card_named(name:str, **changes)->Card: # changes: fields of Card; None keeps the data sheet's
     "A card of `CARDS` by a part of its name, with your own numbers where you give some."
     found = [card for full, card in CARDS.items() if name and name.lower() in full.lower()]
-    if len(found) != 1: raise ValueError(f"unknown card '{name}': choose one of {', '.join(CARDS)}, and give your card's own numbers beside it")
+    if len(found) != 1: raise ValueError(f"unknown card '{name}': choose one of {', '.join(CARDS)}; in Python, card_named('4090', gb=12) takes your card's own numbers")
     card = replace(found[0], **{k: v for k, v in changes.items() if v is not None})
     for f in fields(Card):
         if not getattr(card, f.name) > 0: raise ValueError(f"{f.name} of a card must be positive, got {getattr(card, f.name)}")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCORES', 'SIDES', 'PHASES', 'SHARE', 'PANELS', 'STYLE', 'METHOD_NAMES', 'NOTE', 'rises', 'lines_with', 'running_mean',
            'draw_rewards', 'draw_heldout', 'panel', 'both', 'draw_seconds', 'finish_panel', 'plot_run', 'compare',
-           'picture', 'panel_svg', 'per_cent', 'table', 'score_part', 'tiles', 'drawing_part', 'verdict', 'answer_part',
-           'read_json', 'head_part', 'in_words', 'page', 'write_report']
+           'picture', 'panel_svg', 'judge', 'amount', 'basis', 'table', 'score_part', 'tiles', 'drawing_part',
+           'verdict', 'answer_part', 'read_json', 'head_part', 'in_words', 'page', 'write_report']
 
 # %% ../nbs/11_report.ipynb #b53bd2bd
 import json
@@ -27,7 +27,7 @@ SCORES = {  # figure of an evaluation -> task, its name, what it is
     "accuracy": ("u", "understanding", "right answers"),
     "accuracy_formed": ("u", "of readable answers", "right, where the form can be read"),
     "well_formed": ("u", "readable answers", "in the form <think>..</think><answer>..</answer>"),
-    "score": ("g", "drawing", "stated facts that the drawing shows; likeness to the target where no scene is known"),
+    "score": ("g", "drawing", "what the judge gives; the judge scene: stated facts that the drawing shows"),
     "full": ("g", "full marks", "drawings with every fact right"),
     "diversity": ("g", "diversity", "pixel distance of two drawings of one prompt")}
 
@@ -39,7 +39,7 @@ def rises(
     found = []
     for name in SCORES:
         (m0, h0), (m1, h1) = ((e.get(f"{name}_mean"), e.get(f"{name}_ci")) for e in (before, after))
-        if m0 is not None and m1 is not None and m0 == m0: found.append((name, (m0, h0), (m1, h1), (m1 - m0, (h0**2 + h1**2)**.5)))
+        if m0 is not None and m1 is not None: found.append((name, (m0, h0), (m1, h1), (m1 - m0, (h0**2 + h1**2)**.5)))
     return found
 
 # %% ../nbs/11_report.ipynb #60703a1d
@@ -72,10 +72,13 @@ def draw_rewards(metrics:list, ax):
 # %% ../nbs/11_report.ipynb #2390721d
 def draw_heldout(metrics:list, ax):
     "Held-out scores with 95 % intervals."
+    scores = []
     for (task, (name, colour)), score in zip(SIDES.items(), ("accuracy", "score")):
         x, y = lines_with(metrics, f"eval_{score}_mean")
+        scores += y
         if x: ax.errorbar(x, y, lines_with(metrics, f"eval_{score}_ci")[1], color=colour, marker="o", ms=4, lw=1.5, capsize=3, label=name)
-    ax.set(title="held-out scores, 95 % intervals", ylabel="score", ylim=(0, 1))
+    ax.set(title="held-out scores, 95 % intervals", ylabel="score")
+    if all(0 <= y <= 1 for y in scores): ax.set_ylim(0, 1)
     return ax
 
 # %% ../nbs/11_report.ipynb #8abed38e
@@ -162,9 +165,31 @@ def panel_svg(draw, metrics:list, name:str)->str: # an <img> element
     fig.savefig(out, format="svg", metadata={"Date": None})
     return picture(out.getvalue(), "svg+xml", f"{name} over the run")
 
-def per_cent(value:tuple, sign="")->str: # (mean, ci), e.g. "52.0 ± 4.9"
-    "Mean and interval in per cent."
-    return f"{100*value[0]:{sign}.1f} ±\N{NO-BREAK SPACE}{100*value[1]:.1f}"
+def judge(
+    reward:str,   # that the run named; "" where it named none, None where nobody wrote it down
+    figures:dict, # of an evaluation; full marks are the scene reward's alone
+)->str:
+    "Who judged the drawings."
+    return reward or ("scene" if "full_mean" in figures else "not recorded" if reward is None else "similarity to the target image")
+
+def amount(
+    name:str,    # of a score
+    value:tuple, # (mean, ci)
+    judge:str,   # of drawings
+    sign="",     # "+": a change
+)->str:          # e.g. "52.0 ± 4.9 %"
+    "Mean and interval: shares in per cent, a judge's own scale and distances as plain numbers."
+    mean, ci = value
+    if name == "diversity" or name == "score" and judge != "scene": return f"{mean:{sign}.3f} ±\N{NO-BREAK SPACE}{ci:.3f}"
+    return f"{100*mean:{sign}.1f} ±\N{NO-BREAK SPACE}{100*ci:.1f} " + ("points" if sign else "%")
+
+def basis(
+    name:str,      # of a score
+    protocol:dict, # of the evaluation
+    judge:str,
+)->str:            # e.g. "500 items, judge: scene"
+    "On how many items a score stands, and who judged them."
+    return f"{protocol.get(f'n_{SCORES[name][0]}', 'unknown')} items" + (f", judge: {judge}" if name == "score" else "")
 
 def table(rows:list, head:list=None)->str: # rows of HTML cells
     "An HTML table."
@@ -172,18 +197,25 @@ def table(rows:list, head:list=None)->str: # rows of HTML cells
     return "<div class=scroll><table>" + top + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows) + "</table></div>"
 
 # %% ../nbs/11_report.ipynb #51a6e373
-def score_part(before:dict, after:dict, label:str)->str: # label of the second column: "after", or how far the run got
+def score_part(
+    before:dict, # figures
+    after:dict,
+    label:str,   # of the second column: "after", or how far the run got
+    protocol:dict,
+    judge:str,   # of drawings
+)->str:
     "Cards and table of held-out scores."
     found, cards, rows = rises(before, after), "", []
     for name, a, b, (d, h) in found:
         task, title, what = SCORES[name]
         clear = "clear" if abs(d) > h else "unclear"
-        change = f'<span class={clear}>{per_cent((d, h), "+")}</span>'
-        rows.append([f"<b class={task}>{title}</b><br><small>{escape(what)}</small>", per_cent(a), per_cent(b), change])
+        change = f'<span class={clear}>{amount(name, (d, h), judge, "+")}</span>'
+        rows.append([f"<b class={task}>{title}</b><br><small>{escape(what)}</small>", amount(name, a, judge), amount(name, b, judge), change])
         if name in ("accuracy", "score"):
             told = "the 95 % interval excludes zero" if clear == "clear" else "the 95 % interval includes zero"
-            cards += f'<div class="card {task}"><h3>{title}</h3><p class=big>{100*a[0]:.1f} → {100*b[0]:.1f} %</p><p>{change} points: {told}</p></div>'
-    return f"<div class=cards>{cards}</div>" + table(rows, ["held out, in %", "before", label, "change"])
+            first, last = rows[-1][1].split(), rows[-1][2].split()  # mean, ±, half width, perhaps %
+            cards += f'<div class="card {task}"><h3>{title}</h3><p class=big>{first[0]} → {" ".join([last[0], *last[3:]])}</p><p>{change}: {told}</p><small>{escape(basis(name, protocol, judge))}</small></div>'
+    return f"<div class=cards>{cards}</div>" + table(rows, ["held out", "before", label, "change"])
 
 # %% ../nbs/11_report.ipynb #ac1e4a68
 def tiles(
@@ -271,7 +303,9 @@ def page(run:Path)->str: # HTML
     drawn = {name: panel_svg(draw, metrics, name) for name, draw in PANELS.items()}
     panels = lambda names: "<div class=panels>" + "".join(drawn.pop(n) for n in list(names)) + "</div>"
     parts = [head_part(s, metrics, done)]
-    if scored: parts.append(score_part(scored[0], scored[-1], "after" if done else f'step {scored[-1]["step"]}'))
+    if scored:
+        label = "after" if done else f'step {scored[-1]["step"]}' + ", a quarter of the items"*(len(scored) > 1)
+        parts.append(score_part(scored[0], scored[-1], label, before.get("protocol", {}), judge(s.get("reward"), scored[0])))
     parts += [f'<p><small>{NOTE}{in_words(before.get("protocol", {}))}</small></p>', "<h2>Curves</h2>", panels(["heldout", "rewards"])]
     if before:
         parts += ["<h2>Drawings, before and after</h2><p><small>the first held-out prompts, not chosen; left before, right after training</small></p>",

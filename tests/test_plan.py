@@ -241,6 +241,6 @@ def test_bad_plans_are_named():
     for bad, word in ((dict(precision="fp8"), "fp8"), (dict(rollouts=0), "rollouts"), (dict(devices=0), "devices"), (dict(lora_rank=-1), "lora_rank"), (dict(shard=True), "devices"),
                       (dict(cfg_scoring="both"), "both"), (dict(rollout_gb=float("nan")), "rollout_gb")):
         with pytest.raises(ValueError, match=word): plan(JANUS_PRO_1B, Work(**bad), card_named("H100"))
-    for name, change, word in (("", {}, "unknown card"), ("0", {}, "unknown card"), ("H100", dict(bandwidth=0.), "bandwidth"), ("H100", dict(utilisation=1.5), "at most 1")):
+    for name, change, word in (("", {}, "unknown card"), ("0", {}, "unknown card"), ("3060", {}, "unknown card '3060': choose one of .*; in Python, card_named"), ("H100", dict(bandwidth=0.), "bandwidth"), ("H100", dict(utilisation=1.5), "at most 1")):
         with pytest.raises(ValueError, match=word): card_named(name, **change)
     assert card_named("h100", gb=None, tflops=1.) == replace(CARDS["H100 80GB"], tflops=1.)

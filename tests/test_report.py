@@ -7,7 +7,7 @@ import json
 
 # %% ../nbs/11_report.ipynb #e4221be7
 def test_a_missing_side_has_no_rise():
-    one = dict(accuracy_mean=.5, accuracy_ci=.1, score_mean=float("nan"), score_ci=float("nan"))
+    one = dict(accuracy_mean=.5, accuracy_ci=.1, score_mean=None, score_ci=None)
     (name, before, after, (mean, ci)), = rises(one, one)
     assert name == "accuracy" and mean == 0 and abs(ci - .02**.5) < 1e-12
     assert rises({}, {}) == []

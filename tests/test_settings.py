@@ -8,7 +8,8 @@ def test_bad_settings_are_named():
     import pytest
     for bad, word in [(PairSettings(delta=-.1), "-0.1"), (PairSettings(mix="pear"), "pear"), (TrainSettings(method="ppo"), "ppo"),
                       (TrainSettings(rollouts=1), "rollouts"), (TrainSettings(lr=0), "lr"), (TrainSettings(lr=float("nan")), "lr"),
-                      (TrainSettings(precision="fp16"), "fp16"), (TrainSettings(lora_rank=-1), "lora_rank"), (TrainSettings(lora_rank=8, shard=True), "lora_rank")]:
+                      (TrainSettings(precision="fp16"), "fp16"), (TrainSettings(lora_rank=-1), "lora_rank"), (TrainSettings(lora_rank=8, shard=True), "lora_rank"),
+                      (TrainSettings(beta=-1.), "beta"), (TrainSettings(beta=float("nan")), "beta"), (TrainSettings(clip_eps=float("inf")), "clip_eps"), (TrainSettings(seed=-1), "seed must be"), (PairSettings(seed=-1), "seed must be")]:
         with pytest.raises(ValueError, match=word): check(bad)
     check(PairSettings()); check(TrainSettings())
     for p in PRESETS.values(): check(p.train); check(p.pair)
