@@ -25,6 +25,7 @@ from io import BytesIO
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import Features, Json, Value, load_dataset, load_from_disk
 from datasets import Image as ImageColumn
@@ -76,8 +77,11 @@ def check_question(question, choices, answer, matcher="choice")->str: # what is 
     if answer not in choices: return f"the answer {answer!r} is not among the choices {choices}"
 
 # %% ../nbs/01b_records.ipynb #281456e3
-def to_rgb(image:Image.Image)->Image.Image:
-    "RGB, with transparent parts laid on white."
+def to_rgb(image)->Image.Image: # a PIL image or a uint8 array
+    "RGB, 16-bit greys brought to 8, transparent parts laid on white."
+    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image)//256).astype(np.uint8))
+    if image.mode in ("I", "F"): raise ValueError(f"nobody knows which of its numbers is white (Pillow's mode {image.mode}): save it as 8-bit RGB")
     if not image.has_transparency_data: return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

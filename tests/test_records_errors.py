@@ -9,6 +9,7 @@ from datasets import Dataset
 from datasets import Image as ImageColumn
 
 from pairuni_nb import records_io
+from pairuni_nb.encoders import pixel_features
 from pairuni_nb.records_io import load_records, read_records, save_records
 from pairuni_nb.world import records
 
@@ -93,6 +94,22 @@ def test_transparent_images_are_laid_on_white(tmp_path, g):
     save_records(g[:1], tmp_path/"g")
     Image.new("RGBA", (5, 5), (255, 0, 0, 0)).save(tmp_path/"g/images/000000.png")
     assert load_records(tmp_path/"g", "g")[0]["image"].getpixel((2, 2)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("dtype, format", [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF")])
+def test_sixteen_bit_greys_keep_their_tones(tmp_path, dtype, format):
+    from PIL import Image
+    ramp = np.linspace(0, 65535, 64*64).reshape(64, 64).astype(dtype)
+    Image.fromarray(ramp).save(tmp_path/"x", format)
+    assert np.array_equal(np.asarray(records_io.read_image(str(tmp_path/"x"))), np.repeat((ramp//256)[..., None], 3, 2))
+    assert np.array_equal(pixel_features([ramp]), pixel_features([np.repeat((ramp//256)[..., None], 3, 2).astype(np.uint8)]))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "i4"])
+def test_images_of_numbers_without_a_white_are_refused(tmp_path, dtype):
+    from PIL import Image
+    Image.fromarray((np.eye(8)*200).astype(dtype)).save(tmp_path/"x.tif")
+    sentence(lambda: records_io.read_image(str(tmp_path/"x.tif")), "x.tif", "8-bit RGB")
 
 
 def test_texts_with_odd_line_ends_survive(tmp_path, g):
