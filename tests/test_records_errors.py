@@ -82,6 +82,27 @@ def test_bad_records(tmp_path, source, values, words):
     sentence(lambda: load_records(tmp_path/"r", source), "row 2", *words)
 
 
+@pytest.mark.parametrize("scene", ["kitchen", '{"place": "kitchen"}', {"kind": "kitchen"}, 7])
+def test_a_scene_column_of_another_meaning(tmp_path, scene):
+    save_records(records("u", 4, 0), tmp_path/"u")
+    rewrite(tmp_path/"u", 2, scene=scene)
+    sentence(lambda: load_records(tmp_path/"u", "u"), "row 2", "kitchen" if scene != 7 else "7", "toy world", "scene= in --columns-u")
+    assert {r["scene"] for r in load_records(tmp_path/"u", "u", columns="scene=")} == {""}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path, g):
+    save_records(g, tmp_path/"g")
+    file = tmp_path/"g/records.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(load_records(tmp_path/"g", "g")) == len(g)
+
+
+def test_a_limit_or_side_below_zero(tmp_path, g):
+    save_records(g, tmp_path/"g")
+    sentence(lambda: load_records(tmp_path/"g", "g", limit=-3), "limit is -3", "at least 0")
+    sentence(lambda: load_records(tmp_path/"g", "g", max_side=-3), "max_side is -3", "at least 0")
+
+
 def test_unreadable_image_of_a_record(tmp_path, g):
     save_records(g, tmp_path/"g")
     for content in (b"not an image", (tmp_path/"g/images/000001.png").read_bytes()[:80], b""):
