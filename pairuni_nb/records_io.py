@@ -25,12 +25,15 @@ from io import BytesIO
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import Features, Json, Value, load_dataset, load_from_disk
 from datasets import Image as ImageColumn
 from datasets.config import HF_DATASETS_CACHE
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
+
+from .world import Scene
 
 # %% ../nbs/01b_records.ipynb #9b19ab58
 _ONE = r"((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
@@ -76,8 +79,11 @@ def check_question(question, choices, answer, matcher="choice")->str: # what is 
     if answer not in choices: return f"the answer {answer!r} is not among the choices {choices}"
 
 # %% ../nbs/01b_records.ipynb #281456e3
-def to_rgb(image:Image.Image)->Image.Image:
-    "RGB, with transparent parts laid on white."
+def to_rgb(image)->Image.Image: # a PIL image or a uint8 array
+    "RGB, 16-bit greys brought to 8, transparent parts laid on white."
+    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image)//256).astype(np.uint8))
+    if image.mode in ("I", "F"): raise ValueError(f"nobody knows which of its numbers is white (Pillow's mode {image.mode}): save it as 8-bit RGB")
     if not image.has_transparency_data: return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -227,7 +233,7 @@ def _parquet_rows(file):
 
 def _json_rows(file):
     "The objects of a JSONL file."
-    try: lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold other line ends
+    try: lines = file.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: texts may hold other line ends
     except UnicodeDecodeError as e: raise ValueError(f"{file} is not UTF-8: {e}") from e
     rows = []
     for i, line in enumerate(lines):
@@ -311,6 +317,9 @@ def make_record(
 )->dict:
     "A checked record."
     r = dict(id=str(fields["id"]), scene=fields.get("scene") or "")
+    try: r["scene"] and Scene.from_json(r["scene"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"the scene is {r['scene']!r:.80}, but must be a scene of the toy world: leave that column out with scene= in --columns-{source}") from e
     if source == "u":
         said, choices = lambda v: str(v) if type(v) in (int, float) else v, fields.get("choices")
         if not isinstance(choices or [], (list, tuple)) or not all(isinstance(said(v), str) for v in choices or []):
@@ -334,6 +343,8 @@ def read_records(
 )->tuple:             # records, counts
     "Read and check the records of one source; count what is left out and what is bad."
     if max_bad is None: max_bad = .05 if tars_of(path) else 0.
+    for name, n in (("limit", limit), ("max_side", max_side)):
+        if n < 0: raise ValueError(f"{name} is {n}, but must be at least 0, which sets no limit")
     if not 0 <= max_bad < 1: raise ValueError(f"max_bad is {max_bad}, but must lie in [0, 1): it is a share of the rows")
     adapt = adapt or partial(pick_columns, source=source, columns=parse_columns(columns, source))
     rows, base = open_rows(path)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from datasets import Image as ImageColumn
 
 from pairuni_nb import records_io
+from pairuni_nb.encoders import pixel_features
 from pairuni_nb.records_io import load_records, read_records, save_records
 from pairuni_nb.world import records
 
@@ -81,6 +82,27 @@ def test_bad_records(tmp_path, source, values, words):
     sentence(lambda: load_records(tmp_path/"r", source), "row 2", *words)
 
 
+@pytest.mark.parametrize("scene", ["kitchen", '{"place": "kitchen"}', {"kind": "kitchen"}, 7])
+def test_a_scene_column_of_another_meaning(tmp_path, scene):
+    save_records(records("u", 4, 0), tmp_path/"u")
+    rewrite(tmp_path/"u", 2, scene=scene)
+    sentence(lambda: load_records(tmp_path/"u", "u"), "row 2", "kitchen" if scene != 7 else "7", "toy world", "scene= in --columns-u")
+    assert {r["scene"] for r in load_records(tmp_path/"u", "u", columns="scene=")} == {""}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path, g):
+    save_records(g, tmp_path/"g")
+    file = tmp_path/"g/records.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(load_records(tmp_path/"g", "g")) == len(g)
+
+
+def test_a_limit_or_side_below_zero(tmp_path, g):
+    save_records(g, tmp_path/"g")
+    sentence(lambda: load_records(tmp_path/"g", "g", limit=-3), "limit is -3", "at least 0")
+    sentence(lambda: load_records(tmp_path/"g", "g", max_side=-3), "max_side is -3", "at least 0")
+
+
 def test_unreadable_image_of_a_record(tmp_path, g):
     save_records(g, tmp_path/"g")
     for content in (b"not an image", (tmp_path/"g/images/000001.png").read_bytes()[:80], b""):
@@ -93,6 +115,22 @@ def test_transparent_images_are_laid_on_white(tmp_path, g):
     save_records(g[:1], tmp_path/"g")
     Image.new("RGBA", (5, 5), (255, 0, 0, 0)).save(tmp_path/"g/images/000000.png")
     assert load_records(tmp_path/"g", "g")[0]["image"].getpixel((2, 2)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("dtype, format", [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF")])
+def test_sixteen_bit_greys_keep_their_tones(tmp_path, dtype, format):
+    from PIL import Image
+    ramp = np.linspace(0, 65535, 64*64).reshape(64, 64).astype(dtype)
+    Image.fromarray(ramp).save(tmp_path/"x", format)
+    assert np.array_equal(np.asarray(records_io.read_image(str(tmp_path/"x"))), np.repeat((ramp//256)[..., None], 3, 2))
+    assert np.array_equal(pixel_features([ramp]), pixel_features([np.repeat((ramp//256)[..., None], 3, 2).astype(np.uint8)]))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "i4"])
+def test_images_of_numbers_without_a_white_are_refused(tmp_path, dtype):
+    from PIL import Image
+    Image.fromarray((np.eye(8)*200).astype(dtype)).save(tmp_path/"x.tif")
+    sentence(lambda: records_io.read_image(str(tmp_path/"x.tif")), "x.tif", "8-bit RGB")
 
 
 def test_texts_with_odd_line_ends_survive(tmp_path, g):
