@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATE', 'rows_of_step', 'side_rows', 'process', 'own', 'from_all', 'roll_out', 'Side', 'together', 'collect',
-           'passes', 'of_all', 'forget', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics', 'check_run',
-           'contact_sheet', 'save_samples', 'save_state', 'load_state', 'cut_metrics', 'held_out', 'default_rewards',
-           'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch', 'zero_config', 'shard',
-           'copy_weights', 'prepare', 'score', 'train_step', 'check_rewards', 'log_line', 'measure', 'train', 'finish']
+           'passes', 'larger', 'of_all', 'forget', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics',
+           'check_run', 'contact_sheet', 'save_samples', 'save_state', 'load_state', 'cut_metrics', 'held_out',
+           'default_rewards', 'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch',
+           'zero_config', 'shard', 'copy_weights', 'prepare', 'score', 'wait', 'train_step', 'check_rewards',
+           'check_judged', 'nothing_learned', 'log_line', 'measure', 'train', 'finish']
 
 # %% ../nbs/10_train.ipynb #57a196f2
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -17,9 +18,12 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +40,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .evaluate import evaluate
 from .janus_nano import load_janus
-from .pair_grpo import group_advantage, loss_normalizer, modulate, pair_weight, policy_loss
+from .pair_grpo import WEIGHTINGS, group_advantage, loss_normalizer, modulate, pair_weight, policy_loss
 from .pairing import stored_rows
 from .rewards import answer_accuracy, reward_matrix, scene_reward, target_similarity, well_formed
 from .rollout import JanusPolicy, Rollouts, Sampling, gap, join, noise
-from .settings import TrainSettings, check
+from .settings import TrainSettings, check, one_of
 from .world import question_text, records
 
 # %% ../nbs/10_train.ipynb #1e5f6120
@@ -163,10 +167,14 @@ def passes(
     "Forward and backward passes, as many in every process."
     for rows in torch.arange(n).split(micro_batch*process()[1]): yield *own(rows), rows[-1] == n-1
 
+def larger(a:float, b:float)->float:
+    "The larger of two numbers; NaN if one is, where Python's own `max` may hide it."
+    return float(np.maximum(a, b))
+
 def of_all(stats:dict)->dict: # of this process -> of all
     "Sums over the processes; of a largest value, the largest."
     each = from_all(stats)
-    return {k: (max if k.startswith(("ratio_max", "gap", "grad_norm")) else sum)(e[k] for e in each) for k in stats}
+    return {k: reduce(larger if k.startswith(("ratio_max", "gap", "grad_norm")) else add, [e[k] for e in each]) for k in stats}
 
 # %% ../nbs/10_train.ipynb #e6a4f1d2
 def forget(policy):
@@ -194,11 +202,12 @@ def update(
                 accelerator.sync_gradients = last and task == list(sides)[-1]  # DeepSpeed's engine steps there, in its backward pass
                 accelerator.backward(loss*(counts*process()[1]))
                 share = counts*len(rows)/len(side.rollouts)
-                for k, v in st.items(): sums[k] = max(sums.get(k, 0.), v.item()) if k == "ratio_max" else sums.get(k, 0.) + share*v.item()
+                for k, v in st.items(): sums[k] = larger(sums.get(k, 0.), v.item()) if k == "ratio_max" else sums.get(k, 0.) + share*v.item()
                 sums["loss"] = sums.get("loss", 0.) + counts*loss.item()
-                if iteration == 0: stats[f"gap_{task}"] = max(stats.get(f"gap_{task}", 0.), gap(part, logp))
+                if iteration == 0: stats[f"gap_{task}"] = larger(stats.get(f"gap_{task}", 0.), gap(part, logp))
             stats |= {f"{k}_{task}": v for k, v in sums.items()}
         stats["grad_norm"] = float(accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm))
+        if not math.isfinite(stats["grad_norm"]): raise ValueError("the gradient of this step is not finite: lower lr, and go on from the last checkpoint with --resume")
         opt.step(); opt.zero_grad(); forget(policy)
     return of_all(stats)
 
@@ -238,7 +247,8 @@ def read_metrics(
     run, # run folder
 )->list: # dicts, one a step
     "The metrics of a run."
-    return [json.loads(line) for line in (Path(run)/"metrics.jsonl").read_text().splitlines()]
+    lines = (Path(run)/"metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # not one that a killed run never finished
 
 def check_run(
     out:Path,
@@ -293,7 +303,8 @@ def save_state(run:Path, policy, opt, step:int):
 def load_state(run:Path, policy, opt)->int: # steps done
     "Go back to the last checkpoint."
     if not (run/"state.pt").exists(): return 0
-    state = torch.load(run/"state.pt", map_location="cpu", weights_only=True)
+    try: state = torch.load(run/"state.pt", map_location="cpu", weights_only=True)
+    except Exception as e: raise ValueError(f"'{run}/state.pt' is damaged ({type(e).__name__}): remove it, and --resume starts the run over from its first step") from e
     if ("model" in state) == hasattr(policy, "load_checkpoint"): raise ValueError(f"'{run}/state.pt' was saved {'without' if 'model' in state else 'with'} DeepSpeed: resume it so")
     if "model" not in state: policy.load_checkpoint(run/"state"/str(state["step"]), "zero", load_module_strict=False)
     else: set_state_dict(policy, opt, model_state_dict=state["model"], optim_state_dict=state["opt"], options=STATE)
@@ -452,6 +463,10 @@ def score(policy, rollouts:Rollouts, micro_batch:int)->torch.Tensor: # (R, T)
     return logp
 
 # %% ../nbs/10_train.ipynb #e4d81a27
+def wait(device:torch.device):
+    "Until a GPU has done what it was given: then the clock is read."
+    if device.type == "cuda": torch.cuda.synchronize(device)
+
 def train_step(
     policy, opt, rows:list, ids:list, step:int, s:TrainSettings, rewards:dict, accelerator:Accelerator,
     ref=None,   # frozen reference, when beta is not 0
@@ -464,9 +479,10 @@ def train_step(
     for side in sides.values():
         if s.precision != "fp32": side.old_logp = score(policy, side.rollouts, s.micro_batch)
         if ref is not None: side.ref_logp = score(ref, side.rollouts, s.micro_batch)
-    t2 = time.perf_counter()
+    wait(accelerator.device); t2 = time.perf_counter()
     stats = update(policy, opt, sides, s, accelerator)
     if janus is not None: copy_weights(policy, janus)
+    wait(accelerator.device)
     sec |= dict(sec_score=t2-t1, sec_update=time.perf_counter()-t2, sec_step=time.perf_counter()-t0)
     return describe(sides, accelerator.unwrap_model(policy).eos) | stats | sec
 
@@ -481,10 +497,23 @@ def check_rewards(
             steps = "step" + "s"*(len(last) - 1) + " " + " and ".join(str(m["step"]) for m in last)
             raise ValueError(f"every reward of {steps} is missing on side {task}: check that it knows these records, and that its server answers")
 
+def check_judged(result:dict): # from `evaluate`
+    "Stop before the first step where no held-out drawing has a reward."
+    if result["protocol"]["n_g"] > 1 and result["figures"]["score_mean"] is None:
+        raise ValueError("every reward of the held-out drawings is missing: check that it knows these records, and that its server answers")
+
+def nothing_learned(lines:list, n:int=5)->str: # lines: metrics so far
+    "A word, once, where all groups of a side have been flat for n steps."
+    for task, name in dict(u="understanding", g="drawing").items():
+        flat = [m[f"flat_{task}"] == 1 for m in lines if f"flat_{task}" in m]
+        if flat[-n:] == [True]*n and flat[-n-1:-n] != [True]:
+            return f"for {n} steps all rewards of a group were equal on the side of {name}: nothing is learned there; look at its rewards, or at --temperature"
+    return ""
+
 def log_line(run:Path, accelerator:Accelerator, step:int, metrics:dict):
     "One line of metrics.jsonl, and the trackers'."
     if accelerator.is_main_process:
-        with open(run/"metrics.jsonl", "a") as f: f.write(json.dumps(dict(step=step) | metrics) + "\n")
+        with open(run/"metrics.jsonl", "a") as f: f.write(json.dumps(dict(step=step) | {k: None if v is not None and math.isnan(v) else v for k, v in metrics.items()}) + "\n")
     accelerator.log(metrics, step=step)
 
 # %% ../nbs/10_train.ipynb #00b66859
@@ -502,7 +531,8 @@ def measure(
     result, t = {}, time.perf_counter()
     if accelerator.is_main_process:
         sampling = Sampling(s.temperature, s.cfg_weight, s.cfg_scoring, s.max_new_tokens)
-        result = evaluate(janus, *held, sampling, s.seed, reward)
+        result = evaluate(janus, *held, sampling, s.seed, reward, s.rollout_gb)
+        if name == "before": check_judged(result)
         if name: save_samples(out/"samples", name, result)
         log_line(out, accelerator, step, {f"eval_{k}": v for k, v in result["figures"].items()} | dict(sec_eval=time.perf_counter()-t))
     accelerator.wait_for_everyone()
@@ -521,7 +551,8 @@ def train(
     resume:bool=False,   # go on from the run folder's last checkpoint
 )->dict:                 # held-out figures before and after; empty but in the first process
     "Train on pairs, evaluate on what was held out, and leave a run folder."
-    check(s); out = Path(out); check_run(out, resume)
+    check(s); one_of("weighting", s.weighting, tuple(WEIGHTINGS)); out = Path(out); check_run(out, resume)
+    if wrong := set(rewards or {}) - {"u", "g"}: raise ValueError(f"rewards are named {', '.join(sorted(wrong))}: name them u (of answers) and g (of drawings)")
     set_seed(s.seed)
     accelerator = launch(s, out, device, tracker)
     *held, kept = (*held, list(range(len(pairs)))) if held else held_out(pairs, s.eval_items, s.seed)
@@ -544,9 +575,9 @@ def train(
         log_line(out, accelerator, step+1, metrics)
         lines.append(dict(step=step+1) | metrics); check_rewards(lines, step+1 == s.steps)
         bar.set_postfix({k: f"{metrics[k]:.2f}" for k in ("reward_u", "reward_g") if k in metrics})
-        if step+1 == s.steps: break
-        if (step+1) % s.eval_every == 0: measure(janus, [rows[:len(rows)//4] for rows in held], out, step+1, s, rewards["g"], accelerator)
-        if (step+1) % s.save_every == 0: save_state(out, policy, opt, step+1)
+        if accelerator.is_main_process and (said := nothing_learned(lines)): bar.write(said, sys.stderr)
+        if step+1 < s.steps and (step+1) % s.eval_every == 0: measure(janus, [rows[:len(rows)//4] for rows in held], out, step+1, s, rewards["g"], accelerator)
+        if step+1 < s.steps and (step+1) % s.save_every == 0: save_state(out, policy, opt, step+1)
     after = measure(janus, held, out, s.steps, s, rewards["g"], accelerator, "after")
     return finish(out, policy, janus, after, accelerator, time.perf_counter()-t0)
 

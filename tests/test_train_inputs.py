@@ -72,26 +72,27 @@ def test_a_step_without_rewards_may_be_chance(tmp_path):
     assert (first["missing_g"], second["missing_g"], first["adv_std_g"], first["flat_g"]) == (1, 0, 0, 1) and first["grad_norm"] >= 0  # no NaN
 
 
-def none(calls, stop=None):
-    "A reward that knows nothing, and stops the run at a call."
+def held_out_alone(stop=None):
+    "A reward that knows the held-out records before the first step and nothing later, and stops the run at a call."
+    calls = []
     def reward(prompts, images, truths):
         calls.append(1)
         if len(calls) == stop: raise KeyboardInterrupt
-        return [None]*len(images)
+        return [.5 if len(calls) == 1 else None]*len(images)
     return reward
 
 
 def test_the_only_step_without_rewards_stops_the_run(tmp_path):
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
     one = TrainSettings(**vars(S) | dict(steps=1))
-    with pytest.raises(ValueError, match="^every reward of step 1 is missing on side g"): train(toy, tmp_path/"run", one, rewards=dict(g=none([])), device="cpu")
+    with pytest.raises(ValueError, match="^every reward of step 1 is missing on side g"): train(toy, tmp_path/"run", one, rewards=dict(g=held_out_alone()), device="cpu")
     assert not (tmp_path/"run"/"checkpoint").exists()
 
 
 def test_steps_without_rewards_are_counted_over_a_resume(tmp_path):
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
-    with pytest.raises(KeyboardInterrupt): train(toy, tmp_path/"run", S, rewards=dict(g=none([], 3)), device="cpu")  # in its second step
-    with pytest.raises(ValueError, match="^every reward of steps 1 and 2 is missing on side g"): train(toy, tmp_path/"run", S, rewards=dict(g=none([])), device="cpu", resume=True)
+    with pytest.raises(KeyboardInterrupt): train(toy, tmp_path/"run", S, rewards=dict(g=held_out_alone(3)), device="cpu")  # in its second step
+    with pytest.raises(ValueError, match="^every reward of steps 1 and 2 is missing on side g"): train(toy, tmp_path/"run", S, rewards=dict(g=lambda prompts, images, truths: [None]*len(images)), device="cpu", resume=True)
 
 
 def test_one_lost_request_is_missing_counted_and_no_zero(tmp_path):
