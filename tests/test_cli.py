@@ -15,8 +15,8 @@ def test_bad_flags_are_named():
 
 # %% ../nbs/12_cli.ipynb #faca9749
 def test_every_setting_is_a_flag():
-    assert parse(["train"]).settings == TrainSettings() and parse(["train"], "janus-pro-7b").settings.rollouts == 4
-    c = parse(["train", "--steps", "3", "--method", "grpo", "--seed", "5"], "janus-pro-1b")
+    assert parse(["train"]).settings == TrainSettings() and parse(["train", "--preset", "janus-pro-7b"]).settings.rollouts == 4
+    c = parse(["train", "--steps", "3", "--method", "grpo", "--seed", "5", "--preset=janus-pro-1b"])
     assert c.settings == preset("janus-pro-1b").train.__class__(**asdict(preset("janus-pro-1b").train) | dict(method="grpo", steps=3, seed=5)) and c.model.endswith("Janus-Pro-1B")
     c = parse(["sample", "ask", "x.png", "what is it?", "--choices", "a", "b", "--seed", "2"])
     assert c == Sample(Ask("x.png", "what is it?", ("a", "b")), model=Model(seed=2))

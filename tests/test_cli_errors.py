@@ -9,10 +9,10 @@ from dataclasses import asdict
 import pytest
 from PIL import Image
 
-from pairuni_nb.cli import main
+from pairuni_nb.cli import image_reward, main
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records_io import save_records
-from pairuni_nb.settings import TrainSettings
+from pairuni_nb.settings import TrainSettings, check
 from pairuni_nb.world import records
 
 TINY = ["--steps", "2", "--pairs-per-step", "2", "--rollouts", "2", "--eval-items", "8", "--eval-every", "1", "--save-every", "1", "--device", "cpu"]
@@ -64,6 +64,19 @@ def refuses(capsys, folder, argv, *words):
     (["train", "--rollouts", "1"], ["rollouts", "1"]),
     (["train", "--lr", "-1"], ["lr", "-1"]),
     (["train", "--device", "tpu"], ["unknown device 'tpu'"]),
+    (["train", "--reward-device", "tpu"], ["unknown device 'tpu'"]),
+    (["train", "--weighting", "cube"], ["unknown weighting 'cube'", "sqrt"]),
+    (["train", "--beta", "-1"], ["beta", "-1"]),
+    (["train", "--clip-eps", "inf"], ["clip_eps", "inf"]),
+    (["train", "--temperature", "nan"], ["temperature", "nan"]),
+    (["train", "--seed", "-1"], ["seed", "-1"]),
+    (["pair", "--seed", "-1", "--out", "x"], ["seed", "-1"]),
+    (["evaluate", "--seed", "-1"], ["seed", "-1"]),
+    (["sample", "draw", "a red circle", "--seed", "-1"], ["seed", "-1"]),
+    (["pair", "--complete", "llm", "--dry-run", "--price-out", "nan", "--out", "x"], ["prices", "nan"]),
+    (["plan", "--card", "3060"], ["unknown card '3060'", "RTX 4090"]),
+    (["sample", "draw", "a red circle", "--out", "drawing.xyz"], ["drawing.xyz", ".png"]),
+    (["sample", "draw", "a red circle", "--out", "drawing"], ["drawing", ".png"]),
     (["train", "--tracker", "notes"], ["unknown tracker 'notes'"]),
     (["train", "--pairs", "nowhere"], ["no pairs at nowhere"]),
     (["train", "--resume", "nowhere"], ["nowhere", "cannot resume"]),
@@ -95,6 +108,35 @@ def test_bad_values_are_named(argv, words, capsys, tmp_path):
 def test_a_gpu_that_is_not_there(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refuses(capsys, tmp_path, ["train", "--device", "cuda"], "device 'cuda'")
+
+
+def test_a_gpu_that_is_not_there_for_the_judge(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for command in ("train", "evaluate"): refuses(capsys, tmp_path, [command, "--reward", "clip:x", "--reward-device", "cuda"], "device 'cuda'", "use cpu")
+    monkeypatch.setattr("pairuni_nb.preference.reward_from", lambda spec, device: device)
+    assert image_reward("clip:x", "auto") == dict(g="cpu")
+
+
+@pytest.mark.parametrize("out", ["/proc/xx", "u.jsonl/x"])
+@pytest.mark.parametrize("command", [["pair"], ["train", "--device", "cpu"], ["evaluate"], ["evaluate", "--geneval", "prompts.jsonl"], ["sample", "draw", "a red circle"], ["convert", "weights.pt"]], ids=" ".join)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(command, out, capsys, tmp_path, monkeypatch):
+    for work in ("build_pairs", "load_model"): monkeypatch.setattr(f"pairuni_nb.cli.{work}", lambda *_: pytest.fail("it began to work"))
+    (tmp_path/"u.jsonl").touch()
+    out += ".png" if command[0] == "sample" else ""
+    refuses(capsys, tmp_path, [*command, "--out", out], out, "cannot be written")
+    assert not [p for p in tmp_path.iterdir() if p.name != "u.jsonl"]
+
+
+def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("pairuni_nb.cli.build_pairs", lambda *_: pytest.fail("it began to work"))
+    refuses(capsys, tmp_path, ["pair", "--out", "x", "--complete", "llm", "--journal", "/proc/xx"], "/proc/xx", "cannot be written")
+
+
+def test_a_weighting_of_your_own_is_a_setting(monkeypatch):
+    import torch
+    from pairuni_nb.pair_grpo import WEIGHTINGS
+    monkeypatch.setitem(WEIGHTINGS, "square", torch.square)
+    check(TrainSettings(weighting="square"))
 
 
 def test_a_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):
@@ -226,6 +268,7 @@ def test_sample_draws_and_answers(run, capsys, tmp_path):
     assert main(["sample", "draw", "a red circle top-left", "--n", "3", "--out", "one.png", "--device", "cpu"]) == 0
     assert main(["sample", "draw", "a red circle top-left", "--n", "3", "--out", "two.png", "--device", "cpu", "--checkpoint", str(run/"checkpoint")]) == 0
     one = Image.open(tmp_path/"one.png")
+    assert main(["sample", "draw", "a red circle top-left", "--n", "1", "--out", "three.jpg", "--device", "cpu"]) == 0 and Image.open(tmp_path/"three.jpg").format == "JPEG"
     assert one.width == 3*one.height and one.tobytes() != Image.open(tmp_path/"two.png").tobytes()
     capsys.readouterr()
     assert main(["sample", "ask", "one.png", "what colour is top-left?", "--choices", "red", "blue", "--n", "2", "--seed", "1", "--device", "cpu"]) == 0
@@ -246,11 +289,19 @@ def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, 
     monkeypatch.setattr(train, "train_step", breaks)
     assert main(["train", "--pairs", str(pairs), "--out", "broken", *OWN]) == 130
     monkeypatch.setattr(train, "train_step", real)
-    assert "--resume" in capsys.readouterr().err and not (tmp_path/"broken"/"result.json").exists()
+    assert "stopped; the run goes on with pairuni train --resume broken\n" in capsys.readouterr().err and not (tmp_path/"broken"/"result.json").exists()
     refuses(capsys, tmp_path, ["train", "--out", "broken"], "half-finished", "--resume broken")
     assert main(["train", "--resume", "broken", "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "points (95 % intervals; 8 items)\n" in told and "points (95 % intervals; 8 items, judge: scene)\n" in told
     strip = lambda folder: [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in train.read_metrics(folder)]
     assert strip(run) == strip(tmp_path/"broken")
+
+
+def test_ctrl_c_before_there_is_a_run_promises_nothing(capsys, tmp_path, monkeypatch):
+    def stop(*_): raise KeyboardInterrupt
+    monkeypatch.setattr("pairuni_nb.cli.build_pairs", stop)
+    assert main(["train", "--out", "run", "--device", "cpu"]) == 130 and capsys.readouterr().err == "pairuni: stopped\n" and not list(tmp_path.iterdir())
 
 
 def test_a_failure_before_the_first_score_leaves_nothing(pairs, capsys, monkeypatch, tmp_path):

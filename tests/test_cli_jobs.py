@@ -1,12 +1,15 @@
 """`pairuni pair` with texts and a language model, presets as jobs, `pairuni plan`, held-out records of your own."""
 import json
+import re
 
 import pytest
 
-from pairuni_nb.cli import main
+from pairuni_nb.cli import Pair, build_pairs, main, show_result, whole_reward
 from pairuni_nb.language_model import ToyEndpoint, read_journal
 from pairuni_nb.pairing import load_pairs
+from pairuni_nb.preference import tiny_clip
 from pairuni_nb.records_io import save_records
+from pairuni_nb.settings import PairSettings
 from pairuni_nb.world import records
 
 TOY = ["--n-u", "40", "--n-g", "40", "--clusters", "8"]
@@ -113,7 +116,7 @@ def test_plan_starts_from_the_preset_and_takes_its_flags(capsys):
     assert "32 images" in told("--rollouts", "16") and "1,743,339 parameters" in told("--preset", "nano")  # janus-nano, from its config
 
 
-def test_your_own_held_out_records_are_what_is_scored(tmp_path):
+def test_your_own_held_out_records_are_what_is_scored(capsys, tmp_path):
     rows = records("u", 5, 9, "heldout"), records("g", 4, 9, "heldout")
     for side, r in zip("ug", rows): save_records(r, side)
     assert main(["pair", "--out", "pairs", *TOY]) == 0
@@ -121,9 +124,11 @@ def test_your_own_held_out_records_are_what_is_scored(tmp_path):
     assert main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--out", "run", *tiny]) == 0
     protocol = json.loads((tmp_path/"run/result.json").read_text())["protocol"]
     assert (protocol["n_u"], protocol["n_g"]) == (5, 4)
-    assert main(["evaluate", "--held-u", "u", "--out", "u.json"]) == 0
-    figures = json.loads((tmp_path/"u.json").read_text())
-    assert figures["protocol"]["n_u"] == 5 and figures["protocol"]["n_g"] == 0 and "score_mean" not in figures["figures"]
+    capsys.readouterr()
+    assert main(["evaluate", "--held-u", "u", "--items", "3", "--out", "u.json"]) == 0
+    told, figures = capsys.readouterr().out, json.loads((tmp_path/"u.json").read_text())
+    assert told.startswith("understanding ") and "% (95 % interval; 3 items)" in told and "drawing" not in told and told.endswith("written to u.json\n")
+    assert figures["protocol"]["n_u"] == 3 and figures["protocol"]["n_g"] == 0 and "score_mean" not in figures["figures"]
 
 
 def bridge(file, image_width=7, value=1.):
@@ -201,7 +206,8 @@ def test_a_run_with_held_out_records_goes_on_from_another_folder(capsys, tmp_pat
     for side in "ug": save_records(records(side, 4, 9, "heldout"), side)
     assert main(["pair", "--out", "pairs", *TOY]) == 0
     monkeypatch.setattr(train, "train_step", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--out", "run", "--steps", "1", "--pairs-per-step", "2", "--rollouts", "2", "--device", "cpu"]) == 130
+    tiny_clip(tmp_path/"judge")
+    assert main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--reward", "2*clip:judge", "--out", "run", "--steps", "1", "--pairs-per-step", "2", "--rollouts", "2", "--device", "cpu"]) == 130
     monkeypatch.undo()
     (tmp_path/"elsewhere").mkdir(); monkeypatch.chdir(tmp_path/"elsewhere")
     assert main(["train", "--resume", "../run", "--device", "cpu"]) == 0
@@ -209,10 +215,49 @@ def test_a_run_with_held_out_records_goes_on_from_another_folder(capsys, tmp_pat
     assert (protocol["n_u"], protocol["n_g"]) == (4, 4)
 
 
-def test_pictures_without_scenes_are_scored_by_their_likeness(tmp_path):
+def test_pictures_without_scenes_are_scored_by_their_likeness(capsys, tmp_path):
     real_records(4)
     assert main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0
-    assert 0 < json.loads((tmp_path/"g.json").read_text())["figures"]["score_mean"] <= 1
+    told, kept = capsys.readouterr().out, json.loads((tmp_path/"g.json").read_text())
+    assert 0 < kept["figures"]["score_mean"] <= 1 and kept["reward"] == "similarity to the target image"
+    assert re.search(r"drawing +0\.\d{3} ±\s0\.\d{3} \(95 % interval; 4 items, judge: similarity to the target image\)", told), told
+
+
+def test_each_judge_has_its_own_scale(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("pairuni_nb.report.write_report", lambda run: run/"report.html")
+    before, after = [dict(accuracy_mean=.5, accuracy_ci=.1, score_mean=m, score_ci=.5, full_mean=0., full_ci=0.) for m in (20., 21.)]
+    show_result(tmp_path, dict(before=before, after=after, protocol=dict(n_u=9, n_g=8)), "http://judge:8000")
+    said = capsys.readouterr().out.replace("\xa0", " ")
+    assert "50.0 ± 10.0 % -> 50.0 ± 10.0 %, change +0.0 ± 14.1 points (95 % intervals; 9 items)" in said
+    assert "20.000 ± 0.500 -> 21.000 ± 0.500, change +1.000 ± 0.707 (95 % intervals; 8 items, judge: http://judge:8000)" in said
+
+
+def test_one_item_has_no_score(capsys, tmp_path):
+    save_records(records("g", 1, 9, "heldout"), "g")
+    assert main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0 and "none: fewer than two items" in capsys.readouterr().out
+    assert json.loads((tmp_path/"g.json").read_text(), parse_constant=pytest.fail)["figures"]["score_mean"] is None
+
+
+@pytest.mark.parametrize("command, steps", [(["train"], 90), (["train", "--preset", "nano-emoji"], 60), (["plan", "--preset=nano-emoji"], 60), (["plan"], 1200)], ids=str)
+def test_help_shows_the_presets_values(command, steps, capsys):
+    assert main([*command, "--help"]) == 0 and f"(paper: at most 1200) (default: {steps})" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_names_what_stands_without_a_flag(capsys):
+    for command, names in ((["pair"], "U_FOLDER G_FOLDER"), (["sample", "ask"], "IMAGE QUESTION"), (["serve"], "REWARD"), (["train"], "concept:FOLDER")):
+        assert main([*command, "--help"]) == 0 and names in capsys.readouterr().out
+
+
+def test_what_was_dropped_is_said_in_words(capsys, monkeypatch):
+    monkeypatch.setattr("pairuni_nb.pairing.pair_records", lambda *_, **__: ([1, 2], dict(rows=2, medoids=6, dropped={"not written": 4})))
+    build_pairs(Pair("x", settings=PairSettings(n_u=4, n_g=4)))
+    assert capsys.readouterr().out == "2 pairs: medoids 6, dropped (not written) 4\n"
+
+
+def test_folders_of_a_reward_are_written_from_the_root(tmp_path):
+    for name in ("a", "b+c"): (tmp_path/name).mkdir()
+    assert whole_reward("0.5*clip:a + 2*concept:b+c+scene+http://h:1") == f"0.5*clip:{tmp_path}/a+2*concept:{tmp_path}/b+c+scene+http://h:1"
+    assert whole_reward("") == "" and whole_reward("hps:some/name") == "hps:some/name"
 
 
 @pytest.mark.parametrize("argv, words", [
