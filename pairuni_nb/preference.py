@@ -30,7 +30,8 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from .pairing import new_folder
+from .encoders import check_model
+from .records_io import new_folder
 from .nano_emoji import concept_reward
 from .rewards import scene_reward
 from .world import caption, sample_scene
@@ -70,7 +71,7 @@ def load_clip(
 )->tuple:                # model, tokenizer, image processor
     "A frozen CLIP or SigLIP; a ValueError of one sentence when it is none."
     if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with pairuni convert and give the folder that it writes")
-    if "/" not in str(model) and not Path(model).exists(): raise ValueError(f"there is no folder '{model}', and a name on the hub has the form owner/name")
+    check_model(model)
     try:
         clip, info = AutoModel.from_pretrained(model, dtype=dtype, output_loading_info=True)
         tok, pixels = AutoTokenizer.from_pretrained(model), AutoImageProcessor.from_pretrained(model, backend="pil")
@@ -165,7 +166,7 @@ def convert_hps(
     "Write HPSv2 as a transformers CLIP, in the precision of the file."
     with new_folder(out) as part:
         state = read_hps(weights)  # first: a tokenizer by name may be looked for on the network
-        try: tok = AutoTokenizer.from_pretrained(tokenizer)
+        try: check_model(tokenizer); tok = AutoTokenizer.from_pretrained(tokenizer)
         except (OSError, ValueError) as e: raise ValueError(f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder as tokenizer") from e
         with torch.device("meta"): clip = CLIPModel(hps_config(state, tok))
         ours = hf_weights(state)
