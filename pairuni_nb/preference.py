@@ -152,7 +152,7 @@ def read_hps(
     if not Path(weights).is_file(): raise ValueError(f"there is no file '{weights}': fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the Hugging Face hub")
     try: state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
     except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as e:
-        raise ValueError(f"'{weights}' is no file of HPSv2 weights (tensors by name under 'state_dict'): {str(e).splitlines()[0]}") from e
+        raise ValueError(f"'{weights}' is no file of HPSv2 weights (tensors by name under 'state_dict'): fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the Hugging Face hub") from e
     lacks = [k for k in ("visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight", "positional_embedding", "text_projection") if k not in state]
     if lacks: raise ValueError(f"'{weights}' holds no open_clip ViT: it lacks {lacks[0]}")
     return state
@@ -209,7 +209,8 @@ def reward_server(
             self.send_response(200); self.end_headers()
             self.wfile.write(body)
         def log_message(self, *args): pass
-    return HTTPServer((host, port), Handler)
+    class Server(HTTPServer): request_queue_size = 64  # many processes ask at once, and wait their turn
+    return Server((host, port), Handler)
 
 # %% ../nbs/07b_preference.ipynb #33c102f6
 def ask_server(url:str, prompts, images, truths, timeout:float)->list: # floats, None where the server cannot tell
