@@ -9,7 +9,6 @@ __all__ = ['SIDE', 'PATCH', 'BINS', 'ANGLES', 'WEIGHTS', 'READS', 'unit', 'pixel
 
 # %% ../nbs/03_encoders.ipynb #48b4271f
 import hashlib
-import os
 import re
 import sqlite3
 import textwrap
@@ -23,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
 from tqdm import tqdm
 
-from .records_io import HUB_ID, to_rgb
+from .records_io import HUB_ID, to_rgb, write_whole
 
 # %% ../nbs/03_encoders.ipynb #48526e78
 SIDE, PATCH, BINS, ANGLES = 24, 3, 4, 8  # pixels a side, pixels a patch, bins a colour channel, edge directions
@@ -302,10 +301,8 @@ def fit_bridge(
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
     W = np.linalg.solve(x.T@x + ridge*np.eye(x.shape[1]), x.T@y)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    save_file({"W": W.astype(np.float32), "b": (mean_y - mean_x@W).astype(np.float32)}, part, dict(encoder=encoder, text_encoder=text_encoder))
-    os.replace(part, file)
+    tensors = {"W": W.astype(np.float32), "b": (mean_y - mean_x@W).astype(np.float32)}
+    write_whole(file, lambda part: save_file(tensors, part, dict(encoder=encoder, text_encoder=text_encoder)))
     return str(file)
 
 def _bridge(file, kind, device):
