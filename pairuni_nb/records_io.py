@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MATCHERS', 'KEPT_AS_THEY_ARE', 'TARS', 'PICTURES', 'HUB_ID', 'NEEDS', 'MAY_HAVE', 'parse_number', 'same_number',
            'plain_words', 'answer_kind', 'check_question', 'to_rgb', 'read_bytes', 'read_image', 'StoredImage',
-           'nameless_file', 'Store', 'check_free', 'new_folder', 'save_records', 'tars_of', 'open_rows', 'each_row',
-           'lacks', 'parse_columns', 'pick_columns', 'make_record', 'read_records', 'load_records']
+           'nameless_file', 'Store', 'check_free', 'new_folder', 'write_whole', 'save_records', 'tars_of', 'open_rows',
+           'each_row', 'lacks', 'parse_columns', 'pick_columns', 'make_record', 'read_records', 'load_records']
 
 # %% ../nbs/01b_records.ipynb #3d09510f
 import json
@@ -194,6 +194,20 @@ def new_folder(folder):
         if folder.exists(): folder.rmdir()
         os.rename(part, folder)
     finally: shutil.rmtree(part, ignore_errors=True)
+
+def write_whole(
+    path,  # of a file or a folder
+    write, # function that writes to a path
+):
+    "Write under a hidden name, then rename: it is there whole, or not at all."
+    path = Path(path)
+    part = path.with_name(f".{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if part.is_dir(): shutil.rmtree(part)  # of a run that was killed
+    part.unlink(missing_ok=True)
+    write(part)
+    if path.is_dir(): shutil.rmtree(path)
+    os.replace(part, path)
 
 def save_records(
     records, # an iterable, so that they need not fit in memory

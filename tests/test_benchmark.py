@@ -81,7 +81,7 @@ def test_a_folder_takes_one_protocol_only(tmp_path):
     for word, change in (("seed", dict(seed=1)), ("cfg_weight", dict(sampling=Sampling(cfg_weight=3.))), ("checkpoint", dict(checkpoint="other"))):
         with pytest.raises(ValueError, match=f"{word} was"): draw_benchmark(b, policy, tmp_path/"g", **change)
     with torch.no_grad(): policy.model.lm_head.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="weights_sha256 was"): draw_benchmark(b, policy, tmp_path/"g")
+    with pytest.raises(ValueError, match="model_sha256 was"): draw_benchmark(b, policy, tmp_path/"g")
     with pytest.raises(ValueError, match="samples was 2, now 3"): draw_benchmark(toy_geneval(tmp_path, samples=3), policy, tmp_path/"g")
     with pytest.raises(ValueError, match="holds no protocol.json"): draw_benchmark(b, policy, tmp_path)
     assert folder_bytes(tmp_path/"g") == before

@@ -91,7 +91,7 @@ def refuses(capsys, folder, argv, *words):
     (["pair", "--n-u", "20", "--n-g", "20", "--clusters", "50", "--out", "x"], ["clusters", "50", "40"]),
     (["pair", "--n-u", "20", "--n-g", "20", "--clusters", "5", "--encoder", "no/such/encoder", "--out", "x"], ["no/such/encoder"]),
     (["pair"], ["--out"]),
-    (["evaluate", "--checkpoint", "nowhere"], ["nowhere", "not a checkpoint"]),
+    (["evaluate", "--checkpoint", "nowhere"], ["no folder 'nowhere'", "owner/name"]),
     (["evaluate", "--items", "1"], ["items", "1"]),
     (["evaluate", "--out", "no/folder/here.json"], ["no/folder"]),
     (["evaluate", "--temperature", "-1"], ["temperature", "-1"]),

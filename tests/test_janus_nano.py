@@ -40,7 +40,7 @@ def test_loads_with_plain_transformers():
 # %% ../nbs/05_janus_nano.ipynb #07292db5
 def test_not_a_janus_is_said():
     import json, tempfile
-    with pytest.raises(ValueError, match="not a checkpoint that transformers can read"): load_janus("/nowhere/at/all")
+    with pytest.raises(ValueError, match="there is no folder '/nowhere/at/all'"): load_janus("/nowhere/at/all")
     with tempfile.TemporaryDirectory() as tmp:
         (Path(tmp)/"config.json").write_text(json.dumps(dict(model_type="llama")))
         with pytest.raises(ValueError, match="'llama' checkpoint, not a Janus"): load_janus(tmp)

@@ -32,7 +32,7 @@ def sentence(call, *words):
 def test_settings_out_of_range(u, g):
     for delta in (-.1, 1.5, float("nan")): sentence(lambda: make_pairs(u, g, delta=delta), f"delta is {delta}", "[0, 1]")
     sentence(lambda: make_pairs(u, g, top_n=0), "top_n is 0")
-    sentence(lambda: make_pairs(u, g, clusters=25), "clusters is 25", "24")
+    sentence(lambda: make_pairs(u, g, clusters=25), "clusters is 25", "24", "set --clusters")
     sentence(lambda: make_pairs(u, g, clusters=0), "clusters is 0")
     sentence(lambda: make_pairs(u, g, mix="both"), "'both'", "unpaired")
     sentence(lambda: make_pairs(u, g, select="best"), "'best'", "medoids")
@@ -52,7 +52,7 @@ def test_features_that_cannot_be_compared(u, g, monkeypatch, value, words):
         f = np.eye(12, 5, dtype=np.float32) + np.eye(12, 5, -5, dtype=np.float32) + np.eye(12, 5, -10, dtype=np.float32)
         if images[0] is g[0]["image"]: f[3] = value
         return f
-    monkeypatch.setattr("pairuni_nb.pairing.image_features", spoiled)
+    monkeypatch.setattr("pairuni_nb.pairing.features", spoiled)
     sentence(lambda: make_pairs(u, g, clusters=4), f"the G features: row of {g[3]['id']}", *words)
     for bad in (0, 1):
         f = [spoiled([r[0]["image"]], "") for r in (u, g)]

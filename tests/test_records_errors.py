@@ -10,7 +10,7 @@ from datasets import Image as ImageColumn
 
 from pairuni_nb import records_io
 from pairuni_nb.encoders import pixel_features
-from pairuni_nb.records_io import load_records, read_records, save_records
+from pairuni_nb.records_io import load_records, read_records, save_records, write_whole
 from pairuni_nb.world import records
 
 
@@ -278,3 +278,24 @@ def test_choices_may_be_numbers(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(choices=[2, 3, 4], answer=3)))
     row, = load_records(tmp_path/"u", "u")
     assert row["choices"] == ["2", "3", "4"] and row["answer"] == "3"
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path, g):
+    file = tmp_path/"new"/"x.png"
+    (tmp_path/"new"/".x.png").mkdir(parents=True)  # what a killed run left behind
+    write_whole(file, g[0]["image"].save)  # by its ending a PNG
+    whole = file.read_bytes()
+    def dies(path): path.write_bytes(b"half"); raise OSError("disk full")
+    with pytest.raises(OSError): write_whole(file, dies)
+    assert whole.startswith(b"\x89PNG") and file.read_bytes() == whole
+    write_whole(file, lambda path: path.write_text("new"))
+    assert file.read_text() == "new" and [p.name for p in file.parent.iterdir()] == ["x.png"]
+
+
+def test_a_folder_is_replaced(tmp_path):
+    for name in "checkpoint", ".checkpoint":
+        (tmp_path/name).mkdir()
+        (tmp_path/name/"old").touch()
+    def write(path): path.mkdir(); (path/"new").touch()
+    write_whole(tmp_path/"checkpoint", write)
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["checkpoint", "checkpoint/new"]
