@@ -471,7 +471,8 @@ def draw(c:Sample):
     "Write n drawings of a prompt to one image file."
     kind = image_kind(c.what.out); check_new(c.what.out)
     from pairuni_nb.rollout import noise
-    from pairuni_nb.train import contact_sheet, write_whole
+    from pairuni_nb.records_io import write_whole
+    from pairuni_nb.train import contact_sheet
     policy, sampling = load_model(c.model)
     drawn = policy.sample(policy.image_prompts([c.what.prompt]), c.n, noise(c.model.seed, 0, [0], c.n, policy.image_tokens), sampling)
     sheet = contact_sheet(policy.images(drawn), cols=min(c.n, 4), scale=4)

@@ -20,7 +20,8 @@ from PIL import Image
 
 from .pair_grpo import G_COLOUR, U_COLOUR
 from .rewards import answer_accuracy, well_formed
-from .train import read_metrics, write_whole
+from .records_io import write_whole
+from .train import read_metrics
 
 # %% ../nbs/11_report.ipynb #022a780f
 SCORES = {  # figure of an evaluation -> task, its name, what it is

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATE', 'rows_of_step', 'side_rows', 'process', 'own', 'from_all', 'roll_out', 'Side', 'together', 'collect',
-           'passes', 'larger', 'of_all', 'forget', 'update', 'describe', 'write_whole', 'write_json', 'read_metrics',
-           'check_run', 'contact_sheet', 'save_samples', 'save_state', 'load_state', 'cut_metrics', 'held_out',
-           'default_rewards', 'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch',
-           'zero_config', 'shard', 'copy_weights', 'prepare', 'score', 'wait', 'train_step', 'check_rewards',
-           'check_judged', 'nothing_learned', 'log_line', 'measure', 'train', 'finish']
+           'passes', 'larger', 'of_all', 'forget', 'update', 'describe', 'write_json', 'read_metrics', 'check_run',
+           'contact_sheet', 'save_samples', 'save_state', 'load_state', 'cut_metrics', 'held_out', 'default_rewards',
+           'add_lora', 'round_frozen', 'without_lora', 'merge_lora', 'processes', 'launch', 'zero_config', 'shard',
+           'copy_weights', 'prepare', 'score', 'wait', 'train_step', 'check_rewards', 'check_judged', 'nothing_learned',
+           'log_line', 'measure', 'train', 'finish']
 
 # %% ../nbs/10_train.ipynb #57a196f2
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -42,6 +42,7 @@ from .evaluate import evaluate
 from .janus_nano import load_janus
 from .pair_grpo import WEIGHTINGS, group_advantage, loss_normalizer, modulate, pair_weight, policy_loss
 from .pairing import stored_rows
+from .records_io import write_whole
 from .rewards import answer_accuracy, reward_matrix, scene_reward, target_similarity, well_formed
 from .rollout import JanusPolicy, Rollouts, Sampling, gap, join, noise
 from .settings import TrainSettings, check, one_of
@@ -231,16 +232,6 @@ def describe(
     return m
 
 # %% ../nbs/10_train.ipynb #1abcc445
-def write_whole(
-    path:Path,
-    write, # function that writes to a path
-):
-    "Write beside, then rename: the file is there whole, or not at all."
-    part = path.with_name(path.name + ".part")
-    if part.is_dir(): shutil.rmtree(part)
-    write(part)
-    os.replace(part, path)
-
 def write_json(path:Path, value): write_whole(path, lambda p: p.write_text(json.dumps(value, indent=1)))
 
 def read_metrics(

@@ -63,7 +63,7 @@ def test_every_kind_of_run_gets_its_page():
                 assert ('class="card u"' in text) == ("u" in tasks) and ('class="card g"' in text) == ("g" in tasks)
                 assert ("✓ right" in text) == ("u" in tasks) and ("&lt;a cube&gt;" in text) == ("g" in tasks)
                 assert "<script" not in text and "http" not in text.replace("data:image", "")
-        assert not list(Path(tmp).rglob("*.part")) and len(compare([Path(tmp)/"ugTrue", Path(tmp)/"uTrue"]).axes) == 2
+        assert not list(Path(tmp).rglob(".*")) and len(compare([Path(tmp)/"ugTrue", Path(tmp)/"uTrue"]).axes) == 2
 
 # %% ../nbs/11_report.ipynb #b7475858
 def test_no_run_no_report():

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from pairuni_nb import pair_grpo
+from pairuni_nb import train as module
 from pairuni_nb.janus_nano import load_janus
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
@@ -70,3 +71,15 @@ def test_flat_groups_are_told_once():
     said = [nothing_learned(lines[:n]) for n in range(len(lines) + 1)]
     assert [n for n, text in enumerate(said) if text] == [7] and "for 5 steps" in said[7] and "understanding" in said[7]
     assert nothing_learned([dict(flat_g=1.)]*5) and not nothing_learned([dict(flat_g=1.)]*6)
+
+
+def test_a_run_killed_beside_its_finished_checkpoint_goes_on(pairs, tmp_path, monkeypatch):
+    whole = module.write_json
+    def dies(path, value):
+        if path.name == "result.json": raise KeyboardInterrupt
+        whole(path, value)
+    monkeypatch.setattr(module, "write_json", dies)
+    with pytest.raises(KeyboardInterrupt): train(pairs, tmp_path/"run", S, device="cpu")
+    monkeypatch.undo()
+    assert (tmp_path/"run"/"checkpoint").exists() and not (tmp_path/"run"/"result.json").exists()
+    assert train(pairs, tmp_path/"run", S, device="cpu", resume=True)["after"] and load_janus(tmp_path/"run"/"checkpoint")
