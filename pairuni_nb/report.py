@@ -28,7 +28,7 @@ SCORES = {  # figure of an evaluation -> task, its name, what it is
     "accuracy": ("u", "understanding", "right answers"),
     "accuracy_formed": ("u", "of readable answers", "right, where the form can be read"),
     "well_formed": ("u", "readable answers", "in the form <think>..</think><answer>..</answer>"),
-    "score": ("g", "drawing", "what the judge gives; the judge scene: stated facts that the drawing shows"),
+    "score": ("g", "drawing", "stated facts that the drawing shows"),
     "full": ("g", "full marks", "drawings with every fact right"),
     "diversity": ("g", "diversity", "pixel distance of two drawings of one prompt")}
 
@@ -209,6 +209,7 @@ def score_part(
     found, cards, rows = rises(before, after), "", []
     for name, a, b, (d, h) in found:
         task, title, what = SCORES[name]
+        if name == "score" and judge != "scene": what = "what the judge gives"
         clear = "clear" if abs(d) > h else "unclear"
         change = f'<span class={clear}>{amount(name, (d, h), judge, "+")}</span>'
         rows.append([f"<b class={task}>{title}</b><br><small>{escape(what)}</small>", amount(name, a, judge), amount(name, b, judge), change])

@@ -24,7 +24,7 @@ def report(folder, reward, figures, steps=(0, 9)):
     ("", PLAIN, "similarity to the target image", "21.000 → 21.000<"), ("hps:<F>", PLAIN, "hps:&lt;F&gt;", "21.000 → 21.000<"), (None, PLAIN, "not recorded", "21.000 → 21.000<")])
 def test_the_judge_is_named_and_its_scale_kept(reward, figures, judge, shown, tmp_path):
     text = report(tmp_path/"run", reward, figures)
-    assert f"32 items, judge: {judge}" in text and shown in text and ("full marks" in text) == (judge == "scene")
+    assert f"32 items, judge: {judge}" in text and shown in text and ("full marks" in text) == ("stated facts" in text) == (judge == "scene")
 
 
 def test_a_run_on_its_way_says_that_a_quarter_was_scored(tmp_path):
