@@ -88,5 +88,6 @@ def reward_matrix(
     "Call a reward once over all rollouts of a step."
     each = lambda xs: [x for x in xs for _ in range(k)]
     values = reward(each(prompts), outputs, each(truths))
-    if len(values) != len(prompts)*k: raise ValueError(f"the reward returned {len(values)} values for {len(prompts)*k} rollouts: it must return one each, None where it cannot tell")
+    n = len(values) if hasattr(values, "__len__") else "no list of"
+    if n != len(prompts)*k: raise ValueError(f"the reward returned {n} values for {len(prompts)*k} rollouts: it must return one each, None where it cannot tell")
     return torch.tensor([float("nan") if v is None else float(v) for v in values]).view(len(prompts), k)

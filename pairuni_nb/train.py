@@ -504,7 +504,7 @@ def nothing_learned(lines:list, n:int=5)->str: # lines: metrics so far
 def log_line(run:Path, accelerator:Accelerator, step:int, metrics:dict):
     "One line of metrics.jsonl, and the trackers'."
     if accelerator.is_main_process:
-        with open(run/"metrics.jsonl", "a") as f: f.write(json.dumps(dict(step=step) | {k: None if v is not None and math.isnan(v) else v for k, v in metrics.items()}) + "\n")
+        with open(run/"metrics.jsonl", "a") as f: f.write(json.dumps(dict(step=step) | {k: v if v is None or math.isfinite(v) else None for k, v in metrics.items()}) + "\n")
     accelerator.log(metrics, step=step)
 
 # %% ../nbs/10_train.ipynb #00b66859
@@ -548,12 +548,13 @@ def train(
     accelerator = launch(s, out, device, tracker)
     *held, kept = (*held, list(range(len(pairs)))) if held else held_out(pairs, s.eval_items, s.seed)
     policy, janus, opt, ref = prepare(model, s, accelerator)
+    judge = getattr(rewards["g"], "__name__", "a function").removesuffix("_reward") if rewards and "g" in rewards else ""
     rewards = default_rewards(janus, pairs) | (rewards or {})
     start = load_state(out, policy, opt) if resume else 0
     copy_weights(policy, janus)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True); cut_metrics(out, start)
-        if not resume: write_json(out/"settings.json", asdict(s) | dict(model=model, pairs=len(pairs)))
+        if not resume: write_json(out/"settings.json", asdict(s) | dict(model=model, reward=judge, pairs=len(pairs)))
     if tracker: accelerator.init_trackers("pairuni", config=asdict(s))
     accelerator.wait_for_everyone()  # until the metrics are cut
     t0, lines = time.perf_counter(), read_metrics(out) if start else []

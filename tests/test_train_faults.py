@@ -10,7 +10,7 @@ from pairuni_nb import pair_grpo
 from pairuni_nb import train as module
 from pairuni_nb.janus_nano import load_janus
 from pairuni_nb.pairing import make_pairs
-from pairuni_nb.rewards import answer_accuracy, scene_reward
+from pairuni_nb.rewards import answer_accuracy, reward_matrix, scene_reward
 from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.train import collect, larger, load_state, log_line, nothing_learned, of_all, read_metrics, train, update
@@ -83,3 +83,14 @@ def test_a_run_killed_beside_its_finished_checkpoint_goes_on(pairs, tmp_path, mo
     monkeypatch.undo()
     assert (tmp_path/"run"/"checkpoint").exists() and not (tmp_path/"run"/"result.json").exists()
     assert train(pairs, tmp_path/"run", S, device="cpu", resume=True)["after"] and load_janus(tmp_path/"run"/"checkpoint")
+
+
+def test_a_run_says_who_judges(pairs, tmp_path):
+    def bright(prompts, images, truths): return [float(i.mean())/255 for i in images]
+    for name, rewards in (("bright", dict(g=bright)), ("scene", dict(g=scene_reward)), ("", None)):
+        train(pairs, tmp_path/f"run-{name}", TrainSettings(**vars(S) | dict(steps=1)), rewards=rewards, device="cpu")
+        assert json.loads((tmp_path/f"run-{name}"/"settings.json").read_text())["reward"] == name
+
+
+def test_a_reward_must_return_a_list(pairs):
+    with pytest.raises(ValueError, match="returned no list of values for 2 rollouts"): reward_matrix(lambda p, o, t: .5, ["a"], [1, 2], [{}], 2)
