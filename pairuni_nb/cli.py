@@ -349,7 +349,9 @@ def run_train(
     from pairuni_nb.train import check_run, processes, train
     out, group = Path(c.resume or c.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{c.settings.method}"), processes(device)
     if group.num_processes > 1 and not (c.resume or c.out): raise ValueError("several processes need one run folder: name it with --out")
-    check_run(out, bool(c.resume)); check_place(out/"result.json" if c.resume else out); group.wait_for_everyone()  # all have looked before the first one writes
+    check_run(out, bool(c.resume))
+    if not c.resume: check_place(out)
+    group.wait_for_everyone()  # all have looked before the first one writes
     if not c.resume: held = own_held(c.held_u, c.held_g)  # now, so that a bad record leaves no run folder
     rewards = image_reward(old_settings(out)[1].get("reward", "") if c.resume else c.reward, c.reward_device)
     if group.is_main_process and not c.resume: new_run(c, out, "pairuni " + shlex.join(argv))

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Json, Value, load_dataset, load_from_disk
 from datasets import Image as ImageColumn
 from datasets.config import HF_DATASETS_CACHE
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .world import Scene
@@ -84,7 +84,7 @@ def to_rgb(image)->Image.Image: # a PIL image or a uint8 array
     image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image)//256).astype(np.uint8))
     if image.mode in ("I", "F"): raise ValueError(f"nobody knows which of its numbers is white (Pillow's mode {image.mode}): save it as 8-bit RGB")
-    if not image.has_transparency_data: return image.convert("RGB")
+    if not image.has_transparency_data: return image if image.mode == "RGB" and not isinstance(image, ImageFile.ImageFile) else image.convert("RGB")  # what lies in a file is read now
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 

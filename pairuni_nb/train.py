@@ -477,6 +477,7 @@ def train_step(
     sec |= dict(sec_score=t2-t1, sec_update=time.perf_counter()-t2, sec_step=time.perf_counter()-t0)
     return describe(sides, accelerator.unwrap_model(policy).eos) | stats | sec
 
+# %% ../nbs/10_train.ipynb #c93a2f10
 def check_rewards(
     lines:list, # metrics so far
     end:bool,   # no step follows
@@ -501,6 +502,7 @@ def nothing_learned(lines:list, n:int=5)->str: # lines: metrics so far
             return f"for {n} steps all rewards of a group were equal on the side of {name}: nothing is learned there; look at its rewards, or at --temperature"
     return ""
 
+# %% ../nbs/10_train.ipynb #d5f4e882
 def log_line(run:Path, accelerator:Accelerator, step:int, metrics:dict):
     "One line of metrics.jsonl, and the trackers'."
     if accelerator.is_main_process:
