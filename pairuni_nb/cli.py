@@ -345,6 +345,7 @@ def run_train(
     others = sorted({a.split("=")[0] for a in argv if a.startswith("--")} - {"--resume", "--device", "--reward-device", "--tracker"})
     if c.resume and others: raise ValueError(f"--resume goes on with the settings of '{c.resume}': leave out {', '.join(others)}")
     device = check_device(c.device)
+    from pairuni_nb.janus_nano import janus_config
     from pairuni_nb.pairing import load_pairs
     from pairuni_nb.train import check_run, processes, train
     out, group = Path(c.resume or c.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{c.settings.method}"), processes(device)
@@ -352,7 +353,7 @@ def run_train(
     check_run(out, bool(c.resume))
     if not c.resume: check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
-    if not c.resume: held = own_held(c.held_u, c.held_g)  # now, so that a bad record leaves no run folder
+    if not c.resume: janus_config(c.model); held = own_held(c.held_u, c.held_g)  # now, so that a wrong name or a bad record leaves no run folder
     rewards = image_reward(old_settings(out)[1].get("reward", "") if c.resume else c.reward, c.reward_device)
     if group.is_main_process and not c.resume: new_run(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()

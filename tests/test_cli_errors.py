@@ -214,6 +214,11 @@ def test_a_half_finished_run_asks_for_resume(capsys, tmp_path):
     refuses(capsys, tmp_path, ["train", "--resume", "half"], "no pairs")
 
 
+def test_a_model_is_looked_for_before_pairs_are_made(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("pairuni_nb.cli.build_pairs", lambda *a: pytest.fail("pairs were made first"))
+    refuses(capsys, tmp_path, ["train", "--model", "nothere", "--out", "run"], "there is no folder 'nothere'")
+
+
 def test_a_foreign_folder_is_no_run_folder(capsys, tmp_path):
     (tmp_path/"mine").mkdir()
     (tmp_path/"mine"/"letter.txt").write_text("dear")
