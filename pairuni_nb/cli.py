@@ -8,7 +8,7 @@ __all__ = ['Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample'
            'when_stopped', 'run_pair', 'check_device', 'check_tracker', 'image_reward', 'whole_path', 'whole_reward',
            'read_json', 'notes_of', 'new_run', 'old_settings', 'own_held', 'whole_job', 'run_train', 'show_result',
            'run_plan', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'run_evaluate', 'open_image', 'ask',
-           'image_kind', 'draw', 'run_sample', 'run_convert', 'run_serve', 'main']
+           'check_suffix', 'draw', 'run_sample', 'run_convert', 'run_serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #3c3d08ad
 # torch and transformers are imported inside the commands, so that --help answers at once
@@ -219,6 +219,7 @@ def completed_by(c:Pair)->dict:
     told = asdict(c.llm) | dict(journal=totals(c.journal))
     return dict(complete="llm") | {f"llm_{k}": v for k, v in told.items() if k != "base_url"}
 
+# %% ../nbs/12_cli.ipynb #a81c3d20
 def check_place(path):
     "Something can be made there: tried now, in the nearest folder that exists, before the work and not after."
     folder = next(p for p in Path(path).absolute().parents if os.path.exists(p))
@@ -368,6 +369,7 @@ def run_train(
         raise
     if group.is_main_process: show_result(out, result, saved.get("reward"))
 
+# %% ../nbs/12_cli.ipynb #b92d4e31
 def show_result(run:Path, result:dict, reward:str=None): # reward: as settings.json has it
     "Scores before and after, and where to look."
     from pairuni_nb.report import SCORES, amount, basis, judge, rises, write_report
@@ -413,6 +415,7 @@ def draw_prompts(c:Evaluate):
     n = draw_benchmark(todo, policy, Path(c.out), sampling, c.model.seed, c.model.checkpoint or "janus-nano")
     print(f"{n} drawings written to {c.out}")
 
+# %% ../nbs/12_cli.ipynb #c03e5f42
 def show_scores(kept:dict): # what `pairuni evaluate` writes
     "The two scores, with the items and the judge behind them."
     from pairuni_nb.report import SCORES, amount, basis
@@ -463,23 +466,21 @@ def ask(c:Sample):
     prompts = policy.text_prompts([question_text(q.question, list(q.choices)) if q.choices else q.question], [image])
     print(*policy.texts(policy.sample(prompts, c.n, noise(c.model.seed, 0, [0], c.n, sampling.max_new_tokens), sampling)), sep="\n")
 
-def image_kind(file:str)->str: # Pillow's name, e.g. "PNG"
-    "The kind of image that a file's suffix asks for."
+def check_suffix(file:str):
+    "A kind of image that can be written."
     from PIL import Image
-    kind = Image.registered_extensions().get(Path(file).suffix.lower())
-    if kind not in Image.SAVE: raise ValueError(f"the suffix of '{file}' is of no kind of image that can be written: end it in .png, .jpg or .webp")
-    return kind
+    if Image.registered_extensions().get(Path(file).suffix.lower()) not in Image.SAVE: raise ValueError(f"the suffix of '{file}' is of no kind of image that can be written: end it in .png, .jpg or .webp")
 
 def draw(c:Sample):
     "Write n drawings of a prompt to one image file."
-    kind = image_kind(c.what.out); check_new(c.what.out)
+    check_suffix(c.what.out); check_new(c.what.out)
     from pairuni_nb.rollout import noise
     from pairuni_nb.records_io import write_whole
     from pairuni_nb.train import contact_sheet
     policy, sampling = load_model(c.model)
     drawn = policy.sample(policy.image_prompts([c.what.prompt]), c.n, noise(c.model.seed, 0, [0], c.n, policy.image_tokens), sampling)
     sheet = contact_sheet(policy.images(drawn), cols=min(c.n, 4), scale=4)
-    write_whole(Path(c.what.out), lambda p: sheet.save(p, format=kind))
+    write_whole(c.what.out, sheet.save)
     print(f"drawn to {c.what.out}")
 
 def run_sample(c:Sample):

@@ -209,6 +209,7 @@ def write_whole(
     if path.is_dir(): shutil.rmtree(path)
     os.replace(part, path)
 
+# %% ../nbs/01b_records.ipynb #d14f6053
 def save_records(
     records, # an iterable, so that they need not fit in memory
     folder,  # new, or empty

@@ -275,7 +275,7 @@ def save_samples(
 ):
     "Keep the first few drawings and answers of an evaluation."
     folder.mkdir(exist_ok=True)
-    if len(result["images"]): write_whole(folder/f"{name}.png", lambda p: contact_sheet(result["images"][:n]).save(p, format="PNG"))
+    if len(result["images"]): write_whole(folder/f"{name}.png", contact_sheet(result["images"][:n]).save)
     write_json(folder/f"{name}.json", dict(prompts=result["prompts"][:n], answers=result["samples"][:n], protocol=result["protocol"]))
 
 # %% ../nbs/10_train.ipynb #62f35fbd
