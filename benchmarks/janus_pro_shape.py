@@ -14,6 +14,7 @@ then seconds and GB of a training step on two pairs. A method that does not fit 
 
 Write benchmarks/janus_pro_shape.csv, and janus_pro_card.csv for a card.
 """
+
 import argparse
 import copy
 import csv
@@ -33,28 +34,53 @@ from accelerate import Accelerator
 from pairuni_nb.janus_pro import random_janus_pro
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.plan import kv_bytes, matrices, parameters, shape_of
-from pairuni_nb.rollout import ImagePrompts, JanusPolicy, Rollouts, Sampling, TextPrompts, noise, unconditional
+from pairuni_nb.rollout import (
+    ImagePrompts,
+    JanusPolicy,
+    Rollouts,
+    Sampling,
+    TextPrompts,
+    noise,
+    unconditional,
+)
 from pairuni_nb.settings import preset
 from pairuni_nb.train import add_lora, round_frozen, train_step
 from pairuni_nb.world import records
 from transformers import DynamicCache
 
 CSV = Path(__file__).with_suffix(".csv")
-PROMPTS = ["a red star at the top", "two blue circles and a green square, on stripes", "a pink cross", "three squares in a row, on dots"]
+PROMPTS = [
+    "a red star at the top",
+    "two blue circles and a green square, on stripes",
+    "a pink cross",
+    "three squares in a row, on dots",
+]
 
 
 @torch.inference_mode()
 def plain(policy, prompts, k, w):
     "Guided image tokens by a loop over a DynamicCache"
-    model, ids, mask = policy.model, prompts.input_ids.repeat_interleave(k, 0), prompts.attention_mask.repeat_interleave(k, 0)
-    x = model.get_input_embeddings()(torch.stack([ids, unconditional(mask, policy.bos, policy.pad, policy.boi)], 1).flatten(0, 1))
+    model, ids, mask = (
+        policy.model,
+        prompts.input_ids.repeat_interleave(k, 0),
+        prompts.attention_mask.repeat_interleave(k, 0),
+    )
+    x = model.get_input_embeddings()(
+        torch.stack([ids, unconditional(mask, policy.bos, policy.pad, policy.boi)], 1).flatten(0, 1)
+    )
     mask, cache, tokens = mask.repeat_interleave(2, 0), DynamicCache(), []
     for _ in range(policy.image_tokens):
-        place = (mask.cumsum(1) - 1).clamp(min=0)[:, -x.shape[1]:]
-        state = model.model.language_model(inputs_embeds=x, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        place = (mask.cumsum(1) - 1).clamp(min=0)[:, -x.shape[1] :]
+        state = model.model.language_model(
+            inputs_embeds=x,
+            attention_mask=mask,
+            position_ids=place,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
         logits = model.model.generation_head(state)
         cond, uncond = logits[0::2], logits[1::2]
-        tokens.append(torch.multinomial((uncond + w*(cond - uncond)).softmax(-1), 1))
+        tokens.append(torch.multinomial((uncond + w * (cond - uncond)).softmax(-1), 1))
         x = model.prepare_embeddings_for_image_generation(tokens[-1].repeat_interleave(2, 0))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return torch.cat(tokens, 1)
@@ -62,16 +88,20 @@ def plain(policy, prompts, k, w):
 
 def policy_of(args):
     "The model of the arguments' shape"
-    with torch.device(args.device): model, processor = random_janus_pro(args.width, args.layers, whole=args.width == 2048)
+    with torch.device(args.device):
+        model, processor = random_janus_pro(args.width, args.layers, whole=args.width == 2048)
     return JanusPolicy(model.to(getattr(torch, args.dtype)), processor)
 
 
 def seconds(f, device):
     "CPU seconds of one thread, which a busy machine disturbs less; else of the clock"
-    now = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    now = (
+        time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    )
     start = now()
     f()
-    if device == "cuda": torch.cuda.synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return now() - start
 
 
@@ -80,22 +110,51 @@ def alternate(methods, args):
     times = {name: [] for name in methods}
     for turn in range(args.repeats + 1):
         for name in list(times):
-            try: took = seconds(methods[name], args.device)
-            except torch.cuda.OutOfMemoryError: took = None
-            if took is None: del times[name]; torch.cuda.empty_cache()
-            elif turn: times[name].append(took)
+            try:
+                took = seconds(methods[name], args.device)
+            except torch.cuda.OutOfMemoryError:
+                took = None
+            if took is None:
+                del times[name]
+                torch.cuda.empty_cache()
+            elif turn:
+                times[name].append(took)
     return times
 
 
-def methods_of(policy, model, n, k, args): # model: for `generate`
+def methods_of(policy, model, n, k, args):  # model: for `generate`
     "Name -> function that draws n images, and the prompts"
-    texts, step = [PROMPTS[i % 4] for i in range(-(-n//k))], iter(range(10**6))
-    batch, prompts, sampling = policy._tokenize(texts, generation_mode="image"), policy.image_prompts(texts), Sampling(cfg_weight=5.)
+    texts, step = [PROMPTS[i % 4] for i in range(-(-n // k))], iter(range(10**6))
+    batch, prompts, sampling = (
+        policy._tokenize(texts, generation_mode="image"),
+        policy.image_prompts(texts),
+        Sampling(cfg_weight=5.0),
+    )
+
     def ours(graphs):
         policy.cuda_graphs = graphs
-        policy.sample(prompts, k, noise(0, next(step), range(len(texts)), k, args.tokens), sampling, gb=args.gb)
-    generate = lambda: model.generate(**batch, generation_mode="image", do_sample=True, top_k=0, guidance_scale=5., num_return_sequences=k)
-    return dict(generate=generate, plain=lambda: plain(policy, prompts, k, 5.), ours=lambda: ours(False), recorded=lambda: ours(True)), prompts
+        policy.sample(
+            prompts,
+            k,
+            noise(0, next(step), range(len(texts)), k, args.tokens),
+            sampling,
+            gb=args.gb,
+        )
+
+    generate = lambda: model.generate(
+        **batch,
+        generation_mode="image",
+        do_sample=True,
+        top_k=0,
+        guidance_scale=5.0,
+        num_return_sequences=k,
+    )
+    return dict(
+        generate=generate,
+        plain=lambda: plain(policy, prompts, k, 5.0),
+        ours=lambda: ours(False),
+        recorded=lambda: ours(True),
+    ), prompts
 
 
 def shorten(policy, tokens):
@@ -109,56 +168,122 @@ def rollout(args):
     shorten(policy, args.tokens)
     for n, k in ((n, k) for n in args.images for k in args.k):
         methods, _ = methods_of(policy, policy.model, n, k, args)
-        for name, t in alternate({m: methods[m] for m in ("generate", "plain", "ours")}, args).items():
-            yield dict(measure="rollout", rows=n, k=k, method=name, unit="s", value=statistics.median(t), low=min(t), high=max(t))
+        for name, t in alternate(
+            {m: methods[m] for m in ("generate", "plain", "ours")}, args
+        ).items():
+            yield dict(
+                measure="rollout",
+                rows=n,
+                k=k,
+                method=name,
+                unit="s",
+                value=statistics.median(t),
+                low=min(t),
+                high=max(t),
+            )
 
 
 def copied(device, repeats=9):
     "GB/s of a copy on the device, read and written"
     x = torch.empty(2**30 if device == "cuda" else 2**24, dtype=torch.uint8, device=device)
     y = torch.empty_like(x)
-    return 2*x.nbytes/min(seconds(lambda: y.copy_(x), device) for _ in range(repeats))/1e9
+    return 2 * x.nbytes / min(seconds(lambda: y.copy_(x), device) for _ in range(repeats)) / 1e9
 
 
 def least(shape, prompts, n, chunks, args):
     "Seconds that reading takes: trunk in bfloat16 and head in float32 for every token and chunk, keys and values so far of two rows an image"
-    weights, context = 2*matrices(shape) + 4*parameters(shape)["image_head"], prompts.input_ids.shape[1] + args.tokens/2
-    return args.tokens*(chunks*weights + 2*n*kv_bytes(shape, "bf16")*context)/args.bandwidth/1e9
+    weights, context = (
+        2 * matrices(shape) + 4 * parameters(shape)["image_head"],
+        prompts.input_ids.shape[1] + args.tokens / 2,
+    )
+    return (
+        args.tokens
+        * (chunks * weights + 2 * n * kv_bytes(shape, "bf16") * context)
+        / args.bandwidth
+        / 1e9
+    )
 
 
 def draws(policy, shape, args):
     "Rows of the CSV: how fast each method draws"
-    model = copy.deepcopy(policy.model).bfloat16()  # `generate` knows no mixed precision here: its cache wants one dtype
-    args.gb = args.gb or (.6*torch.cuda.mem_get_info()[0]/1e9 if args.device == "cuda" else 8.)
+    model = copy.deepcopy(
+        policy.model
+    ).bfloat16()  # `generate` knows no mixed precision here: its cache wants one dtype
+    args.gb = args.gb or (
+        0.6 * torch.cuda.mem_get_info()[0] / 1e9 if args.device == "cuda" else 8.0
+    )
     for n, k in ((n, k) for n in args.images for k in args.k):
         methods, prompts = methods_of(policy, model, n, k, args)
-        chunks = -(-n//policy.rows_that_fit(args.gb, prompts, Sampling(cfg_weight=5.)))
-        limit, times = least(shape, prompts, n, chunks, args), alternate({m: methods[m] for m in ("generate", "ours", "recorded")}, args)
+        chunks = -(-n // policy.rows_that_fit(args.gb, prompts, Sampling(cfg_weight=5.0)))
+        limit, times = (
+            least(shape, prompts, n, chunks, args),
+            alternate({m: methods[m] for m in ("generate", "ours", "recorded")}, args),
+        )
         for name, t in times.items():
             row, took = dict(measure="card draw", rows=n, k=k, method=name), sorted(t)
             middle, base = statistics.median(t), times.get("generate")
-            yield row | dict(unit="images/s", value=n/middle, low=n/took[-1], high=n/took[0])
-            yield row | dict(unit="of limit", value=limit/middle, low=limit/took[-1], high=limit/took[0])
-            if base: yield row | dict(unit="x generate", value=statistics.median(base)/middle, low=min(base)/took[-1], high=max(base)/took[0])
+            yield row | dict(unit="images/s", value=n / middle, low=n / took[-1], high=n / took[0])
+            yield row | dict(
+                unit="of limit", value=limit / middle, low=limit / took[-1], high=limit / took[0]
+            )
+            if base:
+                yield row | dict(
+                    unit="x generate",
+                    value=statistics.median(base) / middle,
+                    low=min(base) / took[-1],
+                    high=max(base) / took[0],
+                )
 
 
 def step(policy, args):
     "Rows of the CSV: seconds of a training step's parts, and its peak GB; the second step of two"
     s = preset(args.preset).train
-    s = replace(s, pairs_per_step=args.pairs, rollouts=min(s.rollouts, args.k[0]), rollout_gb=args.gb, max_new_tokens=args.text_tokens or s.max_new_tokens)
-    if s.lora_rank: round_frozen(add_lora(policy, s.lora_rank))
-    if s.gradient_checkpointing: policy.checkpoint_layers()
-    opt, accelerator = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr), Accelerator(cpu=args.device == "cpu")
-    pairs, dice = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)[0], lambda prompts, outputs, truths: torch.rand(len(outputs)).tolist()
+    s = replace(
+        s,
+        pairs_per_step=args.pairs,
+        rollouts=min(s.rollouts, args.k[0]),
+        rollout_gb=args.gb,
+        max_new_tokens=args.text_tokens or s.max_new_tokens,
+    )
+    if s.lora_rank:
+        round_frozen(add_lora(policy, s.lora_rank))
+    if s.gradient_checkpointing:
+        policy.checkpoint_layers()
+    opt, accelerator = (
+        torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr),
+        Accelerator(cpu=args.device == "cpu"),
+    )
+    pairs, dice = (
+        make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)[0],
+        lambda prompts, outputs, truths: torch.rand(len(outputs)).tolist(),
+    )
     for i in range(2):
-        if args.device == "cuda": torch.cuda.reset_peak_memory_stats()
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        m = train_step(policy, opt, [pairs[j] for j in range(args.pairs)], list(range(args.pairs)), i, s, dict(u=dice, g=dice), accelerator)
-        if args.device == "cuda": torch.cuda.synchronize()
+        m = train_step(
+            policy,
+            opt,
+            [pairs[j] for j in range(args.pairs)],
+            list(range(args.pairs)),
+            i,
+            s,
+            dict(u=dice, g=dice),
+            accelerator,
+        )
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         took = time.perf_counter() - start
-    row, gb = dict(measure="card step", rows=args.pairs*s.rollouts, k=s.rollouts), torch.cuda.max_memory_allocated()/1e9 if args.device == "cuda" else resident()/1e3
-    for part, value in dict(rollout=m["sec_rollout"], score=m["sec_score"], update=m["sec_update"], whole=took).items():
-        yield row | dict(method=f"{args.preset} {part}", unit="s", value=value, low=value, high=value)
+    row, gb = (
+        dict(measure="card step", rows=args.pairs * s.rollouts, k=s.rollouts),
+        torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else resident() / 1e3,
+    )
+    for part, value in dict(
+        rollout=m["sec_rollout"], score=m["sec_score"], update=m["sec_update"], whole=took
+    ).items():
+        yield row | dict(
+            method=f"{args.preset} {part}", unit="s", value=value, low=value, high=value
+        )
     yield row | dict(method=f"{args.preset} peak", unit="GB", value=gb, low=gb, high=gb)
 
 
@@ -167,51 +292,121 @@ def card(args):
     policy = policy_of(args)
     policy.precision, shape = "bf16", shape_of(policy.model.config)
     args.bandwidth = args.bandwidth or copied(args.device)
-    yield dict(measure="card", rows=0, k=0, method="bandwidth", unit="GB/s", value=args.bandwidth, low=args.bandwidth, high=args.bandwidth)
+    yield dict(
+        measure="card",
+        rows=0,
+        k=0,
+        method="bandwidth",
+        unit="GB/s",
+        value=args.bandwidth,
+        low=args.bandwidth,
+        high=args.bandwidth,
+    )
     shorten(policy, args.tokens)
     yield from draws(policy, shape, args)
     shorten(policy, 576)
-    try: yield from step(policy, args)
-    except torch.cuda.OutOfMemoryError: yield dict(measure="card step", rows=args.pairs*args.k[0], k=args.k[0], method=f"{args.preset} does not fit", unit="GB", value=math.nan, low=math.nan, high=math.nan)
+    try:
+        yield from step(policy, args)
+    except torch.cuda.OutOfMemoryError:
+        yield dict(
+            measure="card step",
+            rows=args.pairs * args.k[0],
+            k=args.k[0],
+            method=f"{args.preset} does not fit",
+            unit="GB",
+            value=math.nan,
+            low=math.nan,
+            high=math.nan,
+        )
 
 
 def resident():
     "Peak MB of this process alone: `ru_maxrss` starts at what the parent held"
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])*1.024e-3
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1.024e-3
 
 
 def child(args):
     "Print the MB before an update and at its peak"
     policy, (task, method) = policy_of(args), args.child.split("-")
     T, rows = (args.text_tokens, args.text_rows) if task == "u" else (args.tokens, args.image_rows)
-    ids = torch.full((1, 40), policy.boi, device=args.device); ids[:, 0] = policy.bos
-    prompts = (TextPrompts(ids, torch.ones_like(ids), None) if task == "u" else ImagePrompts(ids, torch.ones_like(ids)))
+    ids = torch.full((1, 40), policy.boi, device=args.device)
+    ids[:, 0] = policy.bos
+    prompts = (
+        TextPrompts(ids, torch.ones_like(ids), None)
+        if task == "u"
+        else ImagePrompts(ids, torch.ones_like(ids))
+    )
     tokens = torch.randint(policy.vocabulary(task), (rows, T), device=args.device)
     zero, full = torch.zeros(rows, T, device=args.device), torch.ones_like(tokens, dtype=torch.bool)
-    r = Rollouts(prompts, rows, torch.zeros(rows, dtype=torch.long, device=args.device), tokens, full, full[:, 0], zero, zero, Sampling(cfg_weight=5.))
-    if "checkpointed" in method: policy.checkpoint_layers()
+    r = Rollouts(
+        prompts,
+        rows,
+        torch.zeros(rows, dtype=torch.long, device=args.device),
+        tokens,
+        full,
+        full[:, 0],
+        zero,
+        zero,
+        Sampling(cfg_weight=5.0),
+    )
+    if "checkpointed" in method:
+        policy.checkpoint_layers()
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6)
-    peak = lambda: torch.cuda.max_memory_allocated()/1e6 if args.device == "cuda" else resident()
+    peak = lambda: torch.cuda.max_memory_allocated() / 1e6 if args.device == "cuda" else resident()
+
     def step():
-        logp = policy.logits(r).log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1) if "naive" in method else policy(r)
+        logp = (
+            policy.logits(r).log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+            if "naive" in method
+            else policy(r)
+        )
         (logp - logp.detach()).exp().mean().backward()
         opt.step()
+
     print(peak(), seconds(step, args.device), peak())
 
 
 def update(args):
     "Rows of the CSV: peak memory and seconds of an update, each from a process of its own"
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives back what is freed: else the peak is that of its holes
+    env = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536"
+    }  # glibc gives back what is freed: else the peak is that of its holes
     for task, rows in (("u", args.text_rows), ("g", args.image_rows)):
         for method in ("naive", "ours", "naive checkpointed", "ours checkpointed"):
-            out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", f"{task}-{method}"], env=env, capture_output=True, text=True, check=True).stdout
+            out = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--child", f"{task}-{method}"],
+                env=env,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
             before, took, peak = map(float, out.split()[-3:])
-            yield dict(measure=f"update {task}", rows=rows, k=rows, method=method, unit="MB", value=peak, low=before, high=peak)
-            yield dict(measure=f"update {task}", rows=rows, k=rows, method=method, unit="s", value=took, low=took, high=took)
+            yield dict(
+                measure=f"update {task}",
+                rows=rows,
+                k=rows,
+                method=method,
+                unit="MB",
+                value=peak,
+                low=before,
+                high=peak,
+            )
+            yield dict(
+                measure=f"update {task}",
+                rows=rows,
+                k=rows,
+                method=method,
+                unit="s",
+                value=took,
+                low=took,
+                high=took,
+            )
 
 
 def main(argv):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("what", nargs="+", choices=("rollout", "update", "card"))
     p.add_argument("--width", type=int)
     p.add_argument("--layers", type=int)
@@ -219,7 +414,11 @@ def main(argv):
     p.add_argument("--images", type=int, nargs="+")
     p.add_argument("--k", type=int, nargs="+", help="rollouts a prompt")
     p.add_argument("--repeats", type=int)
-    p.add_argument("--gb", type=float, help="of rollouts' keys and values; a card's default: 60 %% of what is free")
+    p.add_argument(
+        "--gb",
+        type=float,
+        help="of rollouts' keys and values; a card's default: 60 %% of what is free",
+    )
     p.add_argument("--text-rows", type=int, default=32)
     p.add_argument("--text-tokens", type=int)
     p.add_argument("--image-rows", type=int, default=16)
@@ -231,21 +430,70 @@ def main(argv):
     p.add_argument("--csv")
     p.add_argument("--child", help=argparse.SUPPRESS)
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    p.set_defaults(**(dict(width=2048, layers=24, images=[16, 64, 256], k=[8], repeats=3, device=here, csv=str(CSV.with_name("janus_pro_card.csv"))) if "card" in argv else
-                      dict(width=256, layers=8, images=[8, 32], k=[8, 1], repeats=5, gb=8., text_tokens=64, device="cpu", csv=str(CSV))))
+    p.set_defaults(
+        **(
+            dict(
+                width=2048,
+                layers=24,
+                images=[16, 64, 256],
+                k=[8],
+                repeats=3,
+                device=here,
+                csv=str(CSV.with_name("janus_pro_card.csv")),
+            )
+            if "card" in argv
+            else dict(
+                width=256,
+                layers=8,
+                images=[8, 32],
+                k=[8, 1],
+                repeats=5,
+                gb=8.0,
+                text_tokens=64,
+                device="cpu",
+                csv=str(CSV),
+            )
+        )
+    )
     args = p.parse_args(argv)
     transformers.logging.set_verbosity_error()
-    if args.child: return child(args)
-    where = dict(width=args.width, layers=args.layers, device=torch.cuda.get_device_name() if args.device == "cuda" else "cpu", threads=torch.get_num_threads(),
-                 torch=torch.__version__, transformers=transformers.__version__)
+    if args.child:
+        return child(args)
+    where = dict(
+        width=args.width,
+        layers=args.layers,
+        device=torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+    )
     old = list(csv.DictReader(open(args.csv))) if Path(args.csv).exists() else []
-    rows = [r for r in old if r["measure"].split()[0] not in args.what]  # what is not measured now stays
-    for row in (row for what in args.what for row in dict(rollout=rollout, update=update, card=card)[what](args)):
+    rows = [
+        r for r in old if r["measure"].split()[0] not in args.what
+    ]  # what is not measured now stays
+    for row in (
+        row
+        for what in args.what
+        for row in dict(rollout=rollout, update=update, card=card)[what](args)
+    ):
         rows.append(row | {k: round(row[k], 3) for k in ("value", "low", "high")} | where)
-        print("{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} [{low:.3f}, {high:.3f}]".format(**rows[-1]), flush=True)
-        with open(args.csv, "w", newline="") as f:  # after every row: a card may be gone before the last
-            writer = csv.DictWriter(f, ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where], lineterminator="\n")
-            writer.writeheader(); writer.writerows(sorted(rows, key=lambda r: r["measure"]))
+        print(
+            "{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} [{low:.3f}, {high:.3f}]".format(
+                **rows[-1]
+            ),
+            flush=True,
+        )
+        with open(
+            args.csv, "w", newline=""
+        ) as f:  # after every row: a card may be gone before the last
+            writer = csv.DictWriter(
+                f,
+                ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where],
+                lineterminator="\n",
+            )
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda r: r["measure"]))
 
 
-if __name__ == "__main__": main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])

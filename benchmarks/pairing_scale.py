@@ -9,6 +9,7 @@ the paper's. Times: one process, 1, 2, ... threads (what is only there for compa
 OMP_NUM_THREADS unset. Peaks: a child process for each method, features included. The search, and the choice of Algorithm 1, are on what the medoids leave.
 Pairs that differ from those of scikit-learn's neighbours are listed in pairing_scale_differ.csv.
 """
+
 import argparse
 import csv
 import os
@@ -28,29 +29,43 @@ from threadpoolctl import threadpool_limits
 from pairuni_nb.pairing import nearest_members, retrieve
 from pairuni_nb.search import clustered, inertia, kmeans, nearest, nearest_faiss, unique_rows
 
-OUT, WIDTH, N, SEED, DELTA = Path(__file__).with_suffix(".csv"), 2048, 32, 0, .6
+OUT, WIDTH, N, SEED, DELTA = Path(__file__).with_suffix(".csv"), 2048, 32, 0, 0.6
 PEAKS_FROM = 6000  # G images; below, the libraries outweigh the features
 FAISS_TO = 20_000  # G images; what faiss is for, a million, is measured by itself
 ASIDE = ("pairuni-fp32", "faiss-16", "faiss-64")  # measured with all threads only, without peaks
-COLUMNS = ("n_u", "n_g", "k", "stage", "method", "threads", "seconds", "peak_gb", "inertia", "recall", "pairs", "differ")
+COLUMNS = (
+    "n_u",
+    "n_g",
+    "k",
+    "stage",
+    "method",
+    "threads",
+    "seconds",
+    "peak_gb",
+    "inertia",
+    "recall",
+    "pairs",
+    "differ",
+)
 
 
 def sides(n_g):
     "How many U images and clusters go with so many G images."
-    n_u = round(n_g*47/60)
-    return n_u, round((n_u + n_g)*5000/107_000)
+    n_u = round(n_g * 47 / 60)
+    return n_u, round((n_u + n_g) * 5000 / 107_000)
 
 
 def limit(g, u):
     "The 32-bit product, a block at a time, and nothing else."
     g, u = torch.from_numpy(g), torch.from_numpy(u)
-    for block in g.split(1024): block@u.T
+    for block in g.split(1024):
+        block @ u.T
 
 
 def sklearn_nearest(g, u, n=N):
     "Brute force; on unit rows the order of distances is that of cosines."
     d, index = NearestNeighbors(n_neighbors=n, algorithm="brute").fit(u).kneighbors(g)
-    return index, 1 - d.astype(float)**2/2
+    return index, 1 - d.astype(float) ** 2 / 2
 
 
 def without_medoids(f, n_u, k):
@@ -63,59 +78,88 @@ def without_medoids(f, n_u, k):
 def stages(f, n_u, k, left=None):
     "What is measured: (stage, method) -> a call. `left`: what to search in, by default everything."
     g, u = left or (f[n_u:], f[:n_u])
-    return {("kmeans", "scikit-learn"): lambda: MiniBatchKMeans(k, random_state=SEED, n_init=1).fit(f).cluster_centers_,
-            ("kmeans", "pairuni"): lambda: kmeans(f, k, SEED)[1],
-            ("kmeans", "pairuni-fp32"): lambda: kmeans(f, k, SEED, dtype=torch.float32)[1],
-            ("search", "scikit-learn"): lambda: sklearn_nearest(g, u),
-            ("search", "pairuni"): lambda: nearest(g, u, N),
-            ("search", "pairuni-fp32"): lambda: nearest(g, u, N, dtype=torch.float32),
-            ("search", "limit"): lambda: limit(g, u),
-            ("search", "faiss-16"): lambda: nearest_faiss(g, u, N, probes=16),
-            ("search", "faiss-64"): lambda: nearest_faiss(g, u, N, probes=64),
-            ("duplicates", "pairuni"): lambda: unique_rows(f, .98),
-            ("whole", "pairuni"): lambda: retrieve(*without_medoids(f, n_u, k), N, DELTA)}
+    return {
+        ("kmeans", "scikit-learn"): lambda: (
+            MiniBatchKMeans(k, random_state=SEED, n_init=1).fit(f).cluster_centers_
+        ),
+        ("kmeans", "pairuni"): lambda: kmeans(f, k, SEED)[1],
+        ("kmeans", "pairuni-fp32"): lambda: kmeans(f, k, SEED, dtype=torch.float32)[1],
+        ("search", "scikit-learn"): lambda: sklearn_nearest(g, u),
+        ("search", "pairuni"): lambda: nearest(g, u, N),
+        ("search", "pairuni-fp32"): lambda: nearest(g, u, N, dtype=torch.float32),
+        ("search", "limit"): lambda: limit(g, u),
+        ("search", "faiss-16"): lambda: nearest_faiss(g, u, N, probes=16),
+        ("search", "faiss-64"): lambda: nearest_faiss(g, u, N, probes=64),
+        ("duplicates", "pairuni"): lambda: unique_rows(f, 0.98),
+        ("whole", "pairuni"): lambda: retrieve(*without_medoids(f, n_u, k), N, DELTA),
+    }
 
 
 def greedy(index, s):
     "Algorithm 1's choice, as plain loops over ready-made neighbours: {g: (u, s)}."
     taken, pairs = set(), {}
     for g, (near, sims) in enumerate(zip(index.tolist(), s.tolist())):
-        hit = next(((u, v) for u, v in zip(near, sims) if u >= 0 and v > DELTA and u not in taken), None)
-        if hit: pairs[g] = hit; taken.add(hit[0])
+        hit = next(
+            ((u, v) for u, v in zip(near, sims) if u >= 0 and v > DELTA and u not in taken), None
+        )
+        if hit:
+            pairs[g] = hit
+            taken.add(hit[0])
     return pairs
 
 
 def differing(ours, theirs, g, u):
     "G images whose partner differs: (g, our u, s, their u, s, why), s exact. A tie moves one partner; whoever wanted that one comes after."
-    rows, s = [], lambda i, j: float(np.dot(g[i].astype(float), u[j].astype(float))) if j >= 0 else DELTA  # no partner: at the threshold
+    rows, s = (
+        [],
+        lambda i, j: float(np.dot(g[i].astype(float), u[j].astype(float))) if j >= 0 else DELTA,
+    )  # no partner: at the threshold
     for i in sorted(set(ours) | set(theirs)):
         mine, other = ours.get(i, (-1,))[0], theirs.get(i, (-1,))[0]
-        if mine == other: continue
+        if mine == other:
+            continue
         moved = {x for row in rows for x in (row[1], row[3]) if x >= 0} & {mine, other}
         tie = abs(s(i, mine) - s(i, other)) < 1e-6
-        rows.append((i, mine, round(s(i, mine), 7), other, round(s(i, other), 7), "tie" if tie else "follows" if moved else "UNEXPLAINED"))
+        rows.append(
+            (
+                i,
+                mine,
+                round(s(i, mine), 7),
+                other,
+                round(s(i, other), 7),
+                "tie" if tie else "follows" if moved else "UNEXPLAINED",
+            )
+        )
     return rows
 
 
 def recall(found, true):
     "Share of the true neighbours that were found."
-    return round(float(np.mean([len(set(p) & set(q))/N for p, q in zip(found.tolist(), true.tolist())])), 4)
+    return round(
+        float(np.mean([len(set(p) & set(q)) / N for p, q in zip(found.tolist(), true.tolist())])), 4
+    )
 
 
-def timed(call, budget=3.):
+def timed(call, budget=3.0):
     "Seconds of the fastest run, and its value; short calls run up to three times."
     best = np.inf
     for _ in range(3):
         start = time.perf_counter()
         value = call()
         best = min(best, time.perf_counter() - start)
-        if best > budget: break
+        if best > budget:
+            break
     return best, value
 
 
 def child_peak(file, n_u, k, stage, method):
     "Peak memory of one method in a process of its own, GB."
-    out = subprocess.run([sys.executable, __file__, "--child", file, str(n_u), str(k), stage, method], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, __file__, "--child", file, str(n_u), str(k), stage, method],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(out.stdout)
 
 
@@ -129,21 +173,35 @@ def measure(n_g, threads, note):
         torch.set_num_threads(t)
         with threadpool_limits(t):
             for key, call in calls.items():
-                if key[1] in ASIDE and (t < max(threads) or key[1].startswith("faiss") and n_g > FAISS_TO): continue
+                if key[1] in ASIDE and (
+                    t < max(threads) or key[1].startswith("faiss") and n_g > FAISS_TO
+                ):
+                    continue
                 seconds, found[key] = timed(call)
-                row = rows[key, t] = dict(n_u=n_u, n_g=n_g, k=k, stage=key[0], method=key[1], threads=t, seconds=round(seconds, 3))
-                if key[0] == "kmeans": row["inertia"] = round(inertia(f, found[key]), 2)
+                row = rows[key, t] = dict(
+                    n_u=n_u,
+                    n_g=n_g,
+                    k=k,
+                    stage=key[0],
+                    method=key[1],
+                    threads=t,
+                    seconds=round(seconds, 3),
+                )
+                if key[0] == "kmeans":
+                    row["inertia"] = round(inertia(f, found[key]), 2)
                 if key[1].startswith("faiss"):
                     row["recall"] = recall(found[key][0], found["search", "pairuni"][0])
                 note(row)
     ours, theirs = [greedy(*found["search", m]) for m in ("pairuni", "scikit-learn")]
     differ = differing(ours, theirs, *left)
     rows[("search", "pairuni"), max(threads)] |= dict(pairs=len(ours), differ=len(differ))
-    if n_g < PEAKS_FROM: return list(rows.values()), [(n_u, n_g, *row) for row in differ]
+    if n_g < PEAKS_FROM:
+        return list(rows.values()), [(n_u, n_g, *row) for row in differ]
     with tempfile.TemporaryDirectory() as d:
         np.save(file := f"{d}/f.npy", f)
         for key in found:
-            if key[1] not in (*ASIDE, "limit"): rows[key, max(threads)]["peak_gb"] = round(child_peak(file, n_u, k, *key), 2)
+            if key[1] not in (*ASIDE, "limit"):
+                rows[key, max(threads)]["peak_gb"] = round(child_peak(file, n_u, k, *key), 2)
     return list(rows.values()), [(n_u, n_g, *row) for row in differ]
 
 
@@ -152,11 +210,29 @@ def million(note):
     f = clustered(1_002_000, 256, SEED)
     g, u = f[:2000], f[2000:]
     seconds, (index, _) = timed(lambda: nearest(g, u, N))
-    rows = [dict(n_u=len(u), n_g=len(g), stage="million", method="pairuni", threads=torch.get_num_threads(), seconds=round(seconds, 2))]
+    rows = [
+        dict(
+            n_u=len(u),
+            n_g=len(g),
+            stage="million",
+            method="pairuni",
+            threads=torch.get_num_threads(),
+            seconds=round(seconds, 2),
+        )
+    ]
     for probes in 16, 64:
         seconds, (got, _) = timed(lambda: nearest_faiss(g, u, N, probes=probes), budget=0)
-        rows.append(dict(n_u=len(u), n_g=len(g), stage="million", method=f"faiss-{probes}", threads=torch.get_num_threads(),
-                         seconds=round(seconds, 2), recall=recall(got, index)))
+        rows.append(
+            dict(
+                n_u=len(u),
+                n_g=len(g),
+                stage="million",
+                method=f"faiss-{probes}",
+                threads=torch.get_num_threads(),
+                seconds=round(seconds, 2),
+                recall=recall(got, index),
+            )
+        )
         note(rows[-1])
     return rows
 
@@ -164,7 +240,9 @@ def million(note):
 def write(file, columns, rows, n_g):
     "Replace the rows of one size."
     old = list(csv.DictReader(open(file))) if file.exists() else []
-    rows = [r for r in old if int(r["n_g"]) != n_g] + [dict(zip(columns, r)) if isinstance(r, tuple) else r for r in rows]
+    rows = [r for r in old if int(r["n_g"]) != n_g] + [
+        dict(zip(columns, r)) if isinstance(r, tuple) else r for r in rows
+    ]
     with open(file, "w", newline="") as f:
         table = csv.DictWriter(f, columns, lineterminator="\n")
         table.writeheader()
@@ -172,23 +250,41 @@ def write(file, columns, rows, n_g):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--sizes", type=int, nargs="*", default=[1000, 3000, 6000, 20000, 60000], help="numbers of G images")
-    p.add_argument("--threads", type=int, nargs="*", default=list(range(1, (os.cpu_count() or 1) + 1)))
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[1000, 3000, 6000, 20000, 60000],
+        help="numbers of G images",
+    )
+    p.add_argument(
+        "--threads", type=int, nargs="*", default=list(range(1, (os.cpu_count() or 1) + 1))
+    )
     p.add_argument("--million", action="store_true", help="faiss on a million rows, nothing else")
     p.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.child:
         file, n_u, k, stage, method = a.child
         stages(np.load(file), int(n_u), int(k))[stage, method]()
-        print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])/2**20)  # ru_maxrss would count the parent's pages too
+        print(
+            int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
+        )  # ru_maxrss would count the parent's pages too
         return
     note = lambda row: print(*row.values(), flush=True)
-    if a.million: return write(OUT, COLUMNS, million(note), 2000)
+    if a.million:
+        return write(OUT, COLUMNS, million(note), 2000)
     for n_g in a.sizes:
         rows, differ = measure(n_g, a.threads, note)
         write(OUT, COLUMNS, rows, n_g)
-        write(OUT.with_name(OUT.stem + "_differ.csv"), ("n_u", "n_g", "g", "u", "s", "u_sklearn", "s_sklearn", "why"), differ, n_g)
+        write(
+            OUT.with_name(OUT.stem + "_differ.csv"),
+            ("n_u", "n_g", "g", "u", "s", "u_sklearn", "s_sklearn", "why"),
+            differ,
+            n_g,
+        )
 
 
 if __name__ == "__main__":

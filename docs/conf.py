@@ -1,21 +1,30 @@
 "The site: `sphinx-build -c docs nbs _site`, then open _site/index.html."
+
 import re
 import sys
 from pathlib import Path
 
 import nbformat
 
-FOLDED = {"default_exp": "remove-cell", "hide": "remove-cell", "test": "hide-input"}  # directive of a cell -> tag of its page
+FOLDED = {
+    "default_exp": "remove-cell",
+    "hide": "remove-cell",
+    "test": "hide-input",
+}  # directive of a cell -> tag of its page
 
 
 def read(text):
     "A notebook without nbdev's directives; tests are folded, and explorers are their picture, for no kernel moves their sliders."
     nb = nbformat.reads(text, as_version=4)
     for cell in nb.cells:
-        if cell.cell_type != "code": continue
-        cell.metadata.tags = [FOLDED[word] for word in re.findall(r"^#\| *(\w+)", cell.source, re.M) if word in FOLDED]
+        if cell.cell_type != "code":
+            continue
+        cell.metadata.tags = [
+            FOLDED[word] for word in re.findall(r"^#\| *(\w+)", cell.source, re.M) if word in FOLDED
+        ]
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
-        for output in cell.outputs: output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        for output in cell.outputs:
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return nb
 
 

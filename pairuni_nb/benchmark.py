@@ -29,205 +29,332 @@ from .rollout import JanusPolicy, Sampling, TextPrompts, noise
 # P prompts, R requests, N image tokens, D width
 
 # %% ../nbs/09b_benchmarks.ipynb #b2656b7b
-def is_whole(file:Path)->bool:
+def is_whole(file: Path) -> bool:
     "Whether a picture is there and can be read to its end."
     try:
-        with Image.open(file) as im: im.load()
-    except (OSError, SyntaxError): return False
+        with Image.open(file) as im:
+            im.load()
+    except (OSError, SyntaxError):
+        return False
     return True
 
 # %% ../nbs/09b_benchmarks.ipynb #00bf5416
 @dataclass(frozen=True)
 class Job:
     "One prompt of a benchmark and the files it asks for, relative to the folder."
-    key: str          # names its noise
-    prompt: str       # as the file has it: nothing rewrites it
-    images: tuple     # one PNG a sample
+
+    key: str  # names its noise
+    prompt: str  # as the file has it: nothing rewrites it
+    images: tuple  # one PNG a sample
     note: tuple = ()  # (file, text) to write beside them
+
 
 @dataclass(frozen=True)
 class Benchmark:
     "All prompts of a benchmark, and what its protocol says about them."
+
     about: dict
     jobs: list
 
-def prompt_text(file)->str:
-    "The text of a prompt file; a ValueError when there is none."
-    try: return Path(file).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e: raise ValueError(f"cannot read the prompt file '{file}': {e}") from e
 
-def about_files(name:str, files:list, samples:int, jobs:list)->dict:
+def prompt_text(file) -> str:
+    "The text of a prompt file; a ValueError when there is none."
+    try:
+        return Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"cannot read the prompt file '{file}': {e}") from e
+
+
+def about_files(name: str, files: list, samples: int, jobs: list) -> dict:
     "What a protocol says of its prompts: with the digests nobody need ask which version was used."
     digests = {Path(f).name: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
-    return dict(benchmark=name, prompt_files=digests, prompts=len(jobs), samples=samples, prompt_rewriting="off")
+    return dict(
+        benchmark=name,
+        prompt_files=digests,
+        prompts=len(jobs),
+        samples=samples,
+        prompt_rewriting="off",
+    )
 
 # %% ../nbs/09b_benchmarks.ipynb #ab9c6836
 def read_geneval(
-    file,          # evaluation_metadata.jsonl
-    samples:int=4, # drawings a prompt; GenEval's own: 4
-)->Benchmark:
+    file,  # evaluation_metadata.jsonl
+    samples: int = 4,  # drawings a prompt; GenEval's own: 4
+) -> Benchmark:
     "GenEval's prompts and its folders: 00000/metadata.jsonl, 00000/samples/0000.png, .."
-    if samples < 1: raise ValueError(f"samples must be at least 1, got {samples}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     jobs = []
     for n, line in enumerate(prompt_text(file).rstrip().split("\n")):
-        try: row = json.loads(line)
-        except ValueError: row = None
-        if not isinstance(row, dict) or not all(isinstance(row.get(k), str) and row[k].strip() for k in ("tag", "prompt")):
-            raise ValueError(f"'{file}', line {n+1}: expected one JSON object with the texts 'tag' and 'prompt', as in GenEval's evaluation_metadata.jsonl, found {line[:60]!r}")
-        jobs.append(Job(f"geneval {n}", row["prompt"], tuple(f"{n:05}/samples/{i:04}.png" for i in range(samples)), (f"{n:05}/metadata.jsonl", line)))
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(k), str) and row[k].strip() for k in ("tag", "prompt")
+        ):
+            raise ValueError(
+                f"'{file}', line {n + 1}: expected one JSON object with the texts 'tag' and 'prompt', as in GenEval's evaluation_metadata.jsonl, found {line[:60]!r}"
+            )
+        jobs.append(
+            Job(
+                f"geneval {n}",
+                row["prompt"],
+                tuple(f"{n:05}/samples/{i:04}.png" for i in range(samples)),
+                (f"{n:05}/metadata.jsonl", line),
+            )
+        )
     return Benchmark(about_files("GenEval", [file], samples, jobs), jobs)
 
 # %% ../nbs/09b_benchmarks.ipynb #bd1ee401
 def read_wise(
-    files, # one of WISE's JSON files, or a list of them
-)->Benchmark:
+    files,  # one of WISE's JSON files, or a list of them
+) -> Benchmark:
     "WISE's prompts and its pictures: 1.png, 2.png, .."
     files, jobs = [files] if isinstance(files, (str, Path)) else list(files), {}
     for file in files:
-        try: rows = json.loads(prompt_text(file))
-        except json.JSONDecodeError as e: raise ValueError(f"'{file}', line {e.lineno}: expected a JSON list of WISE's prompts, found no JSON ({e.msg})") from e
-        if not isinstance(rows, list) or not rows: raise ValueError(f"'{file}', line 1: expected a JSON list of WISE's prompts, found {str(rows)[:60]!r}")
+        try:
+            rows = json.loads(prompt_text(file))
+        except json.JSONDecodeError as e:
+            raise ValueError(
+                f"'{file}', line {e.lineno}: expected a JSON list of WISE's prompts, found no JSON ({e.msg})"
+            ) from e
+        if not isinstance(rows, list) or not rows:
+            raise ValueError(
+                f"'{file}', line 1: expected a JSON list of WISE's prompts, found {str(rows)[:60]!r}"
+            )
         for n, row in enumerate(rows):
-            key, prompt = (row.get("prompt_id"), row.get("Prompt")) if isinstance(row, dict) else (None, None)
+            key, prompt = (
+                (row.get("prompt_id"), row.get("Prompt")) if isinstance(row, dict) else (None, None)
+            )
             if type(key) is not int or not isinstance(prompt, str) or not prompt.strip():
-                raise ValueError(f"'{file}', entry {n+1}: expected an object with the number 'prompt_id' and the text 'Prompt', found {str(row)[:60]!r}")
-            if key in jobs: raise ValueError(f"'{file}', entry {n+1}: prompt_id {key} is there twice, and both would be drawn to {key}.png")
+                raise ValueError(
+                    f"'{file}', entry {n + 1}: expected an object with the number 'prompt_id' and the text 'Prompt', found {str(row)[:60]!r}"
+                )
+            if key in jobs:
+                raise ValueError(
+                    f"'{file}', entry {n + 1}: prompt_id {key} is there twice, and both would be drawn to {key}.png"
+                )
             jobs[key] = Job(f"wise {key}", prompt, (f"{key}.png",))
     return Benchmark(about_files("WISE", files, 1, jobs), list(jobs.values()))
 
 # %% ../nbs/09b_benchmarks.ipynb #1b5c420a
 def protocol_of(
-    benchmark:Benchmark,
-    policy:JanusPolicy,
-    sampling:Sampling,
-    seed:int,
-    checkpoint:str, # its name
-)->dict:
+    benchmark: Benchmark,
+    policy: JanusPolicy,
+    sampling: Sampling,
+    seed: int,
+    checkpoint: str,  # its name
+) -> dict:
     "All that decides what the drawings look like."
     model = policy.model
-    drawn = dict(seed=seed, temperature=sampling.temperature, cfg_weight=sampling.cfg_weight if sampling.samples_guided else 1.0)
-    made = dict(checkpoint=checkpoint, model_sha256=fingerprint(model), dtype=str(model.dtype).removeprefix("torch."), device=policy.device.type)
-    return benchmark.about | drawn | made | dict(versions=dict(pairuni_nb=__version__, torch=torch.__version__, transformers=transformers.__version__))
+    drawn = dict(
+        seed=seed,
+        temperature=sampling.temperature,
+        cfg_weight=sampling.cfg_weight if sampling.samples_guided else 1.0,
+    )
+    made = dict(
+        checkpoint=checkpoint,
+        model_sha256=fingerprint(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=policy.device.type,
+    )
+    return (
+        benchmark.about
+        | drawn
+        | made
+        | dict(
+            versions=dict(
+                pairuni_nb=__version__,
+                torch=torch.__version__,
+                transformers=transformers.__version__,
+            )
+        )
+    )
 
 # %% ../nbs/09b_benchmarks.ipynb #d62d6b06
-def open_folder(out:Path, protocol:dict):
+def open_folder(out: Path, protocol: dict):
     "Start a folder of drawings, or go on with one of the same protocol."
-    file = out/"protocol.json"
+    file = out / "protocol.json"
     if file.is_file():
         old, new = json.loads(file.read_text()), json.loads(json.dumps(protocol))
         for k in new:
-            if old.get(k) != new[k]: raise ValueError(f"'{out}' holds drawings of another protocol ({k} was {old.get(k)}, now {new[k]}): choose a new folder")
-    elif out.exists() and (not out.is_dir() or any(p.name != ".protocol.json" for p in out.iterdir())):
-        raise ValueError(f"'{out}' exists but holds no protocol.json, so it is no folder of drawings to go on with: choose a new one")
+            if old.get(k) != new[k]:
+                raise ValueError(
+                    f"'{out}' holds drawings of another protocol ({k} was {old.get(k)}, now {new[k]}): choose a new folder"
+                )
+    elif out.exists() and (
+        not out.is_dir() or any(p.name != ".protocol.json" for p in out.iterdir())
+    ):
+        raise ValueError(
+            f"'{out}' exists but holds no protocol.json, so it is no folder of drawings to go on with: choose a new one"
+        )
     write_whole(file, lambda p: p.write_text(json.dumps(protocol, indent=1)))
 
 # %% ../nbs/09b_benchmarks.ipynb #e96e3b7a
 def draw_benchmark(
-    benchmark:Benchmark,
-    policy:JanusPolicy,
-    out,                         # folder, new or begun
-    sampling:Sampling=Sampling(),
-    seed:int=0,
-    checkpoint:str="janus-nano", # its name, for the protocol
-    batch:int=32,                # drawings at a time, about; memory decides
-)->int:                          # pictures written
+    benchmark: Benchmark,
+    policy: JanusPolicy,
+    out,  # folder, new or begun
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    checkpoint: str = "janus-nano",  # its name, for the protocol
+    batch: int = 32,  # drawings at a time, about; memory decides
+) -> int:  # pictures written
     "Draw what is missing in a benchmark's folder."
     out, k = Path(out), benchmark.about["samples"]
     open_folder(out, protocol_of(benchmark, policy, sampling, seed, checkpoint))
-    missing = {f for job in benchmark.jobs for f in job.images if not is_whole(out/f)}
-    todo, step = len(missing), max(1, batch//k)
-    with tqdm(total=len(benchmark.jobs)*k, initial=len(benchmark.jobs)*k - todo, desc="draw", unit="image") as bar:
+    missing = {f for job in benchmark.jobs for f in job.images if not is_whole(out / f)}
+    todo, step = len(missing), max(1, batch // k)
+    with tqdm(
+        total=len(benchmark.jobs) * k,
+        initial=len(benchmark.jobs) * k - todo,
+        desc="draw",
+        unit="image",
+    ) as bar:
         for start in range(0, len(benchmark.jobs), step):
-            jobs = benchmark.jobs[start:start+step]
+            jobs = benchmark.jobs[start : start + step]
             files = [f for job in jobs for f in job.images]
-            if missing.isdisjoint(files): continue
+            if missing.isdisjoint(files):
+                continue
             u = noise(seed, 2, [job.key for job in jobs], k, policy.image_tokens)
-            drawn = policy.sample(policy.image_prompts([job.prompt for job in jobs]), k, u, sampling)
-            for name, text in filter(None, (job.note for job in jobs)): write_whole(out/name, lambda p: p.write_text(text, "utf-8", newline=""))
+            drawn = policy.sample(
+                policy.image_prompts([job.prompt for job in jobs]), k, u, sampling
+            )
+            for name, text in filter(None, (job.note for job in jobs)):
+                write_whole(out / name, lambda p: p.write_text(text, "utf-8", newline=""))
             for i, f in enumerate(files):
-                if f not in missing: continue
-                image = Image.fromarray(policy.images(drawn.index([i]))[0])  # one by one: in a batch a pixel may round otherwise
-                write_whole(out/f, image.save); bar.update()
+                if f not in missing:
+                    continue
+                image = Image.fromarray(
+                    policy.images(drawn.index([i]))[0]
+                )  # one by one: in a batch a pixel may round otherwise
+                write_whole(out / f, image.save)
+                bar.update()
     return todo
 
 # %% ../nbs/09b_benchmarks.ipynb #15c93b09
 def ask_prompts(
-    policy:JanusPolicy,
-    questions:list, # (P,) str
-    images:list,    # (P,) lists of PIL images, all of one length
-)->TextPrompts:
+    policy: JanusPolicy,
+    questions: list,  # (P,) str
+    images: list,  # (P,) lists of PIL images, all of one length
+) -> TextPrompts:
     "Questions about any number of images each, the images first."
     P, n = len(questions), len(images[0])
-    chats = [[{"role": "user", "content": [{"type": "image"}]*n + [{"type": "text", "text": q}]}] for q in questions]
+    chats = [
+        [{"role": "user", "content": [{"type": "image"}] * n + [{"type": "text", "text": q}]}]
+        for q in questions
+    ]
     text = policy.processor.apply_chat_template(chats, add_generation_prompt=True)
     flat = [im for group in images for im in group] or None
-    batch = policy.processor(text=text, images=flat, padding=True, padding_side="left", return_tensors="pt").to(policy.device)
-    if not n: return TextPrompts(batch["input_ids"], batch["attention_mask"], None)
-    with torch.no_grad(): seen = policy.model.model.vision_model(batch["pixel_values"].to(policy.model.dtype)).last_hidden_state
-    return TextPrompts(batch["input_ids"], batch["attention_mask"], seen.reshape(P, n*seen.shape[1], -1))
+    batch = policy.processor(
+        text=text, images=flat, padding=True, padding_side="left", return_tensors="pt"
+    ).to(policy.device)
+    if not n:
+        return TextPrompts(batch["input_ids"], batch["attention_mask"], None)
+    with torch.no_grad():
+        seen = policy.model.model.vision_model(
+            batch["pixel_values"].to(policy.model.dtype)
+        ).last_hidden_state
+    return TextPrompts(
+        batch["input_ids"], batch["attention_mask"], seen.reshape(P, n * seen.shape[1], -1)
+    )
 
 # %% ../nbs/09b_benchmarks.ipynb #d28fd609
 def spoken(
-    text:str,  # a completion
-    until,     # stop string or strings, or None
-)->str:
+    text: str,  # a completion
+    until,  # stop string or strings, or None
+) -> str:
     "What a judge is to read: the answer of a well-formed completion, else the text up to its first stop string."
-    if (answer := parse_answer(text)) is not None: return answer
+    if (answer := parse_answer(text)) is not None:
+        return answer
     for stop in [until] if isinstance(until, str) else until or ():
-        if stop: text = text.split(stop)[0]
+        if stop:
+            text = text.split(stop)[0]
     return text.strip()
 
 # %% ../nbs/09b_benchmarks.ipynb #c7f52dd1
-def is_greedy(settings:dict)->bool: # a request's settings
+def is_greedy(settings: dict) -> bool:  # a request's settings
     "Whether a task wants the likeliest answer; `temperature` may be missing, 0 or None."
     t = settings.get("temperature")
-    return (t == 0 or not settings.get("do_sample", bool(t))) and (settings.get("num_beams") or 1) == 1
+    return (t == 0 or not settings.get("do_sample", bool(t))) and (
+        settings.get("num_beams") or 1
+    ) == 1
 
 # %% ../nbs/09b_benchmarks.ipynb #61fe0b3b
 class LmmsJanus:
     "What lmms-eval asks of a model, answered greedily by a Janus."
+
     def __init__(
         self,
-        pretrained:str="",    # checkpoint, a folder or a name; without one, janus-nano
-        batch_size=1,         # questions at a time
-        device:str=None,      # without one, accelerate's: one GPU a process
-        max_new_tokens:int=0, # room for an answer, instead of the task's own; MME's 16 tokens cut off a thought
+        pretrained: str = "",  # checkpoint, a folder or a name; without one, janus-nano
+        batch_size=1,  # questions at a time
+        device: str = None,  # without one, accelerate's: one GPU a process
+        max_new_tokens: int = 0,  # room for an answer, instead of the task's own; MME's 16 tokens cut off a thought
     ):
         super().__init__()
-        if not str(batch_size).isdigit() or int(batch_size) < 1: raise ValueError(f"batch_size must be a whole number from 1, got '{batch_size}'")
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"batch_size must be a whole number from 1, got '{batch_size}'")
         self.batch_size, self.max_new_tokens = int(batch_size), int(max_new_tokens)
         self.device = torch.device(device) if device else Accelerator().device
         self.policy = JanusPolicy(*load_janus(pretrained or None, self.device))
 
-    def generate_until(self, requests)->list: # R requests -> R texts
+    def generate_until(self, requests) -> list:  # R requests -> R texts
         "Answers, in the order of the requests."
-        starts = tqdm(range(0, len(requests), self.batch_size), desc="answer", disable=getattr(self, "rank", 0) > 0)
-        return [text for i in starts for text in self.answer(requests[i:i+self.batch_size])]
+        starts = tqdm(
+            range(0, len(requests), self.batch_size),
+            desc="answer",
+            disable=getattr(self, "rank", 0) > 0,
+        )
+        return [text for i in starts for text in self.answer(requests[i : i + self.batch_size])]
 
-    def answer(self, requests)->list:
+    def answer(self, requests) -> list:
         "One batch: requests with the same number of images and the same length go through together."
-        texts, groups = [""]*len(requests), {}
-        for i, (question, settings, doc_to_visual, doc_id, task, split) in enumerate(r.args for r in requests):
-            if not is_greedy(settings): raise ValueError(f"the task '{task}' asks for sampling or beams ({settings}), and this model answers greedily, as MMMU, MMStar, MME and POPE are scored")
+        texts, groups = [""] * len(requests), {}
+        for i, (question, settings, doc_to_visual, doc_id, task, split) in enumerate(
+            r.args for r in requests
+        ):
+            if not is_greedy(settings):
+                raise ValueError(
+                    f"the task '{task}' asks for sampling or beams ({settings}), and this model answers greedily, as MMMU, MMStar, MME and POPE are scored"
+                )
             images = doc_to_visual(self.task_dict[task][split][doc_id]) or []
-            groups.setdefault((len(images), self.max_new_tokens or settings.get("max_new_tokens", 1024)), []).append((i, question, images, settings.get("until")))
+            groups.setdefault(
+                (len(images), self.max_new_tokens or settings.get("max_new_tokens", 1024)), []
+            ).append((i, question, images, settings.get("until")))
         for (_, length), group in groups.items():
             rows, questions, images, untils = zip(*group)
-            said = self.policy.texts(self.policy.sample(ask_prompts(self.policy, questions, images), 1, None, Sampling(0, max_new_tokens=length)))
-            for i, text, until in zip(rows, said, untils): texts[i] = spoken(text, until)
+            said = self.policy.texts(
+                self.policy.sample(
+                    ask_prompts(self.policy, questions, images),
+                    1,
+                    None,
+                    Sampling(0, max_new_tokens=length),
+                )
+            )
+            for i, text, until in zip(rows, said, untils):
+                texts[i] = spoken(text, until)
         return texts
 
-    def loglikelihood(self, requests): raise NotImplementedError("this model answers generate_until requests only, which are all that MMMU, MMStar, MME and POPE make")
+    def loglikelihood(self, requests):
+        raise NotImplementedError(
+            "this model answers generate_until requests only, which are all that MMMU, MMStar, MME and POPE make"
+        )
+
     generate_until_multi_round = loglikelihood
 
 # %% ../nbs/09b_benchmarks.ipynb #afd292e7
 def __getattr__(name):
     "`LmmsEvalJanus`: LmmsJanus as a subclass of lmms-eval's own model."
-    if name != "LmmsEvalJanus": raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    if name != "LmmsEvalJanus":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from lmms_eval.api.model import lmms
+
     return type(name, (LmmsJanus, lmms), {"__module__": __name__})
+
 
 def lmms_manifest():
     "What the entry point `lmms_eval.models` of this package hands out: the model `pairuni_janus`."
     from lmms_eval.models.registry_v2 import ModelManifest
+
     return ModelManifest("pairuni_janus", simple_class_path="pairuni_nb.benchmark.LmmsEvalJanus")

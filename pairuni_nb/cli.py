@@ -28,194 +28,306 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import (
+    CascadeSubcommandArgs,
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    arg,
+    subcommand,
+)
 
-from .settings import CompletionSettings, PairSettings, TrainSettings, check, one_of, preset
+from pairuni_nb.settings import (
+    CompletionSettings,
+    PairSettings,
+    TrainSettings,
+    check,
+    one_of,
+    preset,
+)
 
 # %% ../nbs/12_cli.ipynb #d1ce33e6
 @dataclass(frozen=True)
 class Pair:
     "Build a data set of pairs, from your records or from the toy world's."
-    out: str                # new folder for the pairs
-    u: Annotated[Positional[str], arg(metavar="U_FOLDER")] = "" # U records (image, question, choices, answer): .jsonl, .parquet, .tar, a folder of these, or a Hugging Face data set
-    g: Annotated[Positional[str], arg(metavar="G_FOLDER")] = "" # G records (image, prompt), likewise
-    columns_u: str = ""     # your columns for ours, as image=picture,question=asked; or orsta
-    columns_g: str = ""     # likewise, as image=jpg,prompt=txt
-    limit: int = 0          # records to read of each source; 0: all
-    max_side: int = 0       # longest side of an image to keep, in pixels; 0: as it is
-    complete: str = "rules" # who writes the half that a medoid lacks: rules (offline, plain), or llm, a language model that sees
-    journal: str = ""       # file that keeps the language model's answers, so that a stopped job goes on; without one, OUT.jsonl
-    dry_run: bool = False   # price the language model's work, ask nothing, write nothing
-    price_in: float = 0.0   # for --dry-run: your price of a million tokens sent, in US dollars
+
+    out: str  # new folder for the pairs
+    u: Annotated[Positional[str], arg(metavar="U_FOLDER")] = (
+        ""  # U records (image, question, choices, answer): .jsonl, .parquet, .tar, a folder of these, or a Hugging Face data set
+    )
+    g: Annotated[Positional[str], arg(metavar="G_FOLDER")] = (
+        ""  # G records (image, prompt), likewise
+    )
+    columns_u: str = ""  # your columns for ours, as image=picture,question=asked; or orsta
+    columns_g: str = ""  # likewise, as image=jpg,prompt=txt
+    limit: int = 0  # records to read of each source; 0: all
+    max_side: int = 0  # longest side of an image to keep, in pixels; 0: as it is
+    complete: str = "rules"  # who writes the half that a medoid lacks: rules (offline, plain), or llm, a language model that sees
+    journal: str = ""  # file that keeps the language model's answers, so that a stopped job goes on; without one, OUT.jsonl
+    dry_run: bool = False  # price the language model's work, ask nothing, write nothing
+    price_in: float = 0.0  # for --dry-run: your price of a million tokens sent, in US dollars
     price_out: float = 0.0  # for --dry-run: your price of a million tokens that come back
     settings: OmitArgPrefixes[PairSettings] = PairSettings()
     llm: OmitArgPrefixes[CompletionSettings] = CompletionSettings()
 
+
 @dataclass(frozen=True)
 class Train:
     "Train on pairs with Pair-GRPO; alone it does the main job: toy pairs, the small Janus of this package, a report."
-    preset: str = "nano" # where all other flags start: nano, nano-emoji, janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
-    pairs: str = ""      # folder that `pairuni pair` wrote; without one, the preset's
-    held_u: str = ""     # U records to score instead of a tenth of the pairs: as in pairuni pair
-    held_g: str = ""     # G records to score, likewise
-    model: str = ""      # Janus checkpoint, a folder or a name; without one, janus-nano
-    reward: str = ""     # of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, or a weighted sum; without one, what the pairs allow
-    reward_device: str = "cpu" # of a clip or hps reward: auto, cpu or cuda
-    out: str = ""        # run folder, new; without one, runs/<time>-<method>
-    resume: str = ""     # run folder to go on with, instead of a new one
-    device: str = "auto" # auto, cpu or cuda
-    tracker: str = ""    # tensorboard, wandb or trackio, beside metrics.jsonl
+
+    preset: str = "nano"  # where all other flags start: nano, nano-emoji, janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
+    pairs: str = ""  # folder that `pairuni pair` wrote; without one, the preset's
+    held_u: str = ""  # U records to score instead of a tenth of the pairs: as in pairuni pair
+    held_g: str = ""  # G records to score, likewise
+    model: str = ""  # Janus checkpoint, a folder or a name; without one, janus-nano
+    reward: str = ""  # of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, or a weighted sum; without one, what the pairs allow
+    reward_device: str = "cpu"  # of a clip or hps reward: auto, cpu or cuda
+    out: str = ""  # run folder, new; without one, runs/<time>-<method>
+    resume: str = ""  # run folder to go on with, instead of a new one
+    device: str = "auto"  # auto, cpu or cuda
+    tracker: str = ""  # tensorboard, wandb or trackio, beside metrics.jsonl
     settings: OmitArgPrefixes[TrainSettings] = TrainSettings()
 
 # %% ../nbs/12_cli.ipynb #44898968
 @dataclass(frozen=True)
 class Plan:
     "Does a run fit your GPU, and how long does it take? Nothing is loaded."
-    preset: str = "janus-pro-1b" # where all other flags start, as in train: nano, nano-emoji, janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
-    model: str = ""     # Janus checkpoint, of which only config.json is read
+
+    preset: str = "janus-pro-1b"  # where all other flags start, as in train: nano, nano-emoji, janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
+    model: str = ""  # Janus checkpoint, of which only config.json is read
     card: str = "H100"  # RTX 4090, A100 80GB or H100 80GB, by a part of its name
-    devices: int = 1    # how many of them
+    devices: int = 1  # how many of them
     settings: OmitArgPrefixes[TrainSettings] = TrainSettings()
+
 
 @dataclass(frozen=True)
 class Model:
     "A checkpoint and how to sample from it."
+
     checkpoint: str = ""  # Janus checkpoint, a folder or a name; without one, janus-nano
-    seed: int = 0         # of sampling, and of the held-out items
-    temperature: float = TrainSettings.temperature     # of sampling; 0 is greedy
-    cfg_weight: float|None = None   # classifier-free guidance of drawings; without it, what the checkpoint's generation_config.json says
-    max_new_tokens: int|None = None # length of an answer, likewise
+    seed: int = 0  # of sampling, and of the held-out items
+    temperature: float = TrainSettings.temperature  # of sampling; 0 is greedy
+    cfg_weight: float | None = (
+        None  # classifier-free guidance of drawings; without it, what the checkpoint's generation_config.json says
+    )
+    max_new_tokens: int | None = None  # length of an answer, likewise
     device: str = "auto"  # auto, cpu or cuda
 
 # %% ../nbs/12_cli.ipynb #6d267e9e
 @dataclass(frozen=True)
 class Evaluate:
     "Held-out scores of both tasks, with their protocol, as JSON."
-    items: int = 500 # held-out items a side
-    pairs: str = ""  # pairs whose held-out tenth is scored; without them, fresh scenes of the toy world
+
+    items: int = 500  # held-out items a side
+    pairs: str = (
+        ""  # pairs whose held-out tenth is scored; without them, fresh scenes of the toy world
+    )
     held_u: str = ""  # U records to score instead, as in train
     held_g: str = ""  # G records to score, likewise
-    reward: str = "" # of drawings, as in train
-    reward_device: str = "cpu" # of a clip or hps reward, as in train
-    geneval: str = "" # instead: draw the prompts of GenEval's evaluation_metadata.jsonl into the folder `out`
-    wise: tuple[str, ...] = () # instead: draw the prompts of WISE's JSON files into the folder `out`
-    samples: int = 4 # drawings a prompt of GenEval
-    out: str = ""    # new file for the JSON; without one, it is printed. GenEval and WISE: a folder, new or begun
+    reward: str = ""  # of drawings, as in train
+    reward_device: str = "cpu"  # of a clip or hps reward, as in train
+    geneval: str = (
+        ""  # instead: draw the prompts of GenEval's evaluation_metadata.jsonl into the folder `out`
+    )
+    wise: tuple[
+        str, ...
+    ] = ()  # instead: draw the prompts of WISE's JSON files into the folder `out`
+    samples: int = 4  # drawings a prompt of GenEval
+    out: str = ""  # new file for the JSON; without one, it is printed. GenEval and WISE: a folder, new or begun
     model: OmitArgPrefixes[Model] = Model()
+
 
 @dataclass(frozen=True)
 class Ask:
     "Ask about an image."
-    image: Annotated[Positional[str], arg(metavar="IMAGE")]       # image file
-    question: Annotated[Positional[str], arg(metavar="QUESTION")] # e.g. "what colour is top-left?"
-    choices: tuple[str, ...] = () # two to four answers to choose from
+
+    image: Annotated[Positional[str], arg(metavar="IMAGE")]  # image file
+    question: Annotated[Positional[str], arg(metavar="QUESTION")]  # e.g. "what colour is top-left?"
+    choices: tuple[str, ...] = ()  # two to four answers to choose from
+
 
 @dataclass(frozen=True)
 class Draw:
     "Draw a prompt."
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")] # e.g. "a red circle top-left, on stripes"
-    out: str = "drawing.png" # new image file; its suffix says of what kind
+
+    prompt: Annotated[
+        Positional[str], arg(metavar="PROMPT")
+    ]  # e.g. "a red circle top-left, on stripes"
+    out: str = "drawing.png"  # new image file; its suffix says of what kind
+
 
 @dataclass(frozen=True)
 class Sample:
     "Ask about an image, or draw a prompt."
-    what: Ask|Draw
-    n: int = 4 # answers or drawings
+
+    what: Ask | Draw
+    n: int = 4  # answers or drawings
     model: OmitArgPrefixes[Model] = Model()
 
 # %% ../nbs/12_cli.ipynb #6d267e9f
 @dataclass(frozen=True)
 class Convert:
     "Turn HPSv2's published weights into a folder that --reward hps:FOLDER reads; once."
-    weights: Annotated[Positional[str], arg(metavar="WEIGHTS")] # HPS_v2_compressed.pt or HPS_v2.1_compressed.pt
-    out: str                 # new folder
-    tokenizer: str = "openai/clip-vit-base-patch32" # folder or name of a CLIP, for its tokenizer
+
+    weights: Annotated[
+        Positional[str], arg(metavar="WEIGHTS")
+    ]  # HPS_v2_compressed.pt or HPS_v2.1_compressed.pt
+    out: str  # new folder
+    tokenizer: str = "openai/clip-vit-base-patch32"  # folder or name of a CLIP, for its tokenizer
+
 
 @dataclass(frozen=True)
 class Serve:
     "Serve a reward to runs on other machines, which ask it by --reward http://HOST:PORT."
-    reward: Annotated[Positional[str], arg(metavar="REWARD")] # of drawings, as in train
-    port: int = 8000         # 0: any free one
+
+    reward: Annotated[Positional[str], arg(metavar="REWARD")]  # of drawings, as in train
+    port: int = 8000  # 0: any free one
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in: there is no password
-    device: str = "auto"     # auto, cpu or cuda
+    device: str = "auto"  # auto, cpu or cuda
 
 # %% ../nbs/12_cli.ipynb #cd4633a5
 def one_sentence(
-    box:str, # what tyro wrote
-)->str:
+    box: str,  # what tyro wrote
+) -> str:
     "The message inside tyro's box."
-    blocks = [" ".join(re.sub("[│╭╮╰╯]", " ", block).split()) for block in re.split("[─-]{4,}", box)[1:]]  # the first is a title
-    told = [block.rstrip(".") for block in blocks if block and not block.startswith(("For full", "Argument helptext", "Perhaps"))]
+    blocks = [
+        " ".join(re.sub("[│╭╮╰╯]", " ", block).split()) for block in re.split("[─-]{4,}", box)[1:]
+    ]  # the first is a title
+    told = [
+        block.rstrip(".")
+        for block in blocks
+        if block and not block.startswith(("For full", "Argument helptext", "Perhaps"))
+    ]
     meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(blocks))
-    return "; ".join(told + ([f"perhaps you meant {meant[1]}"] if meant else []) + ["see pairuni --help"])
+    return "; ".join(
+        told + ([f"perhaps you meant {meant[1]}"] if meant else []) + ["see pairuni --help"]
+    )
 
-def named_preset(argv:list)->str: # None when none is named
+
+def named_preset(argv: list) -> str:  # None when none is named
     "The preset that `train` and `plan` start from, found before anything is parsed, so that --help shows its values."
     found = re.findall(r"--preset[= ]([^\s-]\S*)", " ".join(argv))
     return found[-1] if found and argv[0] in ("train", "plan") else None
 
+
 def parse(
-    argv:list, # what follows `pairuni`
-)->Pair|Train|Plan|Evaluate|Sample|Convert|Serve:
+    argv: list,  # what follows `pairuni`
+) -> Pair | Train | Plan | Evaluate | Sample | Convert | Serve:
     "The command that the arguments name; a ValueError of one sentence when they are wrong."
     start = named_preset(argv)
-    (a, p), (b, q) = [(name, preset(name)) for name in (start or Train.preset, start or Plan.preset)]
-    train = Annotated[Train, subcommand("train", default=Train(a, model=p.model, reward=p.reward, settings=p.train))]
+    (a, p), (b, q) = [
+        (name, preset(name)) for name in (start or Train.preset, start or Plan.preset)
+    ]
+    train = Annotated[
+        Train,
+        subcommand("train", default=Train(a, model=p.model, reward=p.reward, settings=p.train)),
+    ]
     plan = Annotated[Plan, subcommand("plan", default=Plan(b, q.model, q.card, q.devices, q.train))]
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(Pair|train|plan|Evaluate|Sample|Convert|Serve, args=argv, prog="pairuni", config=(OmitArgPrefixes, OmitSubcommandPrefixes, CascadeSubcommandArgs),
-                            description="Pair-GRPO for unified vision-language models, small enough for a laptop.")
+            return tyro.cli(
+                Pair | train | plan | Evaluate | Sample | Convert | Serve,
+                args=argv,
+                prog="pairuni",
+                config=(OmitArgPrefixes, OmitSubcommandPrefixes, CascadeSubcommandArgs),
+                description="Pair-GRPO for unified vision-language models, small enough for a laptop.",
+            )
     except SystemExit as e:
-        if e.code: raise ValueError(one_sentence(said.getvalue())) from None
+        if e.code:
+            raise ValueError(one_sentence(said.getvalue())) from None
         raise
 
 # %% ../nbs/12_cli.ipynb #d44a2fea
-def read_side(c:Pair, source:str)->tuple: # records, counts
+def read_side(c: Pair, source: str) -> tuple:  # records, counts
     "Your records of one source; one line on stderr says what was left out."
     from pairuni_nb.paper_data import read_source
+
     path = getattr(c, source)
-    out, n = read_source(path, source, getattr(c, f"columns_{source}"), limit=c.limit, max_side=c.max_side)
-    gone = n["left_out"] | ({f"unreadable (first: {'; '.join(n['first_bad'])})": n["bad"]} if n["bad"] else {})
-    if gone: print(f"{path}: {len(out)} records of {n['rows']} rows; " + ", ".join(f"{v} {k}" for k, v in gone.items()), file=sys.stderr)
+    out, n = read_source(
+        path, source, getattr(c, f"columns_{source}"), limit=c.limit, max_side=c.max_side
+    )
+    gone = n["left_out"] | (
+        {f"unreadable (first: {'; '.join(n['first_bad'])})": n["bad"]} if n["bad"] else {}
+    )
+    if gone:
+        print(
+            f"{path}: {len(out)} records of {n['rows']} rows; "
+            + ", ".join(f"{v} {k}" for k, v in gone.items()),
+            file=sys.stderr,
+        )
     return out, n
 
-def build_pairs(c:Pair, fill=None)->tuple: # rows, what made them, counts
+
+def build_pairs(c: Pair, fill=None) -> tuple:  # rows, what made them, counts
     "Records of both sources, yours or the toy world's, to pairs; `fill` completes them, as in pair_records."
     from pairuni_nb.pairing import pair_records
     from pairuni_nb.world import records
+
     s = c.settings
-    if bool(c.u) != bool(c.g): raise ValueError(f"only '{c.u or c.g}' is given, but pairs need records of both sources: name U and G, or neither for the toy world")
-    if c.u: (u, read_u), (g, read_g) = read_side(c, "u"), read_side(c, "g")
-    else: u, g, read_u, read_g = records("u", s.n_u, s.seed), records("g", s.n_g, s.seed), {}, {}
+    if bool(c.u) != bool(c.g):
+        raise ValueError(
+            f"only '{c.u or c.g}' is given, but pairs need records of both sources: name U and G, or neither for the toy world"
+        )
+    if c.u:
+        (u, read_u), (g, read_g) = read_side(c, "u"), read_side(c, "g")
+    else:
+        u, g, read_u, read_g = records("u", s.n_u, s.seed), records("g", s.n_g, s.seed), {}, {}
     how = {k: v for k, v in asdict(s).items() if k not in ("n_u", "n_g")}
-    if not c.u and s.dedup is None: how["dedup"] = 0.  # toy drawings repeat, and are as many as you asked for
+    if not c.u and s.dedup is None:
+        how["dedup"] = 0.0  # toy drawings repeat, and are as many as you asked for
     pairs, counts = pair_records(u, g, fill=fill, **how)
-    if how["dedup"] is None: how["dedup"] = "records that repeat image and texts"
-    made_by = (how if c.u else asdict(s)) | dict(u=c.u or "toy world", g=c.g or "toy world", read_u=read_u, read_g=read_g, features=counts.pop("features", {}))
-    told = {k.replace("_", " "): v for k, v in counts.items() if k not in ("rows", "dropped")} | {f"dropped ({why})": n for why, n in counts.get("dropped", {}).items()}
+    if how["dedup"] is None:
+        how["dedup"] = "records that repeat image and texts"
+    made_by = (how if c.u else asdict(s)) | dict(
+        u=c.u or "toy world",
+        g=c.g or "toy world",
+        read_u=read_u,
+        read_g=read_g,
+        features=counts.pop("features", {}),
+    )
+    told = {k.replace("_", " "): v for k, v in counts.items() if k not in ("rows", "dropped")} | {
+        f"dropped ({why})": n for why, n in counts.get("dropped", {}).items()
+    }
     print(f"{len(pairs)} pairs: " + ", ".join(f"{k} {v}" for k, v in told.items() if v))
     return pairs, made_by, counts
 
 # %% ../nbs/12_cli.ipynb #df1b3eb8
-def language_model(c:Pair): # records -> quadruples, dropped
+def language_model(c: Pair):  # records -> quadruples, dropped
     "The language model that completes records, or only its price; what it needs is checked now."
     from pairuni_nb import language_model as llm
+
     llm.check_completion(c.llm)
     if not c.dry_run:
         with llm.connect(c.llm) as client:
-            if not Path(c.journal).exists(): llm.check_endpoint(client, c.llm)
+            if not Path(c.journal).exists():
+                llm.check_endpoint(client, c.llm)
         return lambda records: llm.complete_by_llm(records, c.journal, c.llm)
+
     def quote(records):
-        print(json.dumps(llm.price(records, c.llm, c.price_in, c.price_out, c.journal if Path(c.journal).exists() else None), indent=1))
+        print(
+            json.dumps(
+                llm.price(
+                    records,
+                    c.llm,
+                    c.price_in,
+                    c.price_out,
+                    c.journal if Path(c.journal).exists() else None,
+                ),
+                indent=1,
+            )
+        )
         raise SystemExit(0)
+
     return quote
 
-def completed_by(c:Pair)->dict:
+
+def completed_by(c: Pair) -> dict:
     "Who completed the records, for the data set's card; not where the endpoint is."
-    if c.complete != "llm": return dict(complete=c.complete)
+    if c.complete != "llm":
+        return dict(complete=c.complete)
     from pairuni_nb.language_model import totals
+
     told = asdict(c.llm) | dict(journal=totals(c.journal))
     return dict(complete="llm") | {f"llm_{k}": v for k, v in told.items() if k != "base_url"}
 
@@ -223,83 +335,124 @@ def completed_by(c:Pair)->dict:
 def check_place(path):
     "Something can be made there: tried now, in the nearest folder that exists, before the work and not after."
     folder = next(p for p in Path(path).absolute().parents if os.path.exists(p))
-    try: tempfile.TemporaryDirectory(dir=folder).cleanup()
-    except OSError as e: raise ValueError(f"'{path}' cannot be written, for nothing can be made in '{folder}' ({e.strerror}): choose another place") from e
+    try:
+        tempfile.TemporaryDirectory(dir=folder).cleanup()
+    except OSError as e:
+        raise ValueError(
+            f"'{path}' cannot be written, for nothing can be made in '{folder}' ({e.strerror}): choose another place"
+        ) from e
+
 
 @contextmanager
-def when_stopped(how:str): # to go on
+def when_stopped(how: str):  # to go on
     "Let Ctrl-C say how the work goes on."
-    try: yield
-    except KeyboardInterrupt: raise KeyboardInterrupt(how) from None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how) from None
 
-def run_pair(c:Pair):
+
+def run_pair(c: Pair):
     "pairuni pair"
-    check(c.settings); one_of("complete", c.complete, ("rules", "llm"))
-    if c.dry_run and c.complete != "llm": raise ValueError("--dry-run prices what a language model would write: add --complete llm")
-    if not all(0 <= price < math.inf for price in (c.price_in, c.price_out)): raise ValueError(f"prices must be at least 0, got {c.price_in} and {c.price_out}")
+    check(c.settings)
+    one_of("complete", c.complete, ("rules", "llm"))
+    if c.dry_run and c.complete != "llm":
+        raise ValueError("--dry-run prices what a language model would write: add --complete llm")
+    if not all(0 <= price < math.inf for price in (c.price_in, c.price_out)):
+        raise ValueError(f"prices must be at least 0, got {c.price_in} and {c.price_out}")
     from pairuni_nb.pairing import save_pairs
     from pairuni_nb.records_io import check_free
     from pairuni_nb.similarity import part_weights
+
     part_weights(c.settings.similarity, c.settings.weights, c.settings.joint_encoder)
     c, llm = replace(c, journal=c.journal or f"{Path(c.out)}.jsonl"), c.complete == "llm"
     check_free(c.out)
-    for path in [c.out, c.journal] if llm else [c.out]: check_place(path)
+    for path in [c.out, c.journal] if llm else [c.out]:
+        check_place(path)
     with when_stopped("the same command goes on") if llm else nullcontext():
         pairs, made_by, counts = build_pairs(c, language_model(c) if llm else None)
     save_pairs(pairs, c.out, made_by | completed_by(c), counts)
     print(f"written to {c.out}")
 
 # %% ../nbs/12_cli.ipynb #54733803
-def check_device(name:str)->str: # "cpu" or "cuda"
+def check_device(name: str) -> str:  # "cpu" or "cuda"
     "The device to use; a ValueError when it is not there."
     import torch
+
     one_of("device", name, ("auto", "cpu", "cuda"))
-    if name == "cuda" and not torch.cuda.is_available(): raise ValueError("device 'cuda' is not there: PyTorch sees no GPU, use cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not there: PyTorch sees no GPU, use cpu")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
-def check_tracker(name:str):
+
+def check_tracker(name: str):
     "The tracker is known and installed."
     from importlib.util import find_spec
-    if not name: return
+
+    if not name:
+        return
     one_of("tracker", name, ("tensorboard", "wandb", "trackio"))
-    if not find_spec(name): raise ValueError(f"tracker '{name}' is not installed: pip install {name}, or leave --tracker out")
+    if not find_spec(name):
+        raise ValueError(
+            f"tracker '{name}' is not installed: pip install {name}, or leave --tracker out"
+        )
 
 # %% ../nbs/12_cli.ipynb #1acab654
-def image_reward(spec:str, device:str)->dict:
+def image_reward(spec: str, device: str) -> dict:
     "The reward of drawings that was asked for, checked now; nothing when none was."
     from pairuni_nb.preference import reward_from
+
     device = check_device(device)
     return dict(g=reward_from(spec, device)) if spec else {}
 
-def whole_path(name:str)->str:
+
+def whole_path(name: str) -> str:
     "A file's or folder's path from the root, so that a run goes on from any folder; another name as it is."
     return str(Path(name).resolve()) if name and Path(name).exists() else name
 
-def whole_reward(spec:str)->str:
+
+def whole_reward(spec: str) -> str:
     "A reward with the paths of its folders from the root."
     from pairuni_nb.preference import PLUS
+
     whole = lambda found: found[1] + whole_path(found[2].strip())
-    return "+".join(re.sub(r"^((?:[^*:/]*\*)?\s*(?:hps|clip|concept):)(.+)", whole, term) for term in PLUS.split(spec))
+    return "+".join(
+        re.sub(r"^((?:[^*:/]*\*)?\s*(?:hps|clip|concept):)(.+)", whole, term)
+        for term in PLUS.split(spec)
+    )
 
-def read_json(file:Path, remedy:str):
+
+def read_json(file: Path, remedy: str):
     "What a JSON file of ours says, or one sentence that names it."
-    try: return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"{file} is damaged, it is not JSON ({e}): {remedy}") from e
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{file} is damaged, it is not JSON ({e}): {remedy}") from e
 
-def notes_of(pairs:str)->dict: # settings, counts
+
+def notes_of(pairs: str) -> dict:  # settings, counts
     "What a pair data set says of itself; nothing where there is no pairs.json."
-    file, remedy = Path(pairs)/"pairs.json", "make the pairs again, or remove that file, which only holds what made them"
+    file, remedy = (
+        Path(pairs) / "pairs.json",
+        "make the pairs again, or remove that file, which only holds what made them",
+    )
     told = read_json(file, remedy) if file.is_file() else {}
-    if not isinstance(told, dict) or not all(isinstance(told.get(k, {}), dict) for k in ("settings", "counts")): raise ValueError(f"{file} holds no settings and counts: {remedy}")
+    if not isinstance(told, dict) or not all(
+        isinstance(told.get(k, {}), dict) for k in ("settings", "counts")
+    ):
+        raise ValueError(f"{file} holds no settings and counts: {remedy}")
     return {k: told.get(k, {}) for k in ("settings", "counts")}
 
-def new_run(c:Train, out:Path, command:str):
+
+def new_run(c: Train, out: Path, command: str):
     "A run folder before its first step: settings, command, pairs."
     from pairuni_nb.pairing import load_pairs, save_pairs
     from pairuni_nb.records_io import new_folder
     from pairuni_nb.train import write_json
+
     s = c.settings
-    if c.pairs: notes, pairs = notes_of(c.pairs), load_pairs(c.pairs)
+    if c.pairs:
+        notes, pairs = notes_of(c.pairs), load_pairs(c.pairs)
     else:
         p = preset(c.preset)
         u, g = ("", "") if p.data == "toy" else (f"{p.data}/u", f"{p.data}/g")
@@ -307,218 +460,384 @@ def new_run(c:Train, out:Path, command:str):
         notes = dict(settings=made_by, counts=counts)
     where = {k: whole_path(getattr(c, k)) for k in ("model", "held_u", "held_g")}
     with new_folder(out) as part:
-        save_pairs(pairs, part/"pairs", **notes)
-        write_json(part/"settings.json", asdict(s) | where | dict(model=where["model"] or None, reward=whole_reward(c.reward), pairs=len(pairs), command=command))
+        save_pairs(pairs, part / "pairs", **notes)
+        write_json(
+            part / "settings.json",
+            asdict(s)
+            | where
+            | dict(
+                model=where["model"] or None,
+                reward=whole_reward(c.reward),
+                pairs=len(pairs),
+                command=command,
+            ),
+        )
 
 # %% ../nbs/12_cli.ipynb #c484ddad
-def old_settings(run:Path)->tuple: # TrainSettings, everything that settings.json holds
+def old_settings(run: Path) -> tuple:  # TrainSettings, everything that settings.json holds
     "What a run folder was started with."
-    saved = read_json(run/"settings.json", "start a new run")
-    return TrainSettings(**{f.name: saved[f.name] for f in fields(TrainSettings) if f.name in saved}), saved
+    saved = read_json(run / "settings.json", "start a new run")
+    return TrainSettings(
+        **{f.name: saved[f.name] for f in fields(TrainSettings) if f.name in saved}
+    ), saved
 
-def own_held(u:str, g:str)->tuple: # U records, G records; None when none are named
+
+def own_held(u: str, g: str) -> tuple:  # U records, G records; None when none are named
     "Your own held-out records."
     from pairuni_nb.records_io import load_records
-    if not (u or g): return None
+
+    if not (u or g):
+        return None
     return tuple(load_records(path, side) if path else [] for path, side in ((u, "u"), (g, "g")))
 
-def whole_job(c:Train)->Train:
+
+def whole_job(c: Train) -> Train:
     "A training command with what its preset's data bring, or one sentence that says what is missing."
     p = preset(c.preset)
     if not p.data and not (c.pairs and c.reward):
-        raise ValueError(f"preset '{c.preset}' needs pairs of your own and a reward of drawings: name the folder that pairuni pair wrote with --pairs, "
-                         "and a folder with HPSv2's weights with --reward hps:FOLDER, or another reward")
-    if c.pairs and not Path(c.pairs).exists(): raise ValueError(f"no pairs at {c.pairs}: name a folder that pairuni pair wrote")
-    if c.pairs or p.data == "toy": return c
-    if not Path(p.data, "u").exists(): raise ValueError(f"preset '{c.preset}' needs the pictures in {p.data}: fetch them with python scripts/fetch_emoji.py --things, or name pairs of your own with --pairs")
+        raise ValueError(
+            f"preset '{c.preset}' needs pairs of your own and a reward of drawings: name the folder that pairuni pair wrote with --pairs, "
+            "and a folder with HPSv2's weights with --reward hps:FOLDER, or another reward"
+        )
+    if c.pairs and not Path(c.pairs).exists():
+        raise ValueError(f"no pairs at {c.pairs}: name a folder that pairuni pair wrote")
+    if c.pairs or p.data == "toy":
+        return c
+    if not Path(p.data, "u").exists():
+        raise ValueError(
+            f"preset '{c.preset}' needs the pictures in {p.data}: fetch them with python scripts/fetch_emoji.py --things, or name pairs of your own with --pairs"
+        )
     return replace(c, held_u=c.held_u or f"{p.data}/held-u", held_g=c.held_g or f"{p.data}/held-g")
 
 # %% ../nbs/12_cli.ipynb #7d815330
 def run_train(
-    c:Train,
-    argv:list=(), # the words of the command: for the report, and to see which flags were given
+    c: Train,
+    argv: list = (),  # the words of the command: for the report, and to see which flags were given
 ):
     "pairuni train"
-    check(c.settings); check_tracker(c.tracker)
+    check(c.settings)
+    check_tracker(c.tracker)
     from pairuni_nb.pair_grpo import WEIGHTINGS
+
     one_of("weighting", c.settings.weighting, tuple(WEIGHTINGS))
-    if not c.resume: c = whole_job(c)
-    others = sorted({a.split("=")[0] for a in argv if a.startswith("--")} - {"--resume", "--device", "--reward-device", "--tracker"})
-    if c.resume and others: raise ValueError(f"--resume goes on with the settings of '{c.resume}': leave out {', '.join(others)}")
+    if not c.resume:
+        c = whole_job(c)
+    others = sorted(
+        {a.split("=")[0] for a in argv if a.startswith("--")}
+        - {"--resume", "--device", "--reward-device", "--tracker"}
+    )
+    if c.resume and others:
+        raise ValueError(
+            f"--resume goes on with the settings of '{c.resume}': leave out {', '.join(others)}"
+        )
     device = check_device(c.device)
     from pairuni_nb.janus_nano import janus_config
     from pairuni_nb.pairing import load_pairs
     from pairuni_nb.train import check_run, processes, train
-    out, group = Path(c.resume or c.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{c.settings.method}"), processes(device)
-    if group.num_processes > 1 and not (c.resume or c.out): raise ValueError("several processes need one run folder: name it with --out")
+
+    out, group = (
+        Path(c.resume or c.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{c.settings.method}"),
+        processes(device),
+    )
+    if group.num_processes > 1 and not (c.resume or c.out):
+        raise ValueError("several processes need one run folder: name it with --out")
     check_run(out, bool(c.resume))
-    if not c.resume: check_place(out)
+    if not c.resume:
+        check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
-    if not c.resume: janus_config(c.model); held = own_held(c.held_u, c.held_g)  # now, so that a wrong name or a bad record leaves no run folder
-    rewards = image_reward(old_settings(out)[1].get("reward", "") if c.resume else c.reward, c.reward_device)
-    if group.is_main_process and not c.resume: new_run(c, out, "pairuni " + shlex.join(argv))
+    if not c.resume:
+        janus_config(c.model)
+        held = own_held(
+            c.held_u, c.held_g
+        )  # now, so that a wrong name or a bad record leaves no run folder
+    rewards = image_reward(
+        old_settings(out)[1].get("reward", "") if c.resume else c.reward, c.reward_device
+    )
+    if group.is_main_process and not c.resume:
+        new_run(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()
     s, saved = old_settings(out)
-    if c.resume: held = own_held(saved.get("held_u", ""), saved.get("held_g", ""))
-    if group.is_main_process: print(f"run folder {out}")
+    if c.resume:
+        held = own_held(saved.get("held_u", ""), saved.get("held_g", ""))
+    if group.is_main_process:
+        print(f"run folder {out}")
     try:
         with when_stopped(f"the run goes on with pairuni train --resume {shlex.quote(str(out))}"):
-            result = train(load_pairs(out/"pairs"), out, s, saved["model"], rewards, device, c.tracker or None, resume=True, held=held)
+            result = train(
+                load_pairs(out / "pairs"),
+                out,
+                s,
+                saved["model"],
+                rewards,
+                device,
+                c.tracker or None,
+                resume=True,
+                held=held,
+            )
     except Exception:
-        if group.is_main_process and not (c.resume or (out/"metrics.jsonl").exists()): shutil.rmtree(out)
+        if group.is_main_process and not (c.resume or (out / "metrics.jsonl").exists()):
+            shutil.rmtree(out)
         raise
-    if group.is_main_process: show_result(out, result, saved.get("reward"))
+    if group.is_main_process:
+        show_result(out, result, saved.get("reward"))
 
 # %% ../nbs/12_cli.ipynb #b92d4e31
-def show_result(run:Path, result:dict, reward:str=None): # reward: as settings.json has it
+def show_result(run: Path, result: dict, reward: str = None):  # reward: as settings.json has it
     "Scores before and after, and where to look."
     from pairuni_nb.report import SCORES, amount, basis, judge, rises, write_report
+
     by = judge(reward, result["after"])
     for name, before, after, rise in rises(result["before"], result["after"]):
-        if name in ("accuracy", "score"): print(f"{SCORES[name][1]:14} {amount(name, before, by)} -> {amount(name, after, by)}, change {amount(name, rise, by, '+')} "
-                                                f"(95 % intervals; {basis(name, result['protocol'], by)})")
-    print(f"report         {write_report(run)}\ncheckpoint     {run/'checkpoint'}")
+        if name in ("accuracy", "score"):
+            print(
+                f"{SCORES[name][1]:14} {amount(name, before, by)} -> {amount(name, after, by)}, change {amount(name, rise, by, '+')} "
+                f"(95 % intervals; {basis(name, result['protocol'], by)})"
+            )
+    print(f"report         {write_report(run)}\ncheckpoint     {run / 'checkpoint'}")
 
-def run_plan(c:Plan):
+
+def run_plan(c: Plan):
     "pairuni plan"
     check(c.settings)
     from pairuni_nb.plan import card_named, plan, plan_table, shape_named, work_of
-    print(plan_table(plan(shape_named(c.model), work_of(c.settings, c.devices), card_named(c.card))))
+
+    print(
+        plan_table(plan(shape_named(c.model), work_of(c.settings, c.devices), card_named(c.card)))
+    )
 
 # %% ../nbs/12_cli.ipynb #3d28cfe4
-def load_model(m:Model)->tuple: # JanusPolicy, Sampling
+def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
     "A Janus and how to sample from it."
     from pairuni_nb.janus_nano import load_janus
     from pairuni_nb.rollout import JanusPolicy, Sampling
+
     given = lambda **values: {k: v for k, v in values.items() if v is not None}
-    asked = given(temperature=m.temperature, cfg_weight=m.cfg_weight, max_new_tokens=m.max_new_tokens)
-    if m.seed < 0: raise ValueError(f"seed must be 0 or more, got {m.seed}")
+    asked = given(
+        temperature=m.temperature, cfg_weight=m.cfg_weight, max_new_tokens=m.max_new_tokens
+    )
+    if m.seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {m.seed}")
     Sampling(**asked)  # first: it checks its numbers
     policy = JanusPolicy(*load_janus(m.checkpoint or None, check_device(m.device)))
     own = policy.model.generation_config
-    return policy, Sampling(**given(cfg_weight=own.guidance_scale, max_new_tokens=own.max_new_tokens) | asked)
+    return policy, Sampling(
+        **given(cfg_weight=own.guidance_scale, max_new_tokens=own.max_new_tokens) | asked
+    )
 
-def check_new(file:str):
+
+def check_new(file: str):
     "A file that may be written."
-    if Path(file).exists(): raise ValueError(f"'{file}' exists already: choose another --out")
-    if not Path(file).absolute().parent.is_dir(): raise ValueError(f"'{file}' cannot be written: there is no folder '{Path(file).parent}'")
+    if Path(file).exists():
+        raise ValueError(f"'{file}' exists already: choose another --out")
+    if not Path(file).absolute().parent.is_dir():
+        raise ValueError(f"'{file}' cannot be written: there is no folder '{Path(file).parent}'")
     check_place(file)
 
-def draw_prompts(c:Evaluate):
+
+def draw_prompts(c: Evaluate):
     "Write the folder that a benchmark's own judge reads."
-    if c.geneval and c.wise: raise ValueError("geneval and wise are both given: draw one at a time")
-    if not c.out: raise ValueError("drawings need a folder: name it with --out")
+    if c.geneval and c.wise:
+        raise ValueError("geneval and wise are both given: draw one at a time")
+    if not c.out:
+        raise ValueError("drawings need a folder: name it with --out")
     from pairuni_nb.benchmark import draw_benchmark, read_geneval, read_wise
-    check_place(Path(c.out)/"protocol.json")
+
+    check_place(Path(c.out) / "protocol.json")
     todo = read_geneval(c.geneval, c.samples) if c.geneval else read_wise(list(c.wise))
     policy, sampling = load_model(c.model)
-    n = draw_benchmark(todo, policy, Path(c.out), sampling, c.model.seed, c.model.checkpoint or "janus-nano")
+    n = draw_benchmark(
+        todo, policy, Path(c.out), sampling, c.model.seed, c.model.checkpoint or "janus-nano"
+    )
     print(f"{n} drawings written to {c.out}")
 
 # %% ../nbs/12_cli.ipynb #c03e5f42
-def show_scores(kept:dict): # what `pairuni evaluate` writes
+def show_scores(kept: dict):  # what `pairuni evaluate` writes
     "The two scores, with the items and the judge behind them."
     from pairuni_nb.report import SCORES, amount, basis
+
     figures = kept["figures"]
     for name in ("accuracy", "score"):
-        if f"{name}_mean" not in figures: continue
+        if f"{name}_mean" not in figures:
+            continue
         value = figures[f"{name}_mean"], figures[f"{name}_ci"]
-        told = "none: fewer than two items have a score" if None in value else amount(name, value, kept["reward"])
-        print(f"{SCORES[name][1]:14} {told} (95 % interval; {basis(name, kept['protocol'], kept['reward'])})")
+        told = (
+            "none: fewer than two items have a score"
+            if None in value
+            else amount(name, value, kept["reward"])
+        )
+        print(
+            f"{SCORES[name][1]:14} {told} (95 % interval; {basis(name, kept['protocol'], kept['reward'])})"
+        )
 
-def run_evaluate(c:Evaluate):
+
+def run_evaluate(c: Evaluate):
     "pairuni evaluate"
-    if c.geneval or c.wise: return draw_prompts(c)
-    if c.items < 2: raise ValueError(f"items must be at least 2, got {c.items}: one item has no interval")
-    if c.out: check_new(c.out)
+    if c.geneval or c.wise:
+        return draw_prompts(c)
+    if c.items < 2:
+        raise ValueError(f"items must be at least 2, got {c.items}: one item has no interval")
+    if c.out:
+        check_new(c.out)
     from pairuni_nb.evaluate import evaluate
     from pairuni_nb.pairing import load_pairs
     from pairuni_nb.report import judge
     from pairuni_nb.train import default_rewards, held_out, write_json
-    pairs = load_pairs(c.pairs) if c.pairs else dict(u_scene=[], g_scene=[])  # none: the toy world's scenes
+
+    pairs = (
+        load_pairs(c.pairs) if c.pairs else dict(u_scene=[], g_scene=[])
+    )  # none: the toy world's scenes
     held = own_held(c.held_u, c.held_g)
-    u, g = [rows[:c.items] for rows in held] if held else held_out(pairs, c.items, c.model.seed)[:2]
+    u, g = (
+        [rows[: c.items] for rows in held] if held else held_out(pairs, c.items, c.model.seed)[:2]
+    )
     given = image_reward(c.reward, c.reward_device)
     policy, sampling = load_model(c.model)
-    result = evaluate(policy, u, g, sampling, c.model.seed, (default_rewards(policy, dict(g_scene=[r["scene"] for r in g])) | given)["g"])
-    kept = dict(checkpoint=c.model.checkpoint or "janus-nano", reward=judge(c.reward, result["figures"]) if g else c.reward, figures=result["figures"], protocol=result["protocol"])
-    if not c.out: return print(json.dumps(kept, indent=1))
+    result = evaluate(
+        policy,
+        u,
+        g,
+        sampling,
+        c.model.seed,
+        (default_rewards(policy, dict(g_scene=[r["scene"] for r in g])) | given)["g"],
+    )
+    kept = dict(
+        checkpoint=c.model.checkpoint or "janus-nano",
+        reward=judge(c.reward, result["figures"]) if g else c.reward,
+        figures=result["figures"],
+        protocol=result["protocol"],
+    )
+    if not c.out:
+        return print(json.dumps(kept, indent=1))
     write_json(Path(c.out), kept)
-    show_scores(kept); print(f"written to {c.out}")
+    show_scores(kept)
+    print(f"written to {c.out}")
 
 # %% ../nbs/12_cli.ipynb #b7a07673
-def open_image(file:str): # PIL image, RGB
+def open_image(file: str):  # PIL image, RGB
     "An image to ask about; a ValueError that names it when it cannot be read."
     from PIL import Image
     from pairuni_nb.records_io import to_rgb
-    try:
-        with Image.open(file) as im: return to_rgb(im)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"cannot read the image '{file}': {e}") from e
 
-def ask(c:Sample):
+    try:
+        with Image.open(file) as im:
+            return to_rgb(im)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"cannot read the image '{file}': {e}") from e
+
+
+def ask(c: Sample):
     "Print n answers to a question about an image."
     q = c.what
-    if len(q.choices) not in (0, 2, 3, 4): raise ValueError(f"{len(q.choices)} choices are given: give two to four, or none")
+    if len(q.choices) not in (0, 2, 3, 4):
+        raise ValueError(f"{len(q.choices)} choices are given: give two to four, or none")
     image = open_image(q.image)
     from pairuni_nb.rollout import noise
     from pairuni_nb.world import question_text
-    policy, sampling = load_model(c.model)
-    prompts = policy.text_prompts([question_text(q.question, list(q.choices)) if q.choices else q.question], [image])
-    print(*policy.texts(policy.sample(prompts, c.n, noise(c.model.seed, 0, [0], c.n, sampling.max_new_tokens), sampling)), sep="\n")
 
-def check_suffix(file:str):
+    policy, sampling = load_model(c.model)
+    prompts = policy.text_prompts(
+        [question_text(q.question, list(q.choices)) if q.choices else q.question], [image]
+    )
+    print(
+        *policy.texts(
+            policy.sample(
+                prompts, c.n, noise(c.model.seed, 0, [0], c.n, sampling.max_new_tokens), sampling
+            )
+        ),
+        sep="\n",
+    )
+
+
+def check_suffix(file: str):
     "A kind of image that can be written."
     from PIL import Image
-    if Image.registered_extensions().get(Path(file).suffix.lower()) not in Image.SAVE: raise ValueError(f"the suffix of '{file}' is of no kind of image that can be written: end it in .png, .jpg or .webp")
 
-def draw(c:Sample):
+    if Image.registered_extensions().get(Path(file).suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"the suffix of '{file}' is of no kind of image that can be written: end it in .png, .jpg or .webp"
+        )
+
+
+def draw(c: Sample):
     "Write n drawings of a prompt to one image file."
-    check_suffix(c.what.out); check_new(c.what.out)
+    check_suffix(c.what.out)
+    check_new(c.what.out)
     from pairuni_nb.rollout import noise
     from pairuni_nb.records_io import write_whole
     from pairuni_nb.train import contact_sheet
+
     policy, sampling = load_model(c.model)
-    drawn = policy.sample(policy.image_prompts([c.what.prompt]), c.n, noise(c.model.seed, 0, [0], c.n, policy.image_tokens), sampling)
+    drawn = policy.sample(
+        policy.image_prompts([c.what.prompt]),
+        c.n,
+        noise(c.model.seed, 0, [0], c.n, policy.image_tokens),
+        sampling,
+    )
     sheet = contact_sheet(policy.images(drawn), cols=min(c.n, 4), scale=4)
     write_whole(c.what.out, sheet.save)
     print(f"drawn to {c.what.out}")
 
-def run_sample(c:Sample):
+
+def run_sample(c: Sample):
     "pairuni sample"
-    if c.n < 1: raise ValueError(f"n must be at least 1, got {c.n}")
+    if c.n < 1:
+        raise ValueError(f"n must be at least 1, got {c.n}")
     (draw if isinstance(c.what, Draw) else ask)(c)
 
 # %% ../nbs/12_cli.ipynb #1035acb4
-def run_convert(c:Convert):
+def run_convert(c: Convert):
     "pairuni convert"
     check_place(c.out)
     from pairuni_nb.preference import convert_hps
-    print(f"written to {convert_hps(c.weights, c.out, c.tokenizer)}: train with --reward hps:{c.out}")
 
-def run_serve(c:Serve):
+    print(
+        f"written to {convert_hps(c.weights, c.out, c.tokenizer)}: train with --reward hps:{c.out}"
+    )
+
+
+def run_serve(c: Serve):
     "pairuni serve"
     from pairuni_nb.preference import reward_from, reward_server
+
     reward = reward_from(c.reward, check_device(c.device))
-    try: server = reward_server(reward, c.port, c.host)
-    except (OSError, OverflowError) as e: raise ValueError(f"cannot serve on {c.host}:{c.port} ({e}): choose another --port or --host") from e
+    try:
+        server = reward_server(reward, c.port, c.host)
+    except (OSError, OverflowError) as e:
+        raise ValueError(
+            f"cannot serve on {c.host}:{c.port} ({e}): choose another --port or --host"
+        ) from e
     print(f"serving {c.reward} on {c.host}:{server.server_port}; Ctrl-C ends it", flush=True)
-    with server, suppress(KeyboardInterrupt): server.serve_forever()
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 # %% ../nbs/12_cli.ipynb #e48aaa04
 def main(
-    argv:list=None, # words after `pairuni`; default: those of the command line
-)->int:             # exit code
+    argv: list = None,  # words after `pairuni`; default: those of the command line
+) -> int:  # exit code
     "The program `pairuni`."
     argv = sys.argv[1:] if argv is None else list(argv)
-    for quiet in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"): os.environ.setdefault(quiet, "1")
+    for quiet in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(quiet, "1")
     try:
         c = parse(argv)
-        if isinstance(c, Train): run_train(c, argv)
-        else: {Pair: run_pair, Plan: run_plan, Evaluate: run_evaluate, Sample: run_sample, Convert: run_convert, Serve: run_serve}[type(c)](c)
-    except SystemExit as e: return e.code or 0  # --help
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read our output has seen enough
+        if isinstance(c, Train):
+            run_train(c, argv)
+        else:
+            {
+                Pair: run_pair,
+                Plan: run_plan,
+                Evaluate: run_evaluate,
+                Sample: run_sample,
+                Convert: run_convert,
+                Serve: run_serve,
+            }[type(c)](c)
+    except SystemExit as e:
+        return e.code or 0  # --help
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read our output has seen enough
     except (ValueError, OSError) as e:
-        if os.environ.get("PAIRUNI_DEBUG") == "1": raise
+        if os.environ.get("PAIRUNI_DEBUG") == "1":
+            raise
         print("pairuni:", " ".join(str(e).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
@@ -527,4 +846,5 @@ def main(
     return 0
 
 # %% ../nbs/12_cli.ipynb #9bb637c1
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # python -m, not a notebook
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())  # python -m, not a notebook

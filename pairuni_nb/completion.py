@@ -13,46 +13,73 @@ import re
 import numpy as np
 
 from .records_io import check_question
-from .world import (COLOURS, DIGITS, GRID, NUMBERS, POSITIONS, SHAPES, STYLES, Scene,
-                              bar_heights, caption, question, scene_scores)
+from pairuni_nb.world import (
+    COLOURS,
+    DIGITS,
+    GRID,
+    NUMBERS,
+    POSITIONS,
+    SHAPES,
+    STYLES,
+    Scene,
+    bar_heights,
+    caption,
+    question,
+    scene_scores,
+)
 
 # %% ../nbs/02_completion.ipynb #ed02abee
 def _rng(record_id, seed):
     "A generator that depends on the record's id and the seed alone."
     return np.random.default_rng([seed, int(hashlib.sha1(record_id.encode()).hexdigest()[:12], 16)])
 
-def misremember(scene:Scene, rng:np.random.Generator)->Scene:
+
+def misremember(scene: Scene, rng: np.random.Generator) -> Scene:
     "The scene with one detail wrong: a digit of a sum, a count by one, else a colour."
     i = rng.choice([i for i, c in enumerate(scene.cells) if c and c[0] != "+"])
     shape, colour = scene.cells[i]
     cells = list(scene.cells)
-    if scene.kind == "sum": cells[i] = (str(rng.choice([d for d in DIGITS if d != shape])), "ink")
+    if scene.kind == "sum":
+        cells[i] = (str(rng.choice([d for d in DIGITS if d != shape])), "ink")
     elif scene.kind == "counted":
-        if sum(c is not None for c in cells) > 2: cells[i] = None
-        else: cells[cells.index(None)] = (shape, colour)
+        if sum(c is not None for c in cells) > 2:
+            cells[i] = None
+        else:
+            cells[cells.index(None)] = (shape, colour)
     else:
-        new = str(rng.choice([c for c in COLOURS if all(cell is None or cell[1] != c for cell in cells)]))
+        new = str(
+            rng.choice([c for c in COLOURS if all(cell is None or cell[1] != c for cell in cells)])
+        )
         cells = [(c[0], new) if c and c[1] == colour else c for c in cells]
     return Scene(scene.kind, scene.style, tuple(cells))
 
+
 def scene_oracle(
-    record:dict,
-    lie:float=0., # probability of completing from a misremembered scene
-    seed:int=0,
-)->dict:          # the missing fields, None when the record has no scene
+    record: dict,
+    lie: float = 0.0,  # probability of completing from a misremembered scene
+    seed: int = 0,
+) -> dict:  # the missing fields, None when the record has no scene
     "The toy world's completer: it knows the scene behind the image."
-    if not record["scene"]: return None
+    if not record["scene"]:
+        return None
     rng, scene = _rng(record["id"], seed), Scene.from_json(record["scene"])
-    if rng.random() < lie: scene = misremember(scene, rng)
-    if "question" in record: return {"prompt": caption(scene)}
+    if rng.random() < lie:
+        scene = misremember(scene, rng)
+    if "question" in record:
+        return {"prompt": caption(scene)}
     return {k: v for k, v in question(scene, rng).items() if k != "evidence"}
 
 # %% ../nbs/02_completion.ipynb #1aa91623
-def well_formed(record:dict, completion:dict)->str: # a reason to drop it, or None
+def well_formed(record: dict, completion: dict) -> str:  # a reason to drop it, or None
     "Form of a completion: a prompt for a U record, a question for a G record."
-    if "question" in record: return None if str(completion.get("prompt") or "").strip() else "no prompt"
+    if "question" in record:
+        return None if str(completion.get("prompt") or "").strip() else "no prompt"
     wrong = check_question(*[completion.get(k) for k in ("question", "choices", "answer")])
-    return wrong or (None if len(completion["choices"]) == 4 else f"needs four choices, has {completion['choices']}")
+    return wrong or (
+        None
+        if len(completion["choices"]) == 4
+        else f"needs four choices, has {completion['choices']}"
+    )
 
 # %% ../nbs/02_completion.ipynb #d6d555c2
 _STYLE_OF = {"on a grid": "grid", "on stripes": "stripes", "on dots": "dots"}
@@ -62,99 +89,149 @@ _COUNTED = re.compile(f"{_any(NUMBERS[1:10])} {_any(COLOURS)} {_any(SHAPES)}(?:s
 _SUM = re.compile(r"the sum ([1-5]) \+ ([1-5])")
 _BAR = re.compile(f"{_any(COLOURS)} ([1-3])")
 
-def parse_caption(text:str)->Scene: # None when the text is not in the toy world's words
+
+def parse_caption(text: str) -> Scene:  # None when the text is not in the toy world's words
     "The scene that a caption describes; things in any order."
     parts = text.split(", ")
     style = _STYLE_OF.get(parts[-1], "plain")
-    body, cells, kind = parts[:len(parts) - (style != "plain")], [None]*9, "placed"
-    if not body: return None
+    body, cells, kind = parts[: len(parts) - (style != "plain")], [None] * 9, "placed"
+    if not body:
+        return None
     if m := _COUNTED.fullmatch(body[0]):
         kind, n = "counted", NUMBERS.index(m[1])
-        cells[:n] = [(m[3], m[2])]*n
-    elif m := _SUM.fullmatch(body[0]): kind, cells[3:6] = "sum", [(m[1], "ink"), ("+", "ink"), (m[2], "ink")]
+        cells[:n] = [(m[3], m[2])] * n
+    elif m := _SUM.fullmatch(body[0]):
+        kind, cells[3:6] = "sum", [(m[1], "ink"), ("+", "ink"), (m[2], "ink")]
     elif body[0].startswith("a bar chart: "):
-        kind, bars = "chart", [_BAR.fullmatch(b) for b in (body[0].removeprefix("a bar chart: "), *body[1:])]
-        if len(bars) != GRID or None in bars: return None
+        kind, bars = (
+            "chart",
+            [_BAR.fullmatch(b) for b in (body[0].removeprefix("a bar chart: "), *body[1:])],
+        )
+        if len(bars) != GRID or None in bars:
+            return None
         for x, m in enumerate(bars):
-            for y in range(GRID - int(m[2]), GRID): cells[GRID*y + x] = ("bar", m[1])
+            for y in range(GRID - int(m[2]), GRID):
+                cells[GRID * y + x] = ("bar", m[1])
     else:
         for m in map(_PLACED.fullmatch, body):
-            if m: cells[POSITIONS.index(m[3])] = (m[2], m[1])
+            if m:
+                cells[POSITIONS.index(m[3])] = (m[2], m[1])
     scene = Scene(kind, style, tuple(cells))
     return scene if any(cells) and set(caption(scene).split(", ")) == set(parts) else None
 
 # %% ../nbs/02_completion.ipynb #f87725b9
-def answers(scene:Scene)->dict: # {question: answer}
+def answers(scene: Scene) -> dict:  # {question: answer}
     "Every question of the toy world that a scene settles, with its answer."
     seen = [(i, c) for i, c in enumerate(scene.cells) if c]
-    if scene.kind == "sum": return {"what is the sum?": str(int(seen[0][1][0]) + int(seen[2][1][0]))}
-    if scene.kind == "chart": return {f"how high is the {c} bar?": str(h) for c, h in bar_heights(scene).items()}
+    if scene.kind == "sum":
+        return {"what is the sum?": str(int(seen[0][1][0]) + int(seen[2][1][0]))}
+    if scene.kind == "chart":
+        return {f"how high is the {c} bar?": str(h) for c, h in bar_heights(scene).items()}
     if scene.kind == "counted":
         shape = seen[0][1][0]
         return {f"how many {shape}{'es' if shape == 'cross' else 's'}?": NUMBERS[len(seen)]}
     out = {}
     for i, (shape, colour) in seen:
         out |= {f"what shape is {POSITIONS[i]}?": shape, f"what colour is {POSITIONS[i]}?": colour}
-        if sum(c == (shape, colour) for _, c in seen) == 1: out[f"where is the {colour} {shape}?"] = POSITIONS[i]
+        if sum(c == (shape, colour) for _, c in seen) == 1:
+            out[f"where is the {colour} {shape}?"] = POSITIONS[i]
     return out
 
 # %% ../nbs/02_completion.ipynb #a35eae69
-def verify_scene(record:dict, completion:dict)->str: # a reason to drop it, or None
+def verify_scene(record: dict, completion: dict) -> str:  # a reason to drop it, or None
     "Does the picture show the prompt, and does the prompt settle the question? Reads pixels and text only."
     q = record | completion
     scene = parse_caption(q["prompt"])
-    if scene is None: return "the prompt is not in the toy world's words"
-    if scene_scores(np.asarray(q["image"])[None], [scene])[0] < 1: return "the prompt contradicts the image"
+    if scene is None:
+        return "the prompt is not in the toy world's words"
+    if scene_scores(np.asarray(q["image"])[None], [scene])[0] < 1:
+        return "the prompt contradicts the image"
     told = answers(scene).get(q["question"])
-    if told is None: return "the prompt cannot answer the question"
+    if told is None:
+        return "the prompt cannot answer the question"
     return None if told == q["answer"] else "the answer contradicts the prompt"
 
 # %% ../nbs/02_completion.ipynb #309e0910
 NAMING = ("what is this?", "what is shown?", "what does the picture show?")
 
-def text_completer(g_records:list): # -> completer; wrong choices come from these records' prompts
+
+def text_completer(g_records: list):  # -> completer; wrong choices come from these records' prompts
     "A completer that needs neither scene nor language model, only the texts that are there: a prompt's first phrase is its name."
     name = lambda r: r["prompt"].split(",")[0].strip() or r["prompt"]
     pool = sorted({name(r) for r in g_records})
+
     def completer(record):
         if "question" in record:
             named = record["question"].strip().lower() in NAMING
-            return {"prompt": record["answer"]} if named else None  # any other answer says too little of the picture
+            return (
+                {"prompt": record["answer"]} if named else None
+            )  # any other answer says too little of the picture
         wrong = [p for p in pool if p != name(record)]
-        if len(wrong) < 3: return None
+        if len(wrong) < 3:
+            return None
         rng = _rng(record["id"], 0)
         choices = [name(record)] + [wrong[i] for i in rng.choice(len(wrong), 3, replace=False)]
-        return dict(question=NAMING[0], choices=[choices[i] for i in rng.permutation(4)], answer=name(record))
+        return dict(
+            question=NAMING[0],
+            choices=[choices[i] for i in rng.permutation(4)],
+            answer=name(record),
+        )
+
     return completer
 
-def verify_text(record:dict, completion:dict)->str: # a reason to drop it, or None
+
+def verify_text(record: dict, completion: dict) -> str:  # a reason to drop it, or None
     "Every word of the answer occurs in the prompt."
     q = record | completion
     words = lambda text: set(re.findall(r"\w+", text.lower()))
-    return None if words(q["answer"]) <= words(q["prompt"]) else "the prompt does not contain the answer"
+    return (
+        None
+        if words(q["answer"]) <= words(q["prompt"])
+        else "the prompt does not contain the answer"
+    )
 
 # %% ../nbs/02_completion.ipynb #3b2b0543
-def verify(record:dict, completion:dict)->str: # a reason to drop it, or None
+def verify(record: dict, completion: dict) -> str:  # a reason to drop it, or None
     "Form, then the strictest check that the record allows: pixels where there is a scene, words elsewhere."
-    return well_formed(record, completion) or (verify_scene if record["scene"] else verify_text)(record, completion)
+    return well_formed(record, completion) or (verify_scene if record["scene"] else verify_text)(
+        record, completion
+    )
 
-def offline_completer(g_records:list): # -> completer
+
+def offline_completer(g_records: list):  # -> completer
     "The scene oracle where a record has a scene, the text completer elsewhere."
     by_text = text_completer(g_records)
     return lambda record: scene_oracle(record) if record["scene"] else by_text(record)
 
+
 def complete(
-    records:list,    # U and G records, mixed as you like
-    completer,       # record -> dict with the missing fields, or None
-    verifier=verify, # (record, completion) -> a reason to drop it, or None
-)->tuple:            # quadruples (id, origin, image, scene, prompt, question, choices, answer, matcher), [(id, reason) dropped]
+    records: list,  # U and G records, mixed as you like
+    completer,  # record -> dict with the missing fields, or None
+    verifier=verify,  # (record, completion) -> a reason to drop it, or None
+) -> tuple:  # quadruples (id, origin, image, scene, prompt, question, choices, answer, matcher), [(id, reason) dropped]
     "Write the missing halves, keep what survives the check."
     kept, dropped = [], []
     for r in records:
         completion = completer(r)
         reason = "not written" if completion is None else verifier(r, completion)
-        if reason: dropped.append((r["id"], reason))
+        if reason:
+            dropped.append((r["id"], reason))
         else:
             q = r | completion | {"origin": "u" if "question" in r else "g"}
-            kept.append({k: q[k] for k in ("id", "origin", "image", "scene", "prompt", "question", "choices", "answer")} | dict(matcher=q.get("matcher", "choice")))
+            kept.append(
+                {
+                    k: q[k]
+                    for k in (
+                        "id",
+                        "origin",
+                        "image",
+                        "scene",
+                        "prompt",
+                        "question",
+                        "choices",
+                        "answer",
+                    )
+                }
+                | dict(matcher=q.get("matcher", "choice"))
+            )
     return kept, dropped

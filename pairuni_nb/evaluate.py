@@ -16,71 +16,112 @@ from .world import question_text, records
 
 # %% ../nbs/09_evaluate.ipynb #dc0bb8ce
 def mean_ci(
-    values, # (n,) scores; None or NaN is missing and not counted
-)->tuple:   # mean, half width of the 95 % interval; None where fewer than two are known
+    values,  # (n,) scores; None or NaN is missing and not counted
+) -> tuple:  # mean, half width of the 95 % interval; None where fewer than two are known
     "Mean and half width of its normal 95 % interval."
     x = np.array([v for v in values if v is not None], float)
     x = x[~np.isnan(x)]
-    return (float(x.mean()), float(1.96*x.std(ddof=1)/len(x)**.5)) if len(x) > 1 else (None, None)
+    return (
+        (float(x.mean()), float(1.96 * x.std(ddof=1) / len(x) ** 0.5))
+        if len(x) > 1
+        else (None, None)
+    )
 
 # %% ../nbs/09_evaluate.ipynb #3d86759c
 def evaluate_u(
-    policy:JanusPolicy,
-    rows:list,         # U records
-    sampling:Sampling,
-    seed:int=0,
-    chunk:int=128,     # questions at a time
-    gb:float=8.,       # memory for keys, values and logits, as in `sample`
-)->dict:               # accuracy, accuracy_formed, well_formed (each mean and ci), samples
+    policy: JanusPolicy,
+    rows: list,  # U records
+    sampling: Sampling,
+    seed: int = 0,
+    chunk: int = 128,  # questions at a time
+    gb: float = 8.0,  # memory for keys, values and logits, as in `sample`
+) -> dict:  # accuracy, accuracy_formed, well_formed (each mean and ci), samples
     "Answer held-out questions once each and score the answers."
     texts = []
     for i in range(0, len(rows), chunk):
-        part = rows[i:i+chunk]
-        prompts = policy.text_prompts([question_text(r["question"], r["choices"]) for r in part], [r["image"] for r in part])
-        uniforms = noise(seed, 0, range(i, i+len(part)), 1, sampling.max_new_tokens)
+        part = rows[i : i + chunk]
+        prompts = policy.text_prompts(
+            [question_text(r["question"], r["choices"]) for r in part], [r["image"] for r in part]
+        )
+        uniforms = noise(seed, 0, range(i, i + len(part)), 1, sampling.max_new_tokens)
         texts += policy.texts(policy.sample(prompts, 1, uniforms, sampling, gb=gb))
     hit = answer_accuracy([r["question"] for r in rows], texts, rows)
     formed = [float(well_formed(t)) for t in texts]
-    return dict(accuracy=mean_ci(hit), well_formed=mean_ci(formed), accuracy_formed=mean_ci([h for h, f in zip(hit, formed) if f]),
-                samples=[dict(question=r["question"], choices=r["choices"], answer=r["answer"], matcher=r.get("matcher", "choice"), completion=t) for r, t in zip(rows, texts)])
+    return dict(
+        accuracy=mean_ci(hit),
+        well_formed=mean_ci(formed),
+        accuracy_formed=mean_ci([h for h, f in zip(hit, formed) if f]),
+        samples=[
+            dict(
+                question=r["question"],
+                choices=r["choices"],
+                answer=r["answer"],
+                matcher=r.get("matcher", "choice"),
+                completion=t,
+            )
+            for r, t in zip(rows, texts)
+        ],
+    )
 
 # %% ../nbs/09_evaluate.ipynb #a7196581
 def evaluate_g(
-    policy:JanusPolicy,
-    rows:list,            # G records
-    sampling:Sampling,
-    seed:int=0,
+    policy: JanusPolicy,
+    rows: list,  # G records
+    sampling: Sampling,
+    seed: int = 0,
     reward=scene_reward,
-    chunk:int=64,         # prompts at a time
-    gb:float=8.,          # as in `evaluate_u`
-)->dict:                  # score, full (of the scene reward), diversity (each mean and ci), images (n, H, W, 3) uint8
+    chunk: int = 64,  # prompts at a time
+    gb: float = 8.0,  # as in `evaluate_u`
+) -> (
+    dict
+):  # score, full (of the scene reward), diversity (each mean and ci), images (n, H, W, 3) uint8
     "Draw held-out prompts twice each, score the first, compare the two."
     first, second = [], []
     n_tokens = policy.image_tokens
     for i in range(0, len(rows), chunk):
-        part = rows[i:i+chunk]
-        uniforms = noise(seed, 1, range(i, i+len(part)), 2, n_tokens)
-        drawn = policy.images(policy.sample(policy.image_prompts([r["prompt"] for r in part]), 2, uniforms, sampling, gb=gb))
-        first.append(drawn[0::2]); second.append(drawn[1::2])
+        part = rows[i : i + chunk]
+        uniforms = noise(seed, 1, range(i, i + len(part)), 2, n_tokens)
+        drawn = policy.images(
+            policy.sample(
+                policy.image_prompts([r["prompt"] for r in part]), 2, uniforms, sampling, gb=gb
+            )
+        )
+        first.append(drawn[0::2])
+        second.append(drawn[1::2])
     first, second = np.concatenate(first), np.concatenate(second)
     score = reward_matrix(reward, [r["prompt"] for r in rows], first, rows, 1)[:, 0].tolist()
-    apart = np.abs(first.astype(float) - second).mean((1, 2, 3))/255
+    apart = np.abs(first.astype(float) - second).mean((1, 2, 3)) / 255
     full = dict(full=mean_ci([s == 1 for s in score if s == s])) if reward is scene_reward else {}
     return dict(score=mean_ci(score)) | full | dict(diversity=mean_ci(apart), images=first)
 
 # %% ../nbs/09_evaluate.ipynb #a1e4c14e
 def evaluate(
-    policy:JanusPolicy,
-    u_rows:list,
-    g_rows:list,
-    sampling:Sampling,
-    seed:int=0,
-    reward=scene_reward, # of images
-    gb:float=8.,         # memory for keys, values and logits, as in `sample`
-)->dict:                 # flat figures, protocol, samples, images
+    policy: JanusPolicy,
+    u_rows: list,
+    g_rows: list,
+    sampling: Sampling,
+    seed: int = 0,
+    reward=scene_reward,  # of images
+    gb: float = 8.0,  # memory for keys, values and logits, as in `sample`
+) -> dict:  # flat figures, protocol, samples, images
     "Held-out scores of both tasks under one protocol; a side without rows is left out."
     u = evaluate_u(policy, u_rows, sampling, seed, gb=gb) if u_rows else dict(samples=[])
-    g = evaluate_g(policy, g_rows, sampling, seed, reward, gb=gb) if g_rows else dict(images=np.zeros((0, 1, 1, 3), np.uint8))
-    figures = {f"{name}_{part}": value for name, pair in (u | g).items() if isinstance(pair, tuple) for part, value in zip(("mean", "ci"), pair)}
+    g = (
+        evaluate_g(policy, g_rows, sampling, seed, reward, gb=gb)
+        if g_rows
+        else dict(images=np.zeros((0, 1, 1, 3), np.uint8))
+    )
+    figures = {
+        f"{name}_{part}": value
+        for name, pair in (u | g).items()
+        if isinstance(pair, tuple)
+        for part, value in zip(("mean", "ci"), pair)
+    }
     protocol = dict(asdict(sampling), seed=seed, n_u=len(u_rows), n_g=len(g_rows))
-    return dict(figures=figures, protocol=protocol, samples=u["samples"], images=g["images"], prompts=[r["prompt"] for r in g_rows])
+    return dict(
+        figures=figures,
+        protocol=protocol,
+        samples=u["samples"],
+        images=g["images"],
+        prompts=[r["prompt"] for r in g_rows],
+    )

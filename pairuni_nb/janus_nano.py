@@ -19,14 +19,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (GenerationConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor,
-                          PreTrainedTokenizerFast)
+from transformers import (
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusProcessor,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from .completion import misremember
 from .encoders import check_model
-from .world import (ITEMS, SIZE, STYLES, Scene, caption, question, question_text, render,
-                              sample_scene, scene_scores, split_of)
+from pairuni_nb.world import (
+    ITEMS,
+    SIZE,
+    STYLES,
+    Scene,
+    caption,
+    question,
+    question_text,
+    render,
+    sample_scene,
+    scene_scores,
+    split_of,
+)
 
 # %% ../nbs/05_janus_nano.ipynb #f07cc332
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -36,184 +52,286 @@ CHAT_TEMPLATE = (
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}{{ '<image_placeholder>\n' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
     "{% if m['role'] == 'user' %}{{ '\n\n' }}{% else %}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|Assistant|>:{% endif %}")
+    "{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
+)
+
 
 def nano_tokenizer(
-    texts:list,    # sentences to learn the merges from
-    vocab:int=640, # size of the vocabulary, but for four tags
-)->PreTrainedTokenizerFast:
+    texts: list,  # sentences to learn the merges from
+    vocab: int = 640,  # size of the vocabulary, but for four tags
+) -> PreTrainedTokenizerFast:
     "A byte-level BPE with Janus's special tokens."
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r" ?[\w-]+| ?[^\s\w]|\s"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?[\w-]+| ?[^\s\w]|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tok.decoder = decoders.ByteLevel()
     special = [BOS, EOS, PAD, BOI, IMAGE, EOI, "<|User|>", "<|Assistant|>"]
-    tok.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
+    tok.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab,
+            special_tokens=special,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
     tok.add_tokens(["<think>", "</think>", "<answer>", "</answer>"])
-    tok.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tok.token_to_id(BOS))])
-    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left",
-        clean_up_tokenization_spaces=False, extra_special_tokens=dict(boi_token=BOI, image_token=IMAGE, eoi_token=EOI))
+    tok.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tok.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=dict(boi_token=BOI, image_token=IMAGE, eoi_token=EOI),
+    )
 
-def world_texts()->list:
+
+def world_texts() -> list:
     "What the toy world says."
     rng, texts = np.random.default_rng(0), []
     for i in range(4000):
         scene = sample_scene(rng, "ug"[i % 2])
         q = question(scene, rng)
-        texts += [" " + caption(scene), " " + q["evidence"], question_text(q["question"], q["choices"])]
+        texts += [
+            " " + caption(scene),
+            " " + q["evidence"],
+            question_text(q["question"], q["choices"]),
+        ]
     return texts
 
+
 def nano_processor(
-    texts:list=None, # sentences of another world
-    **kw,            # see `nano_tokenizer`
-)->JanusProcessor:
+    texts: list = None,  # sentences of another world
+    **kw,  # see `nano_tokenizer`
+) -> JanusProcessor:
     "Tokenizer, image processor and chat template of janus-nano."
-    images = JanusImageProcessorPil(size={"height": SIZE, "width": SIZE}, min_size=8, image_mean=[.5]*3, image_std=[.5]*3)
-    return JanusProcessor(images, nano_tokenizer(texts or world_texts(), **kw), chat_template=CHAT_TEMPLATE, num_image_tokens=36)
+    images = JanusImageProcessorPil(
+        size={"height": SIZE, "width": SIZE}, min_size=8, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return JanusProcessor(
+        images,
+        nano_tokenizer(texts or world_texts(), **kw),
+        chat_template=CHAT_TEMPLATE,
+        num_image_tokens=36,
+    )
 
 # %% ../nbs/05_janus_nano.ipynb #c618f2f9
 def nano_config(
-    processor:JanusProcessor,
-    width:int=128, # of the Llama
-    layers:int=4,
-    codes:int=128, # of the VQ tokenizer
-    eyes:int=96,   # width of the vision tower, 32 a head
-    levels:tuple=(1, 1, 1, 1), # of the VQ tokenizer, from 48 pixels a side to 6: width in 32s
-)->JanusConfig:
+    processor: JanusProcessor,
+    width: int = 128,  # of the Llama
+    layers: int = 4,
+    codes: int = 128,  # of the VQ tokenizer
+    eyes: int = 96,  # width of the vision tower, 32 a head
+    levels: tuple = (1, 1, 1, 1),  # of the VQ tokenizer, from 48 pixels a side to 6: width in 32s
+) -> JanusConfig:
     "Janus at about a thousandth of its size."
     tok = processor.tokenizer
     return JanusConfig(
-        text_config=dict(model_type="llama", vocab_size=len(tok), hidden_size=width, intermediate_size=3*width, num_hidden_layers=layers,
-                         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=False,
-                         bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id),
-        vision_config=dict(hidden_size=eyes, num_hidden_layers=3, num_attention_heads=eyes//32, image_size=SIZE, patch_size=8, mlp_ratio=3.0,
-                           projection_dim=width, num_image_tokens=36, attention_bias=True),
-        vq_config=dict(embed_dim=8, num_embeddings=codes, latent_channels=32, base_channels=32, channel_multiplier=list(levels), num_res_blocks=1,
-                       projection_dim=width, image_token_embed_dim=width, num_patches=6),
-        image_token_id=tok.convert_tokens_to_ids(IMAGE), tie_word_embeddings=False)
+        text_config=dict(
+            model_type="llama",
+            vocab_size=len(tok),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=1024,
+            tie_word_embeddings=False,
+            bos_token_id=tok.bos_token_id,
+            eos_token_id=tok.eos_token_id,
+            pad_token_id=tok.pad_token_id,
+        ),
+        vision_config=dict(
+            hidden_size=eyes,
+            num_hidden_layers=3,
+            num_attention_heads=eyes // 32,
+            image_size=SIZE,
+            patch_size=8,
+            mlp_ratio=3.0,
+            projection_dim=width,
+            num_image_tokens=36,
+            attention_bias=True,
+        ),
+        vq_config=dict(
+            embed_dim=8,
+            num_embeddings=codes,
+            latent_channels=32,
+            base_channels=32,
+            channel_multiplier=list(levels),
+            num_res_blocks=1,
+            projection_dim=width,
+            image_token_embed_dim=width,
+            num_patches=6,
+        ),
+        image_token_id=tok.convert_tokens_to_ids(IMAGE),
+        tie_word_embeddings=False,
+    )
 
-def new_nano(processor:JanusProcessor, seed:int=0, **sizes)->JanusForConditionalGeneration:
+
+def new_nano(processor: JanusProcessor, seed: int = 0, **sizes) -> JanusForConditionalGeneration:
     "A janus-nano with random weights."
     torch.manual_seed(seed)
     model, tok = JanusForConditionalGeneration(nano_config(processor, **sizes)), processor.tokenizer
     model.generation_config = GenerationConfig(
-        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, guidance_scale=5, max_new_tokens=24,
-        generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(BOI)})
+        bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+        guidance_scale=5,
+        max_new_tokens=24,
+        generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(BOI)},
+    )
     return model.eval()
 
 # %% ../nbs/05_janus_nano.ipynb #e246b14b
 def to_pixels(
-    images:np.ndarray, # (B, H, W, 3) uint8
-)->Tensor:             # (B, 3, H, W) in [-1, 1]
+    images: np.ndarray,  # (B, H, W, 3) uint8
+) -> Tensor:  # (B, 3, H, W) in [-1, 1]
     "Pixels as the model takes them."
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()/127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-def draw_scenes(rng:np.random.Generator, n:int, sources:str="ug", split:str="train")->tuple: # scenes, pixels
+
+def draw_scenes(
+    rng: np.random.Generator, n: int, sources: str = "ug", split: str = "train"
+) -> tuple:  # scenes, pixels
     "Fresh scenes, the sources in turn."
     scenes = [sample_scene(rng, sources[i % len(sources)], split) for i in range(n)]
     return scenes, to_pixels(render(scenes))
 
-def one_cycle(params, lr:float, steps:int, weight_decay:float=0.)->tuple: # optimiser, schedule
-    "AdamW that warms up and anneals to nearly zero."
-    opt = torch.optim.AdamW(params, lr=lr, betas=(.9, .95), weight_decay=weight_decay)
-    return opt, torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.1)
 
-def descend(loss:Tensor, params:list, opt, schedule):
+def one_cycle(
+    params, lr: float, steps: int, weight_decay: float = 0.0
+) -> tuple:  # optimiser, schedule
+    "AdamW that warms up and anneals to nearly zero."
+    opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay)
+    return opt, torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1)
+
+
+def descend(loss: Tensor, params: list, opt, schedule):
     "One clipped step down a loss."
-    opt.zero_grad(); loss.backward()
-    nn.utils.clip_grad_norm_(params, 1.)
-    opt.step(); schedule.step()
+    opt.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(params, 1.0)
+    opt.step()
+    schedule.step()
 
 # %% ../nbs/05_janus_nano.ipynb #39664462
 def train_vision(
-    tower:nn.Module, # a JanusVisionModel; changed in place
-    steps:int=400, batch:int=64, lr:float=1e-3, seed:int=0, log=print,
+    tower: nn.Module,  # a JanusVisionModel; changed in place
+    steps: int = 400,
+    batch: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    log=print,
 ):
     "Teach the vision tower to name each cell's content and the style."
     torch.manual_seed(seed)
     rng, width = np.random.default_rng([seed, 3]), tower.config.hidden_size
     item_head, style_head = nn.Linear(width, len(ITEMS)), nn.Linear(width, len(STYLES))
     params = [*tower.parameters(), *item_head.parameters(), *style_head.parameters()]
-    opt, schedule = one_cycle(params, lr, steps, .01)
-    for step in range(1, steps+1):
+    opt, schedule = one_cycle(params, lr, steps, 0.01)
+    for step in range(1, steps + 1):
         scenes, x = draw_scenes(rng, batch)
-        h = tower(x).last_hidden_state                                                     # (B, 36, D)
+        h = tower(x).last_hidden_state  # (B, 36, D)
         cells = h.view(batch, 3, 2, 3, 2, width).mean((2, 4)).view(batch, 9, width)
-        items = torch.tensor([[ITEMS.index(c) for c in s.cells] for s in scenes])          # (B, 9)
+        items = torch.tensor([[ITEMS.index(c) for c in s.cells] for s in scenes])  # (B, 9)
         styles = torch.tensor([STYLES.index(s.style) for s in scenes])
         logits, full = item_head(cells), items > 0
-        ce = F.cross_entropy(logits.flatten(0, 1), items.flatten(), reduction="none").view(items.shape)
-        loss = ce[full].mean() + ce[~full].mean() + F.cross_entropy(style_head(h.mean(1)), styles)  # empty cells are many: half the loss
+        ce = F.cross_entropy(logits.flatten(0, 1), items.flatten(), reduction="none").view(
+            items.shape
+        )
+        loss = (
+            ce[full].mean() + ce[~full].mean() + F.cross_entropy(style_head(h.mean(1)), styles)
+        )  # empty cells are many: half the loss
         descend(loss, params, opt, schedule)
-        if step % 100 == 0: log(f"vision {step}: loss {loss.item():.3f}, filled cells named {(logits.argmax(-1) == items)[full].float().mean():.3f}")
+        if step % 100 == 0:
+            log(
+                f"vision {step}: loss {loss.item():.3f}, filled cells named {(logits.argmax(-1) == items)[full].float().mean():.3f}"
+            )
 
 # %% ../nbs/05_janus_nano.ipynb #a9b97ef5
-def draw_crammed(rng:np.random.Generator, n:int)->Tensor: # (n, 3, 48, 48)
+def draw_crammed(rng: np.random.Generator, n: int) -> Tensor:  # (n, 3, 48, 48)
     "Scenes whose cells are random and half full: no captions, every item often."
-    cells = lambda: tuple(ITEMS[i] if rng.random() < .5 else None for i in rng.integers(1, len(ITEMS), 9))
+    cells = lambda: tuple(
+        ITEMS[i] if rng.random() < 0.5 else None for i in rng.integers(1, len(ITEMS), 9)
+    )
     return to_pixels(render([Scene("placed", str(rng.choice(STYLES)), cells()) for _ in range(n)]))
 
-def draw_mixed(rng:np.random.Generator, n:int)->Tensor: # (n, 3, 48, 48)
+
+def draw_mixed(rng: np.random.Generator, n: int) -> Tensor:  # (n, 3, 48, 48)
     "Scenes, a quarter of them crammed: what the VQ tokenizer learns from."
-    return torch.cat([draw_scenes(rng, n - n//4)[1], draw_crammed(rng, n//4)])
+    return torch.cat([draw_scenes(rng, n - n // 4)[1], draw_crammed(rng, n // 4)])
+
 
 @torch.no_grad()
-def to_tokens(vq:nn.Module, pixels:Tensor, chunk:int=64)->Tensor: # (B, 36)
+def to_tokens(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B, 36)
     "Pixels (B, 3, H, W) to image tokens."
     return torch.cat([vq.encode(x).image_tokens.view(len(x), -1) for x in pixels.split(chunk)])
 
+
 @torch.no_grad()
-def to_images(vq:nn.Module, tokens:Tensor, chunk:int=64)->np.ndarray: # (B, H, W, 3) uint8
+def to_images(vq: nn.Module, tokens: Tensor, chunk: int = 64) -> np.ndarray:  # (B, H, W, 3) uint8
     "Image tokens (B, 36) to pictures, clamped: the decoder has no tanh."
     pixels = torch.cat([vq.decode(t) for t in tokens.split(chunk)])
-    return ((pixels.clamp(-1, 1) + 1)*127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 # %% ../nbs/05_janus_nano.ipynb #92a9c292
 @torch.no_grad()
 def spread_codes(
-    z:Tensor, # (N, D) unit rows
-    n:int,
-)->Tensor:    # (n, D) rows of z
+    z: Tensor,  # (N, D) unit rows
+    n: int,
+) -> Tensor:  # (n, D) rows of z
     "Farthest-point choice: each next code is the row that the codes so far stand for worst."
     chosen, nearest = [0], z @ z[0]
-    for _ in range(n-1):
+    for _ in range(n - 1):
         chosen.append(int(nearest.argmin()))
         nearest = torch.maximum(nearest, z @ z[chosen[-1]])
     return z[chosen]
 
+
 @torch.no_grad()
 def move_codes(
-    codes:Tensor, # (V, D) unit rows; changed in place
-    idle:Tensor,  # (V,) steps since each code was used; changed in place
-    z:Tensor,     # (N, D) unit rows
-    reseed:bool,
-)->Tensor:        # (N,) index of each row's code before the move
+    codes: Tensor,  # (V, D) unit rows; changed in place
+    idle: Tensor,  # (V,) steps since each code was used; changed in place
+    z: Tensor,  # (N, D) unit rows
+    reseed: bool,
+) -> Tensor:  # (N,) index of each row's code before the move
     "Move used codes towards what they stand for; give idle ones to the rows that are served worst."
     nearest, index = (z @ codes.T).max(1)
     count = torch.bincount(index, minlength=len(codes)).float()
     used, sums = count > 0, torch.zeros_like(codes).index_add_(0, index, z)
-    codes[used] = F.normalize(.9*codes[used] + .1*sums[used]/count[used, None], dim=1)
+    codes[used] = F.normalize(0.9 * codes[used] + 0.1 * sums[used] / count[used, None], dim=1)
     idle.add_(1)[used] = 0
     if reseed and (idle > 20).any():
         dead = (idle > 20).nonzero()[:, 0]
-        codes[dead] = z[nearest.argsort()[:len(dead)]]
+        codes[dead] = z[nearest.argsort()[: len(dead)]]
         idle[dead] = 0
     return index
 
 # %% ../nbs/05_janus_nano.ipynb #e1e6655d
-def survival(vq:nn.Module, seed:int=0, n:int=200)->str:
+def survival(vq: nn.Module, seed: int = 0, n: int = 200) -> str:
     "How many held-out scenes can still be read after the round trip."
     scenes, x = draw_scenes(np.random.default_rng([seed, 2]), n, split="heldout")
     return f"held-out pictures that survive the round trip {np.mean(scene_scores(to_images(vq, to_tokens(vq, x)), scenes) == 1):.3f}"
 
+
 def train_vq(
-    vq:nn.Module,    # a JanusVQVAE; changed in place
-    steps:int=800, batch:int=32, lr:float=2e-3, seed:int=0, log=print,
-    draw=draw_mixed, # function of (generator, n): fresh pictures (n, 3, H, W)
+    vq: nn.Module,  # a JanusVQVAE; changed in place
+    steps: int = 800,
+    batch: int = 32,
+    lr: float = 2e-3,
+    seed: int = 0,
+    log=print,
+    draw=draw_mixed,  # function of (generator, n): fresh pictures (n, 3, H, W)
     check=survival,  # function of (tokenizer, seed): what to say of it
-    half:bool=False, # convolve in bfloat16: nearly twice as fast where the processor has it
+    half: bool = False,  # convolve in bfloat16: nearly twice as fast where the processor has it
 ):
     "Teach the VQ tokenizer: first as an autoencoder, then through codes with straight-through gradients."
     rng = np.random.default_rng([seed, 1])
@@ -223,151 +341,246 @@ def train_vq(
     idle, fast = torch.zeros(len(codes)), torch.autocast("cpu", torch.bfloat16, enabled=half)
     for step in range(steps):
         x = draw(rng, batch)
-        with fast: z = vq.quant_conv(vq.encoder(x))
+        with fast:
+            z = vq.quant_conv(vq.encoder(x))
         z = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)  # (B, 6, 6, D)
-        flat, commit = z.detach().flatten(0, 2), 0.
-        if step == 40: codes.copy_(spread_codes(flat, len(codes)))
+        flat, commit = z.detach().flatten(0, 2), 0.0
+        if step == 40:
+            codes.copy_(spread_codes(flat, len(codes)))
         if step >= 40:
-            index = move_codes(codes, idle, flat, step < .7*steps)
+            index = move_codes(codes, idle, flat, step < 0.7 * steps)
             q = codes[index].view(z.shape)
             commit, z = F.mse_loss(z, q), z + (q - z).detach()
-        with fast: y = vq.decoder(vq.post_quant_conv(z.permute(0, 3, 1, 2)))
+        with fast:
+            y = vq.decoder(vq.post_quant_conv(z.permute(0, 3, 1, 2)))
         y = y.float()
-        descend(F.mse_loss(y, x) + .1*F.l1_loss(y, x) + .25*commit, params, opt, schedule)
-        if step % 100 == 99: log(f"vq {step+1}: mse {F.mse_loss(y, x).item():.4f}, {check(vq, seed)}")
+        descend(F.mse_loss(y, x) + 0.1 * F.l1_loss(y, x) + 0.25 * commit, params, opt, schedule)
+        if step % 100 == 99:
+            log(f"vq {step + 1}: mse {F.mse_loss(y, x).item():.4f}, {check(vq, seed)}")
 
 # %% ../nbs/05_janus_nano.ipynb #4578db8e
-IMAGE_BLOCK, DESCRIBE = BOI + IMAGE*36 + EOI + "\n", "describe the picture"
+IMAGE_BLOCK, DESCRIBE = BOI + IMAGE * 36 + EOI + "\n", "describe the picture"
 
-def user_turn(text:str)->str:
+
+def user_turn(text: str) -> str:
     "A user's message as the chat template renders it, ready for the answer."
     return f"<|User|>: {text}\n\n<|Assistant|>:"
 
-def answer_text(q:dict)->str:
+
+def answer_text(q: dict) -> str:
     "The completion to learn: the evidence, then the answer."
     return f"<think>{q['evidence']}</think><answer>{q['answer']}</answer>"
 
+
 def text_loss(
-    model:JanusForConditionalGeneration, tok,
-    prompts:list, completions:list,
-    pixels:Tensor, # (B, 3, H, W), one image block a prompt
-)->Tensor:         # scalar
+    model: JanusForConditionalGeneration,
+    tok,
+    prompts: list,
+    completions: list,
+    pixels: Tensor,  # (B, 3, H, W), one image block a prompt
+) -> Tensor:  # scalar
     "Mean cross-entropy of completions (with their end token) after prompts."
-    parts = [(tok(p).input_ids, tok(c, add_special_tokens=False).input_ids + [tok.eos_token_id]) for p, c in zip(prompts, completions)]
+    parts = [
+        (tok(p).input_ids, tok(c, add_special_tokens=False).input_ids + [tok.eos_token_id])
+        for p, c in zip(prompts, completions)
+    ]
     L = max(len(a) + len(b) for a, b in parts)
-    ids = torch.tensor([a + b + [tok.pad_token_id]*(L-len(a)-len(b)) for a, b in parts])
-    attend = torch.tensor([[1]*(len(a)+len(b)) + [0]*(L-len(a)-len(b)) for a, b in parts])
-    learn = torch.tensor([[False]*len(a) + [True]*len(b) + [False]*(L-len(a)-len(b)) for a, b in parts])
+    ids = torch.tensor([a + b + [tok.pad_token_id] * (L - len(a) - len(b)) for a, b in parts])
+    attend = torch.tensor([[1] * (len(a) + len(b)) + [0] * (L - len(a) - len(b)) for a, b in parts])
+    learn = torch.tensor(
+        [[False] * len(a) + [True] * len(b) + [False] * (L - len(a) - len(b)) for a, b in parts]
+    )
     x = model.get_input_embeddings()(ids)
     seen = model.model.aligner(model.model.vision_model(pixels).last_hidden_state)
     x = x.masked_scatter((ids == model.config.image_token_id)[..., None], seen.to(x.dtype))
-    h = model.model.language_model(inputs_embeds=x, attention_mask=attend, use_cache=False).last_hidden_state
+    h = model.model.language_model(
+        inputs_embeds=x, attention_mask=attend, use_cache=False
+    ).last_hidden_state
     return F.cross_entropy(model.lm_head(h[:, :-1][learn[:, 1:]]), ids[:, 1:][learn[:, 1:]])
 
+
 def image_loss(
-    model:JanusForConditionalGeneration, tok,
-    captions:list,
-    tokens:Tensor,  # (B, 36) image tokens
-    dropped:list,   # B booleans: hide this caption
-)->Tensor:          # scalar
+    model: JanusForConditionalGeneration,
+    tok,
+    captions: list,
+    tokens: Tensor,  # (B, 36) image tokens
+    dropped: list,  # B booleans: hide this caption
+) -> Tensor:  # scalar
     "Mean cross-entropy of image tokens after captions; a hidden caption is BOS, pads, BOI of the same length."
     prompts = [tok(user_turn(c) + BOI).input_ids for c in captions]
-    prompts = [p[:1] + [tok.pad_token_id]*(len(p)-2) + p[-1:] if d else p for p, d in zip(prompts, dropped)]
+    prompts = [
+        p[:1] + [tok.pad_token_id] * (len(p) - 2) + p[-1:] if d else p
+        for p, d in zip(prompts, dropped)
+    ]
     L = max(map(len, prompts))
-    ids = torch.tensor([[tok.pad_token_id]*(L-len(p)) + p for p in prompts])
-    attend = torch.tensor([[0]*(L-len(p)) + [1]*(len(p)+tokens.shape[1]-1) for p in prompts])
-    x = torch.cat([model.get_input_embeddings()(ids), model.prepare_embeddings_for_image_generation(tokens[:, :-1])], 1)
-    h = model.model.language_model(inputs_embeds=x, attention_mask=attend, position_ids=(attend.cumsum(1)-1).clamp(min=0), use_cache=False).last_hidden_state
-    return F.cross_entropy(model.model.generation_head(h[:, L-1:]).flatten(0, 1), tokens.flatten())
+    ids = torch.tensor([[tok.pad_token_id] * (L - len(p)) + p for p in prompts])
+    attend = torch.tensor(
+        [[0] * (L - len(p)) + [1] * (len(p) + tokens.shape[1] - 1) for p in prompts]
+    )
+    x = torch.cat(
+        [
+            model.get_input_embeddings()(ids),
+            model.prepare_embeddings_for_image_generation(tokens[:, :-1]),
+        ],
+        1,
+    )
+    h = model.model.language_model(
+        inputs_embeds=x,
+        attention_mask=attend,
+        position_ids=(attend.cumsum(1) - 1).clamp(min=0),
+        use_cache=False,
+    ).last_hidden_state
+    return F.cross_entropy(
+        model.model.generation_head(h[:, L - 1 :]).flatten(0, 1), tokens.flatten()
+    )
 
 # %% ../nbs/05_janus_nano.ipynb #3990ee21
-def misanswer(q:dict, rng:np.random.Generator)->dict:
+def misanswer(q: dict, rng: np.random.Generator) -> dict:
     "The same question with a wrong choice as its answer, in the evidence too."
     wrong = str(rng.choice([c for c in q["choices"] if c != q["answer"]]))
     return q | dict(answer=wrong, evidence=q["evidence"].removesuffix(q["answer"]) + wrong)
 
-def miscaption(scene:Scene, rng:np.random.Generator)->str:
+
+def miscaption(scene: Scene, rng: np.random.Generator) -> str:
     "A caption that is wrong in one fact, unless that would be a held-out one: then the true one."
     wrong = misremember(scene, rng)
     return caption(wrong if split_of(wrong) == "train" else scene)
 
 # %% ../nbs/05_janus_nano.ipynb #36ec6e60
 def rehearse(
-    model:JanusForConditionalGeneration, # changed in place; its eyes and VQ stay as they are
-    losses, # function: a fresh batch's losses by name
-    steps:int, lr:float, log=print,
+    model: JanusForConditionalGeneration,  # changed in place; its eyes and VQ stay as they are
+    losses,  # function: a fresh batch's losses by name
+    steps: int,
+    lr: float,
+    log=print,
 ):
     "Go down the sum of several losses at once."
-    for part in (model.model.vision_model, model.model.vqmodel): part.requires_grad_(False)
+    for part in (model.model.vision_model, model.model.vqmodel):
+        part.requires_grad_(False)
     params = [p for p in model.parameters() if p.requires_grad]
-    opt, schedule = one_cycle(params, lr, steps, .02)
-    for step in range(1, steps+1):
+    opt, schedule = one_cycle(params, lr, steps, 0.02)
+    for step in range(1, steps + 1):
         each = losses()
         descend(sum(each.values()), params, opt, schedule)
-        if step % 50 == 0: log(f"warm start {step}: " + ", ".join(f"{k} {v.item():.3f}" for k, v in each.items()))
+        if step % 50 == 0:
+            log(f"warm start {step}: " + ", ".join(f"{k} {v.item():.3f}" for k, v in each.items()))
+
 
 def warm_start(
-    model:JanusForConditionalGeneration, # changed in place; its eyes and VQ stay as they are
-    processor:JanusProcessor,
-    steps:int=900, lr:float=2e-3, seed:int=0,
-    questions:int=8, captions:int=4, drawings:int=56, # examples a step
-    noise:float=0.,  # share of answers and prompts that are wrong in one fact
-    pool:int=24000,  # scenes encoded to image tokens beforehand
+    model: JanusForConditionalGeneration,  # changed in place; its eyes and VQ stay as they are
+    processor: JanusProcessor,
+    steps: int = 900,
+    lr: float = 2e-3,
+    seed: int = 0,
+    questions: int = 8,
+    captions: int = 4,
+    drawings: int = 56,  # examples a step
+    noise: float = 0.0,  # share of answers and prompts that are wrong in one fact
+    pool: int = 24000,  # scenes encoded to image tokens beforehand
     log=print,
 ):
     "Teach both tasks together: questions, captions and drawing in every step."
     rng, tok = np.random.default_rng([seed, 4]), processor.tokenizer
     lies = lambda n: rng.random(n) < noise
-    pooled = [(s, t) for _ in range(pool//200) for scenes, x in [draw_scenes(rng, 200, "gugg")]
-              for s, t in zip(scenes, to_tokens(model.model.vqmodel, x))]
+    pooled = [
+        (s, t)
+        for _ in range(pool // 200)
+        for scenes, x in [draw_scenes(rng, 200, "gugg")]
+        for s, t in zip(scenes, to_tokens(model.model.vqmodel, x))
+    ]
+
     def losses():
         seen, x_q = draw_scenes(rng, questions, "uug")
         asked = [question(s, rng) for s in seen]
         told = [misanswer(q, rng) if lie else q for q, lie in zip(asked, lies(questions))]
         described, x_c = draw_scenes(rng, captions)
         d = [pooled[i] for i in rng.integers(0, len(pooled), drawings)]
-        prompts = [miscaption(s, rng) if lie else caption(s) for (s, _), lie in zip(d, lies(drawings))]
+        prompts = [
+            miscaption(s, rng) if lie else caption(s) for (s, _), lie in zip(d, lies(drawings))
+        ]
         return dict(
-            questions=text_loss(model, tok, [user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"])) for q in asked], [answer_text(q) for q in told], x_q),
-            captions=.5*text_loss(model, tok, [user_turn(IMAGE_BLOCK + DESCRIBE)]*captions, [" " + caption(s) for s in described], x_c),
-            drawing=image_loss(model, tok, prompts, torch.stack([t for _, t in d]), (rng.random(drawings) < .1).tolist()))
+            questions=text_loss(
+                model,
+                tok,
+                [
+                    user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"]))
+                    for q in asked
+                ],
+                [answer_text(q) for q in told],
+                x_q,
+            ),
+            captions=0.5
+            * text_loss(
+                model,
+                tok,
+                [user_turn(IMAGE_BLOCK + DESCRIBE)] * captions,
+                [" " + caption(s) for s in described],
+                x_c,
+            ),
+            drawing=image_loss(
+                model,
+                tok,
+                prompts,
+                torch.stack([t for _, t in d]),
+                (rng.random(drawings) < 0.1).tolist(),
+            ),
+        )
+
     rehearse(model, losses, steps, lr, log)
 
 # %% ../nbs/05_janus_nano.ipynb #0508cce6
-def nano_folder()->Path:
+def nano_folder() -> Path:
     "Where the package keeps janus-nano."
-    return Path(str(files("pairuni_nb")/"assets"/"janus-nano"))
+    return Path(str(files("pairuni_nb") / "assets" / "janus-nano"))
 
-def checkpoint_path(name:str=None)->str:
+
+def checkpoint_path(name: str = None) -> str:
     "A checkpoint of this package by its name (none: janus-nano); any other folder or name as it is."
     name = str(name or "janus-nano")
     return str(nano_folder().with_name(name)) if name in ("janus-nano", "nano-emoji") else name
 
-def janus_config(path:str)->JanusConfig: # a folder or a name, as in load_janus
+
+def janus_config(path: str) -> JanusConfig:  # a folder or a name, as in load_janus
     "The config of a Janus; one sentence when there is none."
     path = checkpoint_path(path)
     check_model(path)
-    try: kind = JanusConfig.get_config_dict(path)[0]["model_type"]
-    except (OSError, ValueError, KeyError) as e: raise ValueError(f"'{path}' is not a checkpoint that transformers can read: expected a folder with config.json, or a name on the hub") from e
-    if kind == "multi_modality": raise ValueError(f"'{path}' is in DeepSeek's original layout, which needs code of its own: take the same weights as deepseek-community/Janus-Pro-1B (or -7B)")
-    if kind != "janus": raise ValueError(f"'{path}' is a '{kind}' checkpoint, not a Janus: choose one whose config says model_type 'janus'")
+    try:
+        kind = JanusConfig.get_config_dict(path)[0]["model_type"]
+    except (OSError, ValueError, KeyError) as e:
+        raise ValueError(
+            f"'{path}' is not a checkpoint that transformers can read: expected a folder with config.json, or a name on the hub"
+        ) from e
+    if kind == "multi_modality":
+        raise ValueError(
+            f"'{path}' is in DeepSeek's original layout, which needs code of its own: take the same weights as deepseek-community/Janus-Pro-1B (or -7B)"
+        )
+    if kind != "janus":
+        raise ValueError(
+            f"'{path}' is a '{kind}' checkpoint, not a Janus: choose one whose config says model_type 'janus'"
+        )
     return JanusConfig.from_pretrained(path)
 
+
 def load_janus(
-    path:str=None,          # a folder or a name on the hub; None: the janus-nano of this package
-    device:str="cpu",
-    dtype:torch.dtype=None, # of the weights; None: as saved
-)->tuple:                   # JanusForConditionalGeneration, JanusProcessor
+    path: str = None,  # a folder or a name on the hub; None: the janus-nano of this package
+    device: str = "cpu",
+    dtype: torch.dtype = None,  # of the weights; None: as saved
+) -> tuple:  # JanusForConditionalGeneration, JanusProcessor
     "A Janus and its processor; one sentence when the path holds none."
     config, path = janus_config(path), checkpoint_path(path)
     processor = JanusProcessor.from_pretrained(path)
-    if not processor.chat_template: raise ValueError(f"'{path}' holds no chat template: take the file chat_template.jinja from where its weights come from")
-    return JanusForConditionalGeneration.from_pretrained(path, config=config, dtype=dtype or "auto").to(device).eval(), processor
+    if not processor.chat_template:
+        raise ValueError(
+            f"'{path}' holds no chat template: take the file chat_template.jinja from where its weights come from"
+        )
+    return JanusForConditionalGeneration.from_pretrained(
+        path, config=config, dtype=dtype or "auto"
+    ).to(device).eval(), processor
 
 # %% ../nbs/05_janus_nano.ipynb #20cbd9ec
 def make_nano(
-    out,        # folder to write
-    seed:int=0,
+    out,  # folder to write
+    seed: int = 0,
     log=print,
 ):
     "Make janus-nano from nothing: see, draw, both tasks. About half an hour on one CPU core."
@@ -376,5 +589,8 @@ def make_nano(
     train_vision(model.model.vision_model, seed=seed, log=log)
     train_vq(model.model.vqmodel, seed=seed, log=log)
     warm_start(model, processor, seed=seed, log=log)
-    warm_start(model, processor, steps=600, lr=1.5e-3, questions=16, noise=.25, seed=seed+1, log=log)
-    model.save_pretrained(out); processor.save_pretrained(out)
+    warm_start(
+        model, processor, steps=600, lr=1.5e-3, questions=16, noise=0.25, seed=seed + 1, log=log
+    )
+    model.save_pretrained(out)
+    processor.save_pretrained(out)

@@ -7,30 +7,48 @@ __all__ = ['random_janus_pro']
 
 # %% ../nbs/10c_janus_pro.ipynb #8fc35c5c
 import torch
-from transformers import GenerationConfig, JanusForConditionalGeneration, JanusVQVAEConfig, JanusVisionConfig
+from transformers import (
+    GenerationConfig,
+    JanusForConditionalGeneration,
+    JanusVQVAEConfig,
+    JanusVisionConfig,
+)
 from .janus_nano import BOI, nano_config, nano_processor
 
 # %% ../nbs/10c_janus_pro.ipynb #e8c26d3e
 def random_janus_pro(
-    width:int=64, # of the Llama; Janus-Pro-1B: 2048
-    layers:int=2, # Janus-Pro-1B: 24
-    seed:int=0,
-    whole:bool=False, # its vision tower, VQ autoencoder, heads and MLP too
-)->tuple:         # JanusForConditionalGeneration, JanusProcessor
+    width: int = 64,  # of the Llama; Janus-Pro-1B: 2048
+    layers: int = 2,  # Janus-Pro-1B: 24
+    seed: int = 0,
+    whole: bool = False,  # its vision tower, VQ autoencoder, heads and MLP too
+) -> tuple:  # JanusForConditionalGeneration, JanusProcessor
     "Janus-Pro's grid and vocabularies at another width, with random weights."
     processor = nano_processor()
     config, tok = nano_config(processor, width, layers), processor.tokenizer
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
     text.vocab_size = 102_400
     if whole:
-        text.intermediate_size, text.num_attention_heads, text.num_key_value_heads, text.head_dim = 11*width//4, width//128, width//128, 128
-        config.vision_config, config.vq_config = JanusVisionConfig(projection_dim=width), JanusVQVAEConfig(num_patches=24, projection_dim=width, image_token_embed_dim=width)
+        (
+            text.intermediate_size,
+            text.num_attention_heads,
+            text.num_key_value_heads,
+            text.head_dim,
+        ) = 11 * width // 4, width // 128, width // 128, 128
+        config.vision_config, config.vq_config = (
+            JanusVisionConfig(projection_dim=width),
+            JanusVQVAEConfig(num_patches=24, projection_dim=width, image_token_embed_dim=width),
+        )
     else:
         vision.image_size, vision.patch_size, vision.num_image_tokens = 384, 16, 576
-        vq.num_embeddings, vq.num_patches, vq.channel_multiplier = 16_384, 24, [1]*5
+        vq.num_embeddings, vq.num_patches, vq.channel_multiplier = 16_384, 24, [1] * 5
     processor.num_image_tokens, processor.image_processor.size = 576, dict(height=384, width=384)
     torch.manual_seed(seed)
     model = JanusForConditionalGeneration(config).eval()
-    model.generation_config = GenerationConfig(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, guidance_scale=5,
-                                               generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(BOI)})
+    model.generation_config = GenerationConfig(
+        bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+        guidance_scale=5,
+        generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(BOI)},
+    )
     return model, processor

@@ -42,41 +42,58 @@ from .world import Scene, caption, question, read, render, to_pil
 # %% ../nbs/02b_language_model.ipynb #84d79602
 OPENAI = "https://api.openai.com/v1"
 
-def endpoint(s:CompletionSettings)->str:
+
+def endpoint(s: CompletionSettings) -> str:
     "The URL that will be asked."
     return s.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
 
-def check_completion(s:CompletionSettings):
+
+def check_completion(s: CompletionSettings):
     "Raise one sentence when a setting cannot work."
-    if not endpoint(s).startswith(("http://", "https://")): raise ValueError(f"base_url is {endpoint(s)!r}, but must begin with http:// or https://, as in http://localhost:8000/v1")
-    for name, least in dict(concurrency=1, requests_per_minute=0, retries=0, rewrites=0, max_tokens=1, image_side=1).items():
-        if getattr(s, name) < least: raise ValueError(f"{name} must be at least {least}, got {getattr(s, name)}")
-    if not s.timeout > 0: raise ValueError(f"timeout must be positive, got {s.timeout}")
+    if not endpoint(s).startswith(("http://", "https://")):
+        raise ValueError(
+            f"base_url is {endpoint(s)!r}, but must begin with http:// or https://, as in http://localhost:8000/v1"
+        )
+    for name, least in dict(
+        concurrency=1, requests_per_minute=0, retries=0, rewrites=0, max_tokens=1, image_side=1
+    ).items():
+        if getattr(s, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(s, name)}")
+    if not s.timeout > 0:
+        raise ValueError(f"timeout must be positive, got {s.timeout}")
 
 # %% ../nbs/02b_language_model.ipynb #cff7d23f
 @cache
-def template(name:str)->str: # caption, question, verify_caption, verify_question or probe
+def template(name: str) -> str:  # caption, question, verify_caption, verify_question or probe
     "A prompt template of this package."
-    return (files("pairuni_nb")/"assets"/"prompts"/f"{name}.txt").read_text(encoding="utf-8")
+    return (files("pairuni_nb") / "assets" / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+
 
 def prompt(
-    name:str,
-    **fields, # what fills the template
-)->str:
+    name: str,
+    **fields,  # what fills the template
+) -> str:
     "A template filled in."
     return Template(template(name)).substitute(fields).strip()
 
-def texts(record:dict)->dict: # question, choices, answer and prompt, as far as they are there
+
+def texts(record: dict) -> dict:  # question, choices, answer and prompt, as far as they are there
     "The fields of a record, or of a record and its completion, as a template takes them."
-    return {k: " | ".join(record[k]) if k == "choices" else record[k] for k in ("question", "choices", "answer", "prompt") if k in record}
+    return {
+        k: " | ".join(record[k]) if k == "choices" else record[k]
+        for k in ("question", "choices", "answer", "prompt")
+        if k in record
+    }
 
 # %% ../nbs/02b_language_model.ipynb #41dcf70b
 class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+
 class Caption(Form):
     evidence: str
     caption: str
+
 
 class Question(Form):
     evidence: str
@@ -86,90 +103,143 @@ class Question(Form):
     wrong_2: str
     wrong_3: str
 
+
 class Verdict(Form):
     objection: str
     holds: bool
 
+
 PROBE_COLOURS = ("red", "green", "blue", "yellow", "black", "white")
+
 
 class Probe(Form):
     top: Literal[PROBE_COLOURS]
     bottom: Literal[PROBE_COLOURS]
 
-FORMS = dict(caption=Caption, question=Question, verify_caption=Verdict, verify_question=Verdict, probe=Probe)
+
+FORMS = dict(
+    caption=Caption, question=Question, verify_caption=Verdict, verify_question=Verdict, probe=Probe
+)
+
 
 @cache
-def schema(name:str)->dict:
+def schema(name: str) -> dict:
     "The JSON schema of a template's reply."
     return FORMS[name].model_json_schema()
 
+
 def to_completion(
-    reply:Form,   # Caption or Question
-)->dict:          # what a completer returns
+    reply: Form,  # Caption or Question
+) -> dict:  # what a completer returns
     "The missing fields from a reply; the four choices in an order that the model did not choose."
-    if isinstance(reply, Caption): return {"prompt": reply.caption.strip()}
+    if isinstance(reply, Caption):
+        return {"prompt": reply.caption.strip()}
     choices = [c.strip() for c in (reply.answer, reply.wrong_1, reply.wrong_2, reply.wrong_3)]
-    order = np.random.default_rng(list(hashlib.sha256("|".join(choices).encode()).digest())).permutation(4)
-    return dict(question=reply.question.strip(), choices=[choices[i] for i in order], answer=choices[0])
+    order = np.random.default_rng(
+        list(hashlib.sha256("|".join(choices).encode()).digest())
+    ).permutation(4)
+    return dict(
+        question=reply.question.strip(), choices=[choices[i] for i in order], answer=choices[0]
+    )
 
 # %% ../nbs/02b_language_model.ipynb #2f947ac9
 def data_url(
-    image:Image.Image,
-    side:int,          # pixels, at most
-)->str:
+    image: Image.Image,
+    side: int,  # pixels, at most
+) -> str:
     "An image as text that a request can carry."
     image = image.convert("RGB")
     image.thumbnail((side, side))  # shrinks, never enlarges
     coded = {}
     for kind in ("png", "jpeg"):
-        with BytesIO() as f: image.save(f, kind, quality=90); coded[kind] = f.getvalue()
+        with BytesIO() as f:
+            image.save(f, kind, quality=90)
+            coded[kind] = f.getvalue()
     kind = min(coded, key=lambda k: len(coded[k]))
     return f"data:image/{kind};base64,{base64.b64encode(coded[kind]).decode()}"
 
+
 def request(
-    s:CompletionSettings,
-    name:str,          # of the template, and so of the form
-    text:str,
-    image:Image.Image,
-)->dict:               # keyword arguments of the openai client's chat.completions.create
+    s: CompletionSettings,
+    name: str,  # of the template, and so of the form
+    text: str,
+    image: Image.Image,
+) -> dict:  # keyword arguments of the openai client's chat.completions.create
     "A question about a picture, and the form of its answer."
-    content = [dict(type="text", text=text), dict(type="image_url", image_url=dict(url=data_url(image, s.image_side)))]
-    return dict(model=s.model, messages=[dict(role="user", content=content)], max_completion_tokens=s.max_tokens,
-                response_format=dict(type="json_schema", json_schema=dict(name=name, strict=True, schema=schema(name))))
+    content = [
+        dict(type="text", text=text),
+        dict(type="image_url", image_url=dict(url=data_url(image, s.image_side))),
+    ]
+    return dict(
+        model=s.model,
+        messages=[dict(role="user", content=content)],
+        max_completion_tokens=s.max_tokens,
+        response_format=dict(
+            type="json_schema", json_schema=dict(name=name, strict=True, schema=schema(name))
+        ),
+    )
 
 # %% ../nbs/02b_language_model.ipynb #386c8114
 class ToyEndpoint:
     "A scripted stand-in for a language model that sees, on this machine, for the toy world alone."
-    def __init__(self,
-        lie:float=0.,   # probability that it writes from a misremembered scene
-        miss:float=0.,  # probability that it verifies without looking
-        alarm:float=0., # probability that it verifies against a misremembered picture
-        seed:int=0,
-    ): self.lie, self.miss, self.alarm, self.seed, self.calls = lie, miss, alarm, seed, []
 
-    def reply(self, name:str, text:str, image:Image.Image)->dict: # fields of the form `name`
+    def __init__(
+        self,
+        lie: float = 0.0,  # probability that it writes from a misremembered scene
+        miss: float = 0.0,  # probability that it verifies without looking
+        alarm: float = 0.0,  # probability that it verifies against a misremembered picture
+        seed: int = 0,
+    ):
+        self.lie, self.miss, self.alarm, self.seed, self.calls = lie, miss, alarm, seed, []
+
+    def reply(self, name: str, text: str, image: Image.Image) -> dict:  # fields of the form `name`
         "Its answer: always the same to the same question."
-        if name == "probe": return {half: next(c for c in PROBE_COLOURS if ImageColor.getrgb(c) == image.getpixel((0, y))) for half, y in (("top", 0), ("bottom", -1))}
-        rng = np.random.default_rng([self.seed, *hashlib.sha256(text.encode() + image.tobytes()).digest()])
+        if name == "probe":
+            return {
+                half: next(
+                    c for c in PROBE_COLOURS if ImageColor.getrgb(c) == image.getpixel((0, y))
+                )
+                for half, y in (("top", 0), ("bottom", -1))
+            }
+        rng = np.random.default_rng(
+            [self.seed, *hashlib.sha256(text.encode() + image.tobytes()).digest()]
+        )
         told = dict(re.findall(r"^(Question|Choices|Answer|Caption): (.*)$", text, re.M))
         scene = toy_look(image, told)
-        if not name.startswith("verify"): return toy_write(name, misremember(scene, rng) if rng.random() < self.lie else scene, rng)
-        if rng.random() < self.miss: return dict(objection="", holds=True)
-        if rng.random() < self.alarm: image, = to_pil(render([misremember(scene, rng)]))
-        objection = verify_scene(dict(image=image, prompt=told["Caption"], question=told["Question"], answer=told["Answer"]), {})
+        if not name.startswith("verify"):
+            return toy_write(
+                name, misremember(scene, rng) if rng.random() < self.lie else scene, rng
+            )
+        if rng.random() < self.miss:
+            return dict(objection="", holds=True)
+        if rng.random() < self.alarm:
+            (image,) = to_pil(render([misremember(scene, rng)]))
+        objection = verify_scene(
+            dict(
+                image=image,
+                prompt=told["Caption"],
+                question=told["Question"],
+                answer=told["Answer"],
+            ),
+            {},
+        )
         return dict(objection=objection or "", holds=objection is None)
 
-    def serve(self, handler, body:dict):
+    def serve(self, handler, body: dict):
         "Answer one request over HTTP; override it to make an endpoint that fails."
-        text, url = [part.get("text") or part["image_url"]["url"] for part in body["messages"][0]["content"]]
+        text, url = [
+            part.get("text") or part["image_url"]["url"] for part in body["messages"][0]["content"]
+        ]
         image = Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
         name = next(n for n in FORMS if text.startswith(template(n).split("\n")[0]))
         said = json.dumps(self.reply(name, text, image))
-        handler.answer(chat(said, body["model"], len(text)//4 + image_tokens(image.size), len(said)//4))
+        handler.answer(
+            chat(said, body["model"], len(text) // 4 + image_tokens(image.size), len(said) // 4)
+        )
 
     def __enter__(self):
         self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), dict(endpoint=self)))
-        threading.Thread(target=self.server.serve_forever, args=(.02,), daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.base_url = f"http://127.0.0.1:{self.server.server_port}/v1"
         return self
 
@@ -178,212 +248,344 @@ class ToyEndpoint:
         self.server.server_close()
 
 # %% ../nbs/02b_language_model.ipynb #c848cad9
-def toy_look(image:Image.Image, told:dict)->Scene:
+def toy_look(image: Image.Image, told: dict) -> Scene:
     "The scene in a picture; what is asked or said about it tells its kind."
-    (style, cells), = read(np.asarray(image)[None])
+    ((style, cells),) = read(np.asarray(image)[None])
     asked = {"how many": "counted", "how high": "chart", "what is the sum": "sum"}
-    kind = next((k for words, k in asked.items() if told.get("Question", "").startswith(words)), None)
+    kind = next(
+        (k for words, k in asked.items() if told.get("Question", "").startswith(words)), None
+    )
     said = parse_caption(told.get("Caption", ""))
     return Scene(kind or (said.kind if said else "placed"), style, cells)
 
-def toy_write(name:str, scene:Scene, rng)->dict: # fields of the form `name`
+
+def toy_write(name: str, scene: Scene, rng) -> dict:  # fields of the form `name`
     "A caption of a scene, or a question about it."
-    if name == "caption": return dict(evidence="", caption=caption(scene))
+    if name == "caption":
+        return dict(evidence="", caption=caption(scene))
     q = question(scene, rng)
     wrong = [c for c in q["choices"] if c != q["answer"]]
-    return dict(evidence=q["evidence"], question=q["question"], answer=q["answer"], wrong_1=wrong[0], wrong_2=wrong[1], wrong_3=wrong[2])
+    return dict(
+        evidence=q["evidence"],
+        question=q["question"],
+        answer=q["answer"],
+        wrong_1=wrong[0],
+        wrong_2=wrong[1],
+        wrong_3=wrong[2],
+    )
 
-def chat(said:str, model:str, tokens_in:int, tokens_out:int)->dict:
+
+def chat(said: str, model: str, tokens_in: int, tokens_out: int) -> dict:
     "A reply in the shape of OpenAI's chat completions."
-    return dict(id="chatcmpl-toy", object="chat.completion", created=0, model=model, usage=dict(prompt_tokens=tokens_in, completion_tokens=tokens_out),
-                choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=said))])
+    return dict(
+        id="chatcmpl-toy",
+        object="chat.completion",
+        created=0,
+        model=model,
+        usage=dict(prompt_tokens=tokens_in, completion_tokens=tokens_out),
+        choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=said))],
+    )
+
 
 def image_tokens(
-    size:tuple,    # width, height in pixels
-    side:int=768,  # the longer side is shrunk to this
-)->int:
+    size: tuple,  # width, height in pixels
+    side: int = 768,  # the longer side is shrunk to this
+) -> int:
     "What an image costs by OpenAI's rule for o3: 75 tokens, and 150 for each tile of 512 x 512 pixels."
-    scale = min(1, side/max(size))
-    return 75 + 150*int(np.ceil(size[0]*scale/512)*np.ceil(size[1]*scale/512))
+    scale = min(1, side / max(size))
+    return 75 + 150 * int(np.ceil(size[0] * scale / 512) * np.ceil(size[1] * scale / 512))
 
 # %% ../nbs/02b_language_model.ipynb #7799dfff
-class _Server(ThreadingHTTPServer): request_queue_size = 64
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    def log_message(self, *_): pass
+
+    def log_message(self, *_):
+        pass
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.endpoint.calls.append(body)
-        try: self.endpoint.serve(self, body)
-        except ConnectionError: self.close_connection = True  # the client has gone
+        try:
+            self.endpoint.serve(self, body)
+        except ConnectionError:
+            self.close_connection = True  # the client has gone
 
-    def answer(self, body:dict, status:int=200, headers:dict=()):
+    def answer(self, body: dict, status: int = 200, headers: dict = ()):
         raw = json.dumps(body).encode()
         self.send_response(status)
-        for name, value in (dict(headers) | {"content-type": "application/json", "content-length": len(raw)}).items(): self.send_header(name, str(value))
+        for name, value in (
+            dict(headers) | {"content-type": "application/json", "content-length": len(raw)}
+        ).items():
+            self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(raw)
 
 # %% ../nbs/02b_language_model.ipynb #d5c3f686
 class Pace:
     "Spaces starts evenly, so that no minute holds more than `per_minute` of them."
-    def __init__(self, per_minute:int, clock=time.monotonic, sleep=time.sleep): # 0: no limit
-        self.gap, self.clock, self.sleep, self.free, self.lock = 60/per_minute if per_minute else 0, clock, sleep, 0., threading.Lock()
+
+    def __init__(self, per_minute: int, clock=time.monotonic, sleep=time.sleep):  # 0: no limit
+        self.gap, self.clock, self.sleep, self.free, self.lock = (
+            60 / per_minute if per_minute else 0,
+            clock,
+            sleep,
+            0.0,
+            threading.Lock(),
+        )
 
     def __call__(self, *_):
         with self.lock:
             now = self.clock()
             start = max(now, self.free)
             self.free = start + self.gap
-        if start > now: self.sleep(start - now)
+        if start > now:
+            self.sleep(start - now)
 
-def connect(s:CompletionSettings): # openai.OpenAI
+
+def connect(s: CompletionSettings):  # openai.OpenAI
     "A client of the endpoint, or one sentence that says what is missing."
     check_completion(s)
-    key = os.environ.get("OPENAI_API_KEY") or (None if endpoint(s) == OPENAI else "none")  # a local server asks for none
-    if not key: raise ValueError(f"no key for {OPENAI}: set the environment variable OPENAI_API_KEY, or name a server of your own by base_url (--base-url)")
+    key = os.environ.get("OPENAI_API_KEY") or (
+        None if endpoint(s) == OPENAI else "none"
+    )  # a local server asks for none
+    if not key:
+        raise ValueError(
+            f"no key for {OPENAI}: set the environment variable OPENAI_API_KEY, or name a server of your own by base_url (--base-url)"
+        )
     import openai
-    return openai.OpenAI(api_key=key, base_url=endpoint(s), timeout=s.timeout, max_retries=s.retries, default_headers={"Connection": "close"},
-                         http_client=openai.DefaultHttpxClient(event_hooks={"request": [Pace(s.requests_per_minute)]}))
+
+    return openai.OpenAI(
+        api_key=key,
+        base_url=endpoint(s),
+        timeout=s.timeout,
+        max_retries=s.retries,
+        default_headers={"Connection": "close"},
+        http_client=openai.DefaultHttpxClient(
+            event_hooks={"request": [Pace(s.requests_per_minute)]}
+        ),
+    )
 
 # %% ../nbs/02b_language_model.ipynb #a72ace68
-class Refused(Exception): "No usable reply to one request; the others may go on."
-class Unanswered(Exception): "No reply, all retries included."
+class Refused(Exception):
+    "No usable reply to one request; the others may go on."
 
-def short(text)->str:
+
+class Unanswered(Exception):
+    "No reply, all retries included."
+
+
+def short(text) -> str:
     "One line of at most 200 characters."
     return " ".join(str(text).split())[:200]
 
+
 def send(
     client,
-    s:CompletionSettings,
-    asked:dict,           # from `request`
-)->dict:                  # reply (text), tokens_in, tokens_out
+    s: CompletionSettings,
+    asked: dict,  # from `request`
+) -> dict:  # reply (text), tokens_in, tokens_out
     "One call; what is not a chat completion is returned as a reply that fits no form."
     import openai
-    try: raw = client.chat.completions.with_raw_response.create(**asked).http_response.text
+
+    try:
+        raw = client.chat.completions.with_raw_response.create(**asked).http_response.text
     except openai.APIStatusError as e:
-        said = f"HTTP {e.status_code}: " + short(e.message.removeprefix(f"Error code: {e.status_code} - "))
-        if e.status_code in (401, 403): raise ValueError(f"{endpoint(s)} refuses the key in OPENAI_API_KEY ({said})") from e
-        if e.status_code == 404: raise ValueError(f"{endpoint(s)} has no chat model {s.model!r} ({said}): check the base URL, which usually ends in /v1, and the model's name") from e
-        if e.code == "insufficient_quota": raise ValueError(f"the account at {endpoint(s)} has no money left ({said})") from e
+        said = f"HTTP {e.status_code}: " + short(
+            e.message.removeprefix(f"Error code: {e.status_code} - ")
+        )
+        if e.status_code in (401, 403):
+            raise ValueError(f"{endpoint(s)} refuses the key in OPENAI_API_KEY ({said})") from e
+        if e.status_code == 404:
+            raise ValueError(
+                f"{endpoint(s)} has no chat model {s.model!r} ({said}): check the base URL, which usually ends in /v1, and the model's name"
+            ) from e
+        if e.code == "insufficient_quota":
+            raise ValueError(f"the account at {endpoint(s)} has no money left ({said})") from e
         raise (Refused if e.status_code in (400, 413, 422) else Unanswered)(said) from e
-    except openai.APITimeoutError as e: raise Unanswered(f"no reply within {s.timeout:g} s") from e
-    except openai.APIError as e: raise Unanswered(f"no connection: {short(e.__cause__ or e)}") from e
+    except openai.APITimeoutError as e:
+        raise Unanswered(f"no reply within {s.timeout:g} s") from e
+    except openai.APIError as e:
+        raise Unanswered(f"no connection: {short(e.__cause__ or e)}") from e
     try:
         answer = json.loads(raw)
         message, usage = answer["choices"][0]["message"], answer.get("usage") or {}
-        said = str(message.get("content") or message.get("refusal") or "").encode(errors="replace").decode()  # half a character would not go to disk
-        return dict(reply=said, tokens_in=usage.get("prompt_tokens") or 0, tokens_out=usage.get("completion_tokens") or 0)
-    except (ValueError, LookupError, TypeError, AttributeError): return dict(reply=raw[:300], tokens_in=0, tokens_out=0)
+        said = (
+            str(message.get("content") or message.get("refusal") or "")
+            .encode(errors="replace")
+            .decode()
+        )  # half a character would not go to disk
+        return dict(
+            reply=said,
+            tokens_in=usage.get("prompt_tokens") or 0,
+            tokens_out=usage.get("completion_tokens") or 0,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return dict(reply=raw[:300], tokens_in=0, tokens_out=0)
 
 # %% ../nbs/02b_language_model.ipynb #4a6cf891
-def check_endpoint(client, s:CompletionSettings)->dict: # the call, with its tokens
+def check_endpoint(client, s: CompletionSettings) -> dict:  # the call, with its tokens
     "A small call before long work; one sentence when the endpoint cannot do it."
     top, bottom = "yellow", "blue"
     image = Image.new("RGB", (64, 64), top)
     image.paste(bottom, (0, 32, 64, 64))
     try:
-        sent = send(client.with_options(max_retries=min(s.retries, 2)), s, request(s, "probe", prompt("probe"), image))
+        sent = send(
+            client.with_options(max_retries=min(s.retries, 2)),
+            s,
+            request(s, "probe", prompt("probe"), image),
+        )
         seen = Probe.model_validate_json(sent["reply"])
     except (Refused, Unanswered, ValidationError) as e:
         why = f"it replied {short(sent['reply'])[:80]!r}" if isinstance(e, ValidationError) else e
-        raise ValueError(f"{endpoint(s)} gave no usable answer to a question about a picture ({why}): check the base URL, which usually ends in /v1, "
-                         f"and that {s.model!r} sees images and replies in JSON by a schema") from e
+        raise ValueError(
+            f"{endpoint(s)} gave no usable answer to a question about a picture ({why}): check the base URL, which usually ends in /v1, "
+            f"and that {s.model!r} sees images and replies in JSON by a schema"
+        ) from e
     if (seen.top, seen.bottom) != (top, bottom):
-        raise ValueError(f"{s.model!r} at {endpoint(s)} does not see images: shown {top} above {bottom}, it reports {seen.top} above {seen.bottom}; choose a model with vision")
+        raise ValueError(
+            f"{s.model!r} at {endpoint(s)} does not see images: shown {top} above {bottom}, it reports {seen.top} above {seen.bottom}; choose a model with vision"
+        )
     return {"step": "probe"} | sent
 
 # %% ../nbs/02b_language_model.ipynb #16b53fcd
-def digest(*parts)->str:
+def digest(*parts) -> str:
     "A short name for some content."
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
-def missing_half(record:dict)->str:
+
+def missing_half(record: dict) -> str:
     "What a record lacks, as its template is called."
     return "caption" if "question" in record else "question"
 
-def item_key(record:dict, s:CompletionSettings)->str:
+
+def item_key(record: dict, s: CompletionSettings) -> str:
     "What the completion of a record depends on."
     half, pixels = missing_half(record), np.asarray(record["image"].convert("RGB"))
-    return digest(s.model, template(half), template(f"verify_{half}"), texts(record), pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest())
+    return digest(
+        s.model,
+        template(half),
+        template(f"verify_{half}"),
+        texts(record),
+        pixels.shape,
+        hashlib.sha256(pixels.tobytes()).hexdigest(),
+    )
 
-def read_journal(path)->list:
+
+def read_journal(path) -> list:
     "The lines of a journal; a last line that was cut off does not count."
     path = Path(path)
-    if not path.exists(): return []
+    if not path.exists():
+        return []
     lines = []
     for i, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try: lines.append(json.loads(line))
-        except ValueError as e: raise ValueError(f"{path}, line {i} is not JSON ({e}): remove that line, or name another journal") from e
+        try:
+            lines.append(json.loads(line))
+        except ValueError as e:
+            raise ValueError(
+                f"{path}, line {i} is not JSON ({e}): remove that line, or name another journal"
+            ) from e
     return lines
 
 # %% ../nbs/02b_language_model.ipynb #f892cef3
 class Journal:
     "An append-only file of JSON lines with one owner at a time."
-    def __init__(self, path): self.path, self.file, self.stopped, self.lock = Path(path), None, False, threading.Lock()
+
+    def __init__(self, path):
+        self.path, self.file, self.stopped, self.lock = Path(path), None, False, threading.Lock()
 
     def __enter__(self):
-        self.owner = FileLock(Path(gettempdir())/f"pairuni-{digest(str(self.path.resolve()))}.lock")
-        try: self.owner.acquire(timeout=0)
-        except Timeout: raise ValueError(f"{self.path} is in use by another run: wait until it ends, or name another journal") from None
+        self.owner = FileLock(
+            Path(gettempdir()) / f"pairuni-{digest(str(self.path.resolve()))}.lock"
+        )
+        try:
+            self.owner.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{self.path} is in use by another run: wait until it ends, or name another journal"
+            ) from None
         lines = read_journal(self.path)
-        self.calls, self.items = [{line[key]: line for line in lines if key in line} for key in ("call", "end_of")]
+        self.calls, self.items = [
+            {line[key]: line for line in lines if key in line} for key in ("call", "end_of")
+        ]
         return self
 
-    def write(self, line:dict):
+    def write(self, line: dict):
         "Append a line; it is on disk when this returns."
         with self.lock:
             if not self.file:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = open(self.path, "ab")
-                self.file.truncate(self.path.read_bytes().rfind(b"\n") + 1)  # a line that was cut off
+                self.file.truncate(
+                    self.path.read_bytes().rfind(b"\n") + 1
+                )  # a line that was cut off
             self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self.file.flush()
             os.fsync(self.file.fileno())
         for key, known in (("call", self.calls), ("end_of", self.items)):
-            if key in line: known[line[key]] = line
+            if key in line:
+                known[line[key]] = line
 
     def __exit__(self, *_):
-        if self.file: self.file.close()
+        if self.file:
+            self.file.close()
         self.owner.release()
 
 # %% ../nbs/02b_language_model.ipynb #ef05e786
 def ask(
     client,
-    journal:Journal,
-    s:CompletionSettings,
-    item:str,            # key of the record
-    image:Image.Image,
-    name:str,            # of the template
-    **fields,            # what fills it
-)->Form:
+    journal: Journal,
+    s: CompletionSettings,
+    item: str,  # key of the record
+    image: Image.Image,
+    name: str,  # of the template
+    **fields,  # what fills it
+) -> Form:
     "The reply to a template, from the journal if it is there; a malformed one is asked for again."
     text = prompt(name, **fields)
     for n in range(s.rewrites + 1):
         key = digest(item, name, text, n)
         if key not in journal.calls:
-            if journal.stopped: raise Unanswered("the run was stopped")
-            journal.write(dict(call=key, item=item, step=name, model=s.model) | send(client, s, request(s, name, text, image)))
+            if journal.stopped:
+                raise Unanswered("the run was stopped")
+            journal.write(
+                dict(call=key, item=item, step=name, model=s.model)
+                | send(client, s, request(s, name, text, image))
+            )
         said = journal.calls[key]["reply"]
-        try: return FORMS[name].model_validate_json(said)
-        except ValidationError: pass
+        try:
+            return FORMS[name].model_validate_json(said)
+        except ValidationError:
+            pass
     raise Refused(f"malformed {n + 1} times, last {short(said)[:80]!r}")
 
 # %% ../nbs/02b_language_model.ipynb #40127ae0
-def earlier(tries:list)->str:
+def earlier(tries: list) -> str:
     "What the writer is told about its rejected tries."
-    if not tries: return ""
-    said = [" | ".join([t["completion"].get("prompt") or t["completion"]["question"], *t["completion"].get("choices", ())]) for t in tries]
-    return "\nEarlier tries were rejected; do not repeat their mistakes:\n" + "\n".join(f"- {text} (rejected: {t['reason']})" for text, t in zip(said, tries))
+    if not tries:
+        return ""
+    said = [
+        " | ".join(
+            [
+                t["completion"].get("prompt") or t["completion"]["question"],
+                *t["completion"].get("choices", ()),
+            ]
+        )
+        for t in tries
+    ]
+    return "\nEarlier tries were rejected; do not repeat their mistakes:\n" + "\n".join(
+        f"- {text} (rejected: {t['reason']})" for text, t in zip(said, tries)
+    )
+
 
 def complete_one(
-    ask,          # (template's name, fields) -> Form
-    record:dict,
-    rewrites:int, # tries after the first
-)->dict:          # end ("accepted" or "dropped"), completion or reason, and all tries
+    ask,  # (template's name, fields) -> Form
+    record: dict,
+    rewrites: int,  # tries after the first
+) -> dict:  # end ("accepted" or "dropped"), completion or reason, and all tries
     "Write a record's missing half until the verifier finds nothing, or give up."
     half, tries = missing_half(record), []
     for _ in range(rewrites + 1):
@@ -393,22 +595,29 @@ def complete_one(
             verdict = ask(f"verify_{half}", **texts(record | completion))
             reason = None if verdict.holds else verdict.objection.strip() or "no objection named"
         tries.append(dict(completion=completion, reason=reason))
-        if not reason: return dict(end="accepted", completion=completion, tries=tries)
+        if not reason:
+            return dict(end="accepted", completion=completion, tries=tries)
     return dict(end="dropped", reason=f"rejected {len(tries)} times: {reason}", tries=tries)
 
 # %% ../nbs/02b_language_model.ipynb #153a4aaf
-def complete_item(client, journal:Journal, s:CompletionSettings, item:str, record:dict)->dict:
+def complete_item(client, journal: Journal, s: CompletionSettings, item: str, record: dict) -> dict:
     "How one record ends, as a line of the journal."
-    try: end = complete_one(partial(ask, client, journal, s, item, record["image"]), record, s.rewrites)
-    except Refused as e: end = dict(end="dropped", reason=f"no usable reply: {e}")
-    except Unanswered as e: end = dict(end="dropped", reason=f"unanswered: {e}")
+    try:
+        end = complete_one(
+            partial(ask, client, journal, s, item, record["image"]), record, s.rewrites
+        )
+    except Refused as e:
+        end = dict(end="dropped", reason=f"no usable reply: {e}")
+    except Unanswered as e:
+        end = dict(end="dropped", reason=f"unanswered: {e}")
     return {"end_of": item, "id": record["id"]} | end
 
+
 def collect(
-    jobs:list,       # futures of `complete_item`
-    journal:Journal,
-    patience:int,    # so many records in a row may go unanswered
-)->list:             # ends of the unanswered, not written down
+    jobs: list,  # futures of `complete_item`
+    journal: Journal,
+    patience: int,  # so many records in a row may go unanswered
+) -> list:  # ends of the unanswered, not written down
     "Write down how each record ends, as it ends."
     silent, row = [], 0
     for job in tqdm(as_completed(jobs), "completing", len(jobs), unit=" records"):
@@ -420,68 +629,95 @@ def collect(
         silent.append(end)
         row += 1
         if row > patience:
-            raise ValueError(f"the endpoint has gone silent, {row} records in a row were {end['reason']}: what was paid for is in {journal.path}, run again to go on")
+            raise ValueError(
+                f"the endpoint has gone silent, {row} records in a row were {end['reason']}: what was paid for is in {journal.path}, run again to go on"
+            )
     return silent
 
 # %% ../nbs/02b_language_model.ipynb #299b9687
-def run_jobs(records:dict, path, s:CompletionSettings)->dict: # keys to records -> keys to ends
+def run_jobs(records: dict, path, s: CompletionSettings) -> dict:  # keys to records -> keys to ends
     "Complete what the journal does not have yet; who gets no answer is asked once more at the end."
     with connect(s) as client, Journal(path) as journal, ThreadPoolExecutor(s.concurrency) as pool:
         todo = [key for key in records if key not in journal.items]
         try:
             for patience in (s.concurrency, len(records)):
                 journal.write(check_endpoint(client, s))
-                silent = collect([pool.submit(complete_item, client, journal, s, key, records[key]) for key in todo], journal, patience)
+                silent = collect(
+                    [
+                        pool.submit(complete_item, client, journal, s, key, records[key])
+                        for key in todo
+                    ],
+                    journal,
+                    patience,
+                )
                 todo = [end["end_of"] for end in silent]
-                if not todo: break
-            for end in silent: journal.write(end)
+                if not todo:
+                    break
+            for end in silent:
+                journal.write(end)
         finally:
             journal.stopped = True
             pool.shutdown(cancel_futures=True)
         return journal.items
 
+
 def complete_by_llm(
-    records:list,        # U and G records, mixed as you like
-    journal,             # file, new or from a run that stopped
-    s:CompletionSettings=CompletionSettings(),
-)->tuple:                # quadruples and [(id, reason) dropped], as from `complete`
+    records: list,  # U and G records, mixed as you like
+    journal,  # file, new or from a run that stopped
+    s: CompletionSettings = CompletionSettings(),
+) -> tuple:  # quadruples and [(id, reason) dropped], as from `complete`
     "Let a language model write the missing halves and verify them."
     keys = [item_key(r, s) for r in records]
     ends = {line["end_of"]: line for line in read_journal(journal) if "end_of" in line}
     todo = {key: r for key, r in zip(keys, records) if key not in ends}
-    if todo: ends = run_jobs(todo, journal, s)
+    if todo:
+        ends = run_jobs(todo, journal, s)
     end_of = {id(r): ends[key] for key, r in zip(keys, records)}
-    return complete(records, lambda r: end_of[id(r)].get("completion", {}), lambda r, _: end_of[id(r)].get("reason"))
+    return complete(
+        records,
+        lambda r: end_of[id(r)].get("completion", {}),
+        lambda r, _: end_of[id(r)].get("reason"),
+    )
 
 # %% ../nbs/02b_language_model.ipynb #a2440b3f
-def totals(journal)->dict: # calls, tokens_in, tokens_out, accepted, dropped
+def totals(journal) -> dict:  # calls, tokens_in, tokens_out, accepted, dropped
     "What a journal holds. Calls that failed on the way were not counted by anybody on this side."
     lines = read_journal(journal)
     paid = [line for line in lines if "reply" in line]
-    return dict(calls=len(paid), **{k: sum(line[k] for line in paid) for k in ("tokens_in", "tokens_out")},
-                **{end: sum(line.get("end") == end for line in lines) for end in ("accepted", "dropped")})
+    return dict(
+        calls=len(paid),
+        **{k: sum(line[k] for line in paid) for k in ("tokens_in", "tokens_out")},
+        **{end: sum(line.get("end") == end for line in lines) for end in ("accepted", "dropped")},
+    )
 
-def measured(lines:list, model:str)->tuple: # records ended, mean tokens in and out of one
+
+def measured(lines: list, model: str) -> tuple:  # records ended, mean tokens in and out of one
     "What completing a record took so far."
     ended = {line["end_of"] for line in lines if "end_of" in line}
     paid = [line for line in lines if line.get("model") == model and line["item"] in ended]
     n = len({line["item"] for line in paid})
-    return n, *[sum(line[k] for line in paid)/max(n, 1) for k in ("tokens_in", "tokens_out")]
+    return n, *[sum(line[k] for line in paid) / max(n, 1) for k in ("tokens_in", "tokens_out")]
 
-def guess(record:dict, s:CompletionSettings)->tuple: # tokens in and out of writing and verifying once
+
+def guess(
+    record: dict, s: CompletionSettings
+) -> tuple:  # tokens in and out of writing and verifying once
     "Four characters a token, pictures by the tile rule, 800 tokens a reply."
     half = missing_half(record)
-    words = len(template(half) + template(f"verify_{half}")) + 2*sum(map(len, texts(record).values()))
+    words = len(template(half) + template(f"verify_{half}")) + 2 * sum(
+        map(len, texts(record).values())
+    )
     schemas = sum(len(json.dumps(schema(name))) for name in (half, f"verify_{half}"))
-    return (words + schemas)//4 + 2*image_tokens(record["image"].size, s.image_side), 1600
+    return (words + schemas) // 4 + 2 * image_tokens(record["image"].size, s.image_side), 1600
+
 
 def price(
-    records:list,
-    s:CompletionSettings,
-    usd_per_million_in:float,  # dollars per million tokens that are sent
-    usd_per_million_out:float, # dollars per million tokens that come back
-    journal=None,              # file of an earlier run: its records are done, and its tokens make a better guess
-)->dict:                       # records, done, tokens_in, tokens_out, usd, usd_worst, basis
+    records: list,
+    s: CompletionSettings,
+    usd_per_million_in: float,  # dollars per million tokens that are sent
+    usd_per_million_out: float,  # dollars per million tokens that come back
+    journal=None,  # file of an earlier run: its records are done, and its tokens make a better guess
+) -> dict:  # records, done, tokens_in, tokens_out, usd, usd_worst, basis
     "What a job will cost, without a call. usd_worst: each record rewritten to the limit with replies of full length."
     check_completion(s)
     lines = read_journal(journal) if journal else []
@@ -490,8 +726,17 @@ def price(
     todo = {key: r for key, r in keyed.items() if key not in ended}
     guesses = np.array([guess(r, s) for r in todo.values()], float).reshape(-1, 2).sum(0)
     n, *means = measured(lines, s.model)
-    tokens = np.array(means)*len(todo) if n else guesses
-    rate = np.array([usd_per_million_in, usd_per_million_out])/1e6
-    worst = (1 + s.rewrites)*np.array([max(guesses[0], tokens[0]/(1 + s.rewrites)), 2*s.max_tokens*len(todo)])
-    return dict(records=len(todo), done=len(keyed) - len(todo), tokens_in=int(tokens[0]), tokens_out=int(tokens[1]), usd=round(float(tokens@rate), 2),
-                usd_worst=round(float(worst@rate), 2), basis=f"{n} records measured" if n else "a guess: run twenty records, then ask again")
+    tokens = np.array(means) * len(todo) if n else guesses
+    rate = np.array([usd_per_million_in, usd_per_million_out]) / 1e6
+    worst = (1 + s.rewrites) * np.array(
+        [max(guesses[0], tokens[0] / (1 + s.rewrites)), 2 * s.max_tokens * len(todo)]
+    )
+    return dict(
+        records=len(todo),
+        done=len(keyed) - len(todo),
+        tokens_in=int(tokens[0]),
+        tokens_out=int(tokens[1]),
+        usd=round(float(tokens @ rate), 2),
+        usd_worst=round(float(worst @ rate), 2),
+        basis=f"{n} records measured" if n else "a guess: run twenty records, then ask again",
+    )

@@ -18,178 +18,319 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .encoders import features, load_encoder, unit
-from .janus_nano import (DESCRIBE, IMAGE_BLOCK, answer_text, descend, image_loss, new_nano, nano_processor, one_cycle, rehearse,
-                                   text_loss, to_images, to_pixels, to_tokens, train_vq, user_turn)
+from pairuni_nb.janus_nano import (
+    DESCRIBE,
+    IMAGE_BLOCK,
+    answer_text,
+    descend,
+    image_loss,
+    new_nano,
+    nano_processor,
+    one_cycle,
+    rehearse,
+    text_loss,
+    to_images,
+    to_pixels,
+    to_tokens,
+    train_vq,
+    user_turn,
+)
 from .world import SIZE, question_text
 
 # %% ../nbs/05b_nano_emoji.ipynb #6cdf5c72
 def emoji_rows(
-    data, # folder that scripts/fetch_emoji.py wrote
-    part, # one of its folders: u, g, held-u, held-g, artist, held-artist
-)->list:  # records with code, name, tags, group and subgroup
+    data,  # folder that scripts/fetch_emoji.py wrote
+    part,  # one of its folders: u, g, held-u, held-g, artist, held-artist
+) -> list:  # records with code, name, tags, group and subgroup
     "The records of one folder, with the facts that made them."
-    folder = Path(data)/part
-    if not (folder/"records.jsonl").exists():
+    folder = Path(data) / part
+    if not (folder / "records.jsonl").exists():
         flag = " --held-artist" if "artist" in part else ""
-        raise ValueError(f"there are no emoji in {folder}: run python scripts/fetch_emoji.py --things --out {data}{flag}")
-    rows = [json.loads(line) for line in (folder/"records.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [r | dict(image=Image.open(folder/r["image"]).convert("RGB")) for r in rows]
+        raise ValueError(
+            f"there are no emoji in {folder}: run python scripts/fetch_emoji.py --things --out {data}{flag}"
+        )
+    rows = [
+        json.loads(line)
+        for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return [r | dict(image=Image.open(folder / r["image"]).convert("RGB")) for r in rows]
 
-def shrink(rows:list)->Tensor: # (N, 3, 48, 48)
+
+def shrink(rows: list) -> Tensor:  # (N, 3, 48, 48)
     "Their pictures at the model's size."
-    return to_pixels(np.stack([np.asarray(r["image"].resize((SIZE, SIZE), Image.LANCZOS)) for r in rows]))
+    return to_pixels(
+        np.stack([np.asarray(r["image"].resize((SIZE, SIZE), Image.LANCZOS)) for r in rows])
+    )
 
 # %% ../nbs/05b_nano_emoji.ipynb #f775b081
 def jitter(
-    rng:np.random.Generator,
-    x:Tensor,       # (B, 3, H, W) on white
-    flip:bool=True, # mirror every other picture
-)->Tensor:
+    rng: np.random.Generator,
+    x: Tensor,  # (B, 3, H, W) on white
+    flip: bool = True,  # mirror every other picture
+) -> Tensor:
     "The same drawings a little moved, shrunk or grown."
-    scale, shift = rng.uniform(.9, 1.15, len(x)), rng.uniform(-.1, .1, (len(x), 2))
-    mirror = np.where(rng.random(len(x)) < .5*flip, -1, 1)
-    theta = np.stack([np.stack([scale*mirror, 0*scale, shift[:, 0]], 1), np.stack([0*scale, scale, shift[:, 1]], 1)], 1)
+    scale, shift = rng.uniform(0.9, 1.15, len(x)), rng.uniform(-0.1, 0.1, (len(x), 2))
+    mirror = np.where(rng.random(len(x)) < 0.5 * flip, -1, 1)
+    theta = np.stack(
+        [
+            np.stack([scale * mirror, 0 * scale, shift[:, 0]], 1),
+            np.stack([0 * scale, scale, shift[:, 1]], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(torch.tensor(theta, dtype=x.dtype), list(x.shape), align_corners=False)
-    return (F.grid_sample(x - 1, grid, align_corners=False) + 1).clamp(-1, 1)  # outside is 0, so white
+    return (F.grid_sample(x - 1, grid, align_corners=False) + 1).clamp(
+        -1, 1
+    )  # outside is 0, so white
 
 # %% ../nbs/05b_nano_emoji.ipynb #9c689a23
 def train_eyes(
-    tower:nn.Module, # a JanusVisionModel; changed in place
-    x:Tensor,        # (N, 3, H, W) pictures
-    seen:Tensor,     # (N, D) unit rows: what a pretrained network sees in them
-    kinds:Tensor,    # (N,) numbers of their subgroups
-    steps:int=5000, batch:int=32, lr:float=1e-3, seed:int=0, log=print,
+    tower: nn.Module,  # a JanusVisionModel; changed in place
+    x: Tensor,  # (N, 3, H, W) pictures
+    seen: Tensor,  # (N, D) unit rows: what a pretrained network sees in them
+    kinds: Tensor,  # (N,) numbers of their subgroups
+    steps: int = 5000,
+    batch: int = 32,
+    lr: float = 1e-3,
+    seed: int = 0,
+    log=print,
 ):
     "Teach the vision tower to see what a pretrained network sees, and each picture's subgroup."
     torch.manual_seed(seed)
     rng, width = np.random.default_rng([seed, 13]), tower.config.hidden_size
     as_network, as_kind = nn.Linear(width, seen.shape[1]), nn.Linear(width, int(kinds.max()) + 1)
     params = [*tower.parameters(), *as_network.parameters(), *as_kind.parameters()]
-    opt, schedule = one_cycle(params, lr, steps, .05)
-    for step in range(1, steps+1):
+    opt, schedule = one_cycle(params, lr, steps, 0.05)
+    for step in range(1, steps + 1):
         i = torch.from_numpy(rng.integers(0, len(x), batch))
-        h = tower(jitter(rng, x[i])).last_hidden_state.mean(1)  # (B, width); mirrored, since a drawing may face either way
+        h = tower(jitter(rng, x[i])).last_hidden_state.mean(
+            1
+        )  # (B, width); mirrored, since a drawing may face either way
         far = 1 - F.cosine_similarity(as_network(h), seen[i]).mean()
         guess = as_kind(h)
-        descend(far + .3*F.cross_entropy(guess, kinds[i], label_smoothing=.1), params, opt, schedule)
-        if step % 500 == 0: log(f"eyes {step}: distance to the network {far.item():.3f}, subgroups named {(guess.argmax(1) == kinds[i]).float().mean():.3f}")
+        descend(
+            far + 0.3 * F.cross_entropy(guess, kinds[i], label_smoothing=0.1), params, opt, schedule
+        )
+        if step % 500 == 0:
+            log(
+                f"eyes {step}: distance to the network {far.item():.3f}, subgroups named {(guess.argmax(1) == kinds[i]).float().mean():.3f}"
+            )
 
 # %% ../nbs/05b_nano_emoji.ipynb #28d03b84
 def many_views(
-    rows:list,
-    teacher:str, # image encoder
-    views:int,
-    seed:int=0,
-)->tuple:        # pictures (views*N, 3, 48, 48), what the teacher sees in them (views*N, D), without what it sees in all of them
+    rows: list,
+    teacher: str,  # image encoder
+    views: int,
+    seed: int = 0,
+) -> tuple:  # pictures (views*N, 3, 48, 48), what the teacher sees in them (views*N, D), without what it sees in all of them
     "Every picture a few times, each time a little moved."
-    rng, x = np.random.default_rng([seed, 12]), to_pixels(np.stack([np.asarray(r["image"]) for r in rows]))
+    rng, x = (
+        np.random.default_rng([seed, 12]),
+        to_pixels(np.stack([np.asarray(r["image"]) for r in rows])),
+    )
     views = torch.cat([jitter(rng, x, False) for _ in range(views)])
-    pictures = ((views + 1)*127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pictures = ((views + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     seen = features(list(pictures), teacher)
-    return F.interpolate(views, (SIZE, SIZE), mode="area"), torch.from_numpy(unit(seen - seen.mean(0)))
+    return F.interpolate(views, (SIZE, SIZE), mode="area"), torch.from_numpy(
+        unit(seen - seen.mean(0))
+    )
 
-def round_trip(x:Tensor): # (N, 3, H, W) -> function of (tokenizer, seed)
+
+def round_trip(x: Tensor):  # (N, 3, H, W) -> function of (tokenizer, seed)
     "A check for `train_vq`: how far pictures come back from themselves, and the codes they use."
+
     def check(vq, seed):
         tokens = to_tokens(vq, x)
         error = F.mse_loss(to_pixels(to_images(vq, tokens)), x)
         return f"round trip mse {error.item():.4f} with {len(tokens.unique())} codes"
+
     return check
 
 # %% ../nbs/05b_nano_emoji.ipynb #2a1e09c6
 def ask(
-    row:dict,
-    everything:list, # rows that lend their names and groups as wrong choices
-    rng:np.random.Generator,
-)->dict:             # question, choices, answer, evidence
+    row: dict,
+    everything: list,  # rows that lend their names and groups as wrong choices
+    rng: np.random.Generator,
+) -> dict:  # question, choices, answer, evidence
     "What is this, or which group? Wrong names come from other groups; the evidence is the subgroup."
     key, what = (("name", "what is this?"), ("group", "which group?"))[rng.integers(2)]
     others = sorted({r[key] for r in everything if r["group"] != row["group"]})
     choices = [row[key]] + [others[i] for i in rng.permutation(len(others))[:3]]
-    return dict(question=what, choices=[choices[i] for i in rng.permutation(len(choices))], answer=row[key], evidence=row["subgroup"].replace("-", " "))
+    return dict(
+        question=what,
+        choices=[choices[i] for i in rng.permutation(len(choices))],
+        answer=row[key],
+        evidence=row["subgroup"].replace("-", " "),
+    )
 
-def describe_emoji(row:dict)->str:
+
+def describe_emoji(row: dict) -> str:
     "What a picture shows, from the wide to the narrow."
     return f" {row['subgroup'].replace('-', ' ')}: {row['name']}"
 
-def emoji_texts(rows:list)->list: # rows of both sides
+
+def emoji_texts(rows: list) -> list:  # rows of both sides
     "Everything said about them, for the tokenizer."
-    texts = [t for r in rows for t in (" " + r["name"], " " + ", ".join(r["tags"]), describe_emoji(r), " " + r.get("prompt", ""))]
-    return texts + ["what is this?", "which group?", DESCRIBE]*200 + sorted({r["group"] for r in rows})*50
+    texts = [
+        t
+        for r in rows
+        for t in (
+            " " + r["name"],
+            " " + ", ".join(r["tags"]),
+            describe_emoji(r),
+            " " + r.get("prompt", ""),
+        )
+    ]
+    return (
+        texts
+        + ["what is this?", "which group?", DESCRIBE] * 200
+        + sorted({r["group"] for r in rows}) * 50
+    )
 
 # %% ../nbs/05b_nano_emoji.ipynb #cb144c00
 def warm_start_emoji(
-    model, processor,
-    u:list, g:list, # training records of both sides
-    steps:int=2600, lr:float=2e-3, seed:int=0,
-    questions:int=16, captions:int=6, drawings:int=20, # examples a step
+    model,
+    processor,
+    u: list,
+    g: list,  # training records of both sides
+    steps: int = 2600,
+    lr: float = 2e-3,
+    seed: int = 0,
+    questions: int = 16,
+    captions: int = 6,
+    drawings: int = 20,  # examples a step
     log=print,
 ):
     "Teach both tasks together: questions and captions about both artists' pictures, drawing as G's artist from the name or the whole prompt."
     rng, tok, rows = np.random.default_rng([seed, 14]), processor.tokenizer, u + g
-    x, tokens, half = shrink(rows), to_tokens(model.model.vqmodel, shrink(g)), torch.autocast("cpu", torch.bfloat16)
+    x, tokens, half = (
+        shrink(rows),
+        to_tokens(model.model.vqmodel, shrink(g)),
+        torch.autocast("cpu", torch.bfloat16),
+    )
+
     def losses():
-        i, c, d = (rng.integers(0, len(n), k) for n, k in ((rows, questions), (rows, captions), (g, drawings)))
+        i, c, d = (
+            rng.integers(0, len(n), k)
+            for n, k in ((rows, questions), (rows, captions), (g, drawings))
+        )
         asked = [ask(rows[j], g, rng) for j in i]
-        with half: return dict(
-            questions=text_loss(model, tok, [user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"])) for q in asked], [answer_text(q) for q in asked], jitter(rng, x[i], False)),
-            captions=.5*text_loss(model, tok, [user_turn(IMAGE_BLOCK + DESCRIBE)]*captions, [describe_emoji(rows[j]) for j in c], jitter(rng, x[c], False)),
-            drawing=image_loss(model, tok, [g[j]["prompt" if rng.random() < .5 else "name"] for j in d], tokens[d], (rng.random(drawings) < .1).tolist()))
+        with half:
+            return dict(
+                questions=text_loss(
+                    model,
+                    tok,
+                    [
+                        user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"]))
+                        for q in asked
+                    ],
+                    [answer_text(q) for q in asked],
+                    jitter(rng, x[i], False),
+                ),
+                captions=0.5
+                * text_loss(
+                    model,
+                    tok,
+                    [user_turn(IMAGE_BLOCK + DESCRIBE)] * captions,
+                    [describe_emoji(rows[j]) for j in c],
+                    jitter(rng, x[c], False),
+                ),
+                drawing=image_loss(
+                    model,
+                    tok,
+                    [g[j]["prompt" if rng.random() < 0.5 else "name"] for j in d],
+                    tokens[d],
+                    (rng.random(drawings) < 0.1).tolist(),
+                ),
+            )
+
     rehearse(model, losses, steps, lr, log)
 
 # %% ../nbs/05b_nano_emoji.ipynb #8484f217
-VQ, EYES, WARM = dict(steps=4500, batch=16, lr=1.5e-3), dict(steps=5000), dict(steps=2600)  # how the shipped one was made
+VQ, EYES, WARM = (
+    dict(steps=4500, batch=16, lr=1.5e-3),
+    dict(steps=5000),
+    dict(steps=2600),
+)  # how the shipped one was made
+
 
 def make_emoji(
-    out,                # folder to write
-    data="data/things", # folder that scripts/fetch_emoji.py --things wrote
-    seed:int=0,
+    out,  # folder to write
+    data="data/things",  # folder that scripts/fetch_emoji.py --things wrote
+    seed: int = 0,
     log=print,
-    teacher="efficientnet-lite0@96", # whose sight the vision tower learns
-    views:int=8,                     # of every picture
-    vq:dict=VQ, eyes:dict=EYES, warm:dict=WARM, # arguments of `train_vq`, `train_eyes`, `warm_start_emoji`
+    teacher="efficientnet-lite0@96",  # whose sight the vision tower learns
+    views: int = 8,  # of every picture
+    vq: dict = VQ,
+    eyes: dict = EYES,
+    warm: dict = WARM,  # arguments of `train_vq`, `train_eyes`, `warm_start_emoji`
 ):
     "Make nano-emoji from two artists' drawings of the training concepts: draw, see, both tasks."
     u, g = emoji_rows(data, "u"), emoji_rows(data, "g")
     rows, kinds, drawn = u + g, sorted({r["subgroup"] for r in u + g}), shrink(g)
     processor = nano_processor(emoji_texts(rows), vocab=1536)
     model = new_nano(processor, seed, width=160, codes=512, eyes=128, levels=(1, 1, 2, 2))
-    model.generation_config.update(max_new_tokens=48, guidance_scale=1)  # guidance spoils what is known by heart
+    model.generation_config.update(
+        max_new_tokens=48, guidance_scale=1
+    )  # guidance spoils what is known by heart
+
     def some(rng, n):
         x = drawn[rng.integers(0, len(drawn), n)]
-        return torch.cat([x[:n//2], jitter(rng, x[n//2:])])
-    train_vq(model.model.vqmodel, seed=seed, log=log, draw=some, check=round_trip(drawn[::9]), half=True, **vq)
+        return torch.cat([x[: n // 2], jitter(rng, x[n // 2 :])])
+
+    train_vq(
+        model.model.vqmodel,
+        seed=seed,
+        log=log,
+        draw=some,
+        check=round_trip(drawn[::9]),
+        half=True,
+        **vq,
+    )
     x, seen = many_views(rows, teacher, views, seed)
-    train_eyes(model.model.vision_model, x, seen, torch.tensor([kinds.index(r["subgroup"]) for r in rows]).repeat(views), seed=seed, log=log, **eyes)
+    train_eyes(
+        model.model.vision_model,
+        x,
+        seen,
+        torch.tensor([kinds.index(r["subgroup"]) for r in rows]).repeat(views),
+        seed=seed,
+        log=log,
+        **eyes,
+    )
     warm_start_emoji(model, processor, u, g, seed=seed, log=log, **warm)
-    model.save_pretrained(out); processor.save_pretrained(out)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
 
 # %% ../nbs/05b_nano_emoji.ipynb #10f5609f
 def calibrate(
-    own:np.ndarray,   # (N, D) unit rows: this artist's picture of each concept
-    judge:np.ndarray, # (N, D) unit rows: another artist's
-)->tuple:             # how like the judge's picture of any concept (N,), what the own picture gains over that (N,)
+    own: np.ndarray,  # (N, D) unit rows: this artist's picture of each concept
+    judge: np.ndarray,  # (N, D) unit rows: another artist's
+) -> (
+    tuple
+):  # how like the judge's picture of any concept (N,), what the own picture gains over that (N,)
     "Where 0 and 1 lie for each concept."
-    s = own@judge.T
+    s = own @ judge.T
     return s.mean(1), s.diagonal() - s.mean(1)
 
+
 def concept_score(
-    drawn:np.ndarray, # (n, D) unit rows
-    at,               # n concepts
-    judge:np.ndarray, # (N, D) unit rows
-    gain:np.ndarray,  # (N,) of `calibrate`
-)->np.ndarray:        # (n,) in [0, 1]
+    drawn: np.ndarray,  # (n, D) unit rows
+    at,  # n concepts
+    judge: np.ndarray,  # (N, D) unit rows
+    gain: np.ndarray,  # (N,) of `calibrate`
+) -> np.ndarray:  # (n,) in [0, 1]
     "0: as like the judge's picture of any concept; 1: as like that of its own as the artist's own picture is."
-    s = drawn@judge.T
-    return np.clip((s[np.arange(len(s)), at] - s.mean(1))/gain[at], 0, 1)
+    s = drawn @ judge.T
+    return np.clip((s[np.arange(len(s)), at] - s.mean(1)) / gain[at], 0, 1)
+
 
 def concept_reward(
-    data="data/things", # folder that scripts/fetch_emoji.py wrote
-    judge="u",          # whose pictures a drawing is compared with: u, or artist
-    encoder="efficientnet-lite2@128", # frozen; never the one that made the pairs
-    floor:float=.05,    # a concept whose own picture gains less is not judged
+    data="data/things",  # folder that scripts/fetch_emoji.py wrote
+    judge="u",  # whose pictures a drawing is compared with: u, or artist
+    encoder="efficientnet-lite2@128",  # frozen; never the one that made the pairs
+    floor: float = 0.05,  # a concept whose own picture gains less is not judged
     cache="data/features",
-):                      # reward: (prompts, images, truths) -> list
+):  # reward: (prompts, images, truths) -> list
     "How like another artist's picture of the concept a drawing is, between any concept (0) and the artist's own picture (1)."
     theirs = {r["code"]: r for part in (judge, "held-" + judge) for r in emoji_rows(data, part)}
     own = {r["code"]: r for part in ("g", "held-g") for r in emoji_rows(data, part)}
@@ -197,12 +338,20 @@ def concept_reward(
     J, O = (features([rows[c]["image"] for c in codes], e, cache=cache) for rows in (theirs, own))
     _, gain = calibrate(O, J)
     at = {c: i for i, c in enumerate(codes) if gain[i] > floor}
+
     def reward(prompts, images, truths):
         where = [at.get(t["id"].split("-", 1)[-1]) for t in truths]
-        known, out = [i for i, w in enumerate(where) if w is not None], [None]*len(truths)
+        known, out = [i for i, w in enumerate(where) if w is not None], [None] * len(truths)
         if known:
-            score = concept_score(features([np.asarray(images[i]) for i in known], e, batch_size=4), [where[i] for i in known], J, gain)
-            for i, s in zip(known, score): out[i] = float(s)
+            score = concept_score(
+                features([np.asarray(images[i]) for i in known], e, batch_size=4),
+                [where[i] for i in known],
+                J,
+                gain,
+            )
+            for i, s in zip(known, score):
+                out[i] = float(s)
         return out
+
     reward.__name__ = f"concept:{data}"
     return reward

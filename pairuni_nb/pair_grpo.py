@@ -23,88 +23,123 @@ from torch import Tensor
 
 # %% ../nbs/08_pair_grpo.ipynb #320e7024
 def group_advantage(
-    rewards:Tensor, # (P, K) one row per prompt group; NaN marks a missing reward
-    eps:float=1e-4, # added to the std
-)->Tensor: # (P, K) zero where the reward is missing, the group is flat, or fewer than two rewards are there
+    rewards: Tensor,  # (P, K) one row per prompt group; NaN marks a missing reward
+    eps: float = 1e-4,  # added to the std
+) -> Tensor:  # (P, K) zero where the reward is missing, the group is flat, or fewer than two rewards are there
     "Rewards minus their group's mean, over its std (ddof 1)."
-    if rewards.isinf().any(): raise ValueError(f"rewards hold {rewards[rewards.isinf()][0]}: give a finite number, or NaN for a missing one")
+    if rewards.isinf().any():
+        raise ValueError(
+            f"rewards hold {rewards[rewards.isinf()][0]}: give a finite number, or NaN for a missing one"
+        )
     r, there = rewards.float(), ~rewards.isnan()
     n = there.sum(-1, keepdim=True)
     mean = r.nanmean(-1, keepdim=True)
     std = ((r - mean).square().nansum(-1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()
-    high, low = r.nan_to_num(-torch.inf).amax(-1, keepdim=True), r.nan_to_num(torch.inf).amin(-1, keepdim=True)
+    high, low = (
+        r.nan_to_num(-torch.inf).amax(-1, keepdim=True),
+        r.nan_to_num(torch.inf).amin(-1, keepdim=True),
+    )
     counts = there & (n > 1) & (high > low)
     return torch.where(counts, (r - mean) / (std + eps), 0.0)
 
 # %% ../nbs/08_pair_grpo.ipynb #b6c30600
-WEIGHTINGS = {"sqrt": torch.sqrt, "linear": torch.clone, "none": torch.ones_like} # name -> function of s_p (P,)
+WEIGHTINGS = {
+    "sqrt": torch.sqrt,
+    "linear": torch.clone,
+    "none": torch.ones_like,
+}  # name -> function of s_p (P,)
+
 
 def pair_weight(
-    similarity:Tensor, # (P,) s_p in [0, 1]
-    aligned:Tensor, # (P,) bool, True where the pair keeps its full weight
-    weighting:str="sqrt", # a name in `WEIGHTINGS`
-)->Tensor: # (P,) w_p
+    similarity: Tensor,  # (P,) s_p in [0, 1]
+    aligned: Tensor,  # (P,) bool, True where the pair keeps its full weight
+    weighting: str = "sqrt",  # a name in `WEIGHTINGS`
+) -> Tensor:  # (P,) w_p
     "The weight of each pair (Eq. 3): 1 if aligned, else a function of its similarity."
-    if weighting not in WEIGHTINGS: raise ValueError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
     s = torch.as_tensor(similarity, dtype=torch.float32)
     outside = ~((s >= 0) & (s <= 1))
-    if outside.any(): raise ValueError(f"similarity {s[outside][0]:.6g} of pair {outside.nonzero()[0, 0]} lies outside [0, 1]: clip it where it is computed")
+    if outside.any():
+        raise ValueError(
+            f"similarity {s[outside][0]:.6g} of pair {outside.nonzero()[0, 0]} lies outside [0, 1]: clip it where it is computed"
+        )
     return torch.where(torch.as_tensor(aligned, device=s.device), 1.0, WEIGHTINGS[weighting](s))
 
 # %% ../nbs/08_pair_grpo.ipynb #4de08e45
 def modulate(
-    advantages:Tensor, # (P, K) normalised
-    weights:Tensor, # (P,) w_p
-)->Tensor: # (P, K)
+    advantages: Tensor,  # (P, K) normalised
+    weights: Tensor,  # (P,) w_p
+) -> Tensor:  # (P, K)
     "Advantages times their pair's weight (Eq. 4)."
-    if len(weights) != len(advantages): raise ValueError(f"{len(weights)} weights for {len(advantages)} groups: give one weight a pair")
+    if len(weights) != len(advantages):
+        raise ValueError(
+            f"{len(weights)} weights for {len(advantages)} groups: give one weight a pair"
+        )
     return advantages * weights[:, None]
 
 # %% ../nbs/08_pair_grpo.ipynb #7556d9fb
 def loss_normalizer(
-    mask:Tensor, # (R, T) bool, True for drawn tokens
-    loss_type:str="grpo", # "grpo", "bnpo", "dr_grpo" or "dapo", TRL's names
-)->int:
+    mask: Tensor,  # (R, T) bool, True for drawn tokens
+    loss_type: str = "grpo",  # "grpo", "bnpo", "dr_grpo" or "dapo", TRL's names
+) -> int:
     "What `policy_loss` divides by: rows (`grpo`), drawn tokens (`bnpo`, `dapo`) or token slots (`dr_grpo`)."
-    counts = {"grpo": len(mask), "bnpo": int(mask.sum()), "dr_grpo": mask.numel(), "dapo": int(mask.sum())}
-    if loss_type not in counts: raise ValueError(f"unknown loss_type {loss_type!r}: choose one of {', '.join(counts)}")
+    counts = {
+        "grpo": len(mask),
+        "bnpo": int(mask.sum()),
+        "dr_grpo": mask.numel(),
+        "dapo": int(mask.sum()),
+    }
+    if loss_type not in counts:
+        raise ValueError(f"unknown loss_type {loss_type!r}: choose one of {', '.join(counts)}")
     return max(counts[loss_type], 1)
 
 # %% ../nbs/08_pair_grpo.ipynb #02218bd0
 def policy_loss(
-    logp:Tensor, # (R, T) of the tokens drawn, under the policy, with gradient
-    old_logp:Tensor, # (R, T) under the policy that drew them
-    advantages:Tensor, # (R,) modulated
-    mask:Tensor, # (R, T) bool, True for drawn tokens
-    clip_eps:float=0.2, # the ratio counts between 1-clip_eps and 1+clip_eps
-    beta:float=0.0, # weight of the KL
-    ref_logp:Tensor|None=None, # (R, T) under the frozen reference; needed when beta is not 0
-    loss_type:str="grpo", # see `loss_normalizer`
-    normalizer:float|None=None, # the full batch's `loss_normalizer`, when this is a part of it
-)->tuple: # loss (scalar), and stats: name -> scalar, detached
+    logp: Tensor,  # (R, T) of the tokens drawn, under the policy, with gradient
+    old_logp: Tensor,  # (R, T) under the policy that drew them
+    advantages: Tensor,  # (R,) modulated
+    mask: Tensor,  # (R, T) bool, True for drawn tokens
+    clip_eps: float = 0.2,  # the ratio counts between 1-clip_eps and 1+clip_eps
+    beta: float = 0.0,  # weight of the KL
+    ref_logp: Tensor | None = None,  # (R, T) under the frozen reference; needed when beta is not 0
+    loss_type: str = "grpo",  # see `loss_normalizer`
+    normalizer: float
+    | None = None,  # the full batch's `loss_normalizer`, when this is a part of it
+) -> tuple:  # loss (scalar), and stats: name -> scalar, detached
     "The clipped surrogate on token ratios (Eq. 1) with an optional k3 KL, for one task."
-    if advantages.shape != logp.shape[:1]: raise ValueError(f"advantages have shape {tuple(advantages.shape)}, logp {tuple(logp.shape)}: give one advantage a row")
-    if beta and ref_logp is None: raise ValueError(f"beta is {beta} but ref_logp is None: pass the reference's log-probs or set beta to 0")
+    if advantages.shape != logp.shape[:1]:
+        raise ValueError(
+            f"advantages have shape {tuple(advantages.shape)}, logp {tuple(logp.shape)}: give one advantage a row"
+        )
+    if beta and ref_logp is None:
+        raise ValueError(
+            f"beta is {beta} but ref_logp is None: pass the reference's log-probs or set beta to 0"
+        )
     own, A, off = loss_normalizer(mask, loss_type), advantages[:, None], ~mask
     ratio = (logp - old_logp.detach()).masked_fill(off, 0).exp()
     token_loss = -torch.min(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A)
-    stats = dict(ratio_mean=ratio[mask].mean(), ratio_max=ratio[mask].max(),
-                 clip_low=((ratio < 1 - clip_eps) & (A < 0))[mask].float().mean(),
-                 clip_high=((ratio > 1 + clip_eps) & (A > 0))[mask].float().mean())
+    stats = dict(
+        ratio_mean=ratio[mask].mean(),
+        ratio_max=ratio[mask].max(),
+        clip_low=((ratio < 1 - clip_eps) & (A < 0))[mask].float().mean(),
+        clip_high=((ratio > 1 + clip_eps) & (A > 0))[mask].float().mean(),
+    )
     if ref_logp is not None:
         d = (ref_logp.detach() - logp).masked_fill(off, 0)
         kl = ratio * (d.exp() - d - 1)
         token_loss, stats["kl"] = token_loss + beta * kl, kl[mask].mean()
     rows = token_loss.masked_fill(off, 0).sum(-1)
-    if loss_type == "grpo": rows = rows / mask.sum(-1).clamp(min=1)
+    if loss_type == "grpo":
+        rows = rows / mask.sum(-1).clamp(min=1)
     loss = rows.sum() / (own if normalizer is None else normalizer)
     return loss, {name: value.detach() for name, value in stats.items()}
 
 # %% ../nbs/08_pair_grpo.ipynb #26b795cf
 def softmax_step(
-    advantages:Tensor, # (K,) of rollouts 0..K-1, each of which took its own action
-    lr:float, # step size
-)->Tensor: # (K,) probabilities
+    advantages: Tensor,  # (K,) of rollouts 0..K-1, each of which took its own action
+    lr: float,  # step size
+) -> Tensor:  # (K,) probabilities
     "A uniform softmax policy over K actions, after one step down the gradient of `policy_loss`."
     theta = torch.zeros(len(advantages), requires_grad=True)
     logp = theta.log_softmax(-1)[:, None]
@@ -115,45 +150,61 @@ def softmax_step(
 @dataclass(frozen=True)
 class Numbers:
     "What the explorer shows. Arrays are (2, K), U in row 0 and G in row 1."
-    kind: str # "aligned" or "retrieved"
-    similarity: float # s_p
-    weighting: str # a name in `WEIGHTINGS`
-    weight: float # w_p
+
+    kind: str  # "aligned" or "retrieved"
+    similarity: float  # s_p
+    weighting: str  # a name in `WEIGHTINGS`
+    weight: float  # w_p
     rewards: np.ndarray
-    normalised: np.ndarray # GRPO's advantage
-    modulated: np.ndarray # Pair-GRPO's
-    before: np.ndarray # probabilities of the policy that drew the rollouts
-    grpo: np.ndarray # after one step on `normalised`
-    pair_grpo: np.ndarray # after one step on `modulated`
+    normalised: np.ndarray  # GRPO's advantage
+    modulated: np.ndarray  # Pair-GRPO's
+    before: np.ndarray  # probabilities of the policy that drew the rollouts
+    grpo: np.ndarray  # after one step on `normalised`
+    pair_grpo: np.ndarray  # after one step on `modulated`
 
 # %% ../nbs/08_pair_grpo.ipynb #ea9b7720
 def explore(
-    rewards_u, # (K,) of the answers
-    rewards_g, # (K,) of the images
-    kind:str="retrieved", # "aligned" or "retrieved"
-    similarity:float=0.64, # s_p
-    weighting:str="sqrt", # a name in `WEIGHTINGS`
-    lr:float=4.0, # of the softmax policy's step
-)->Numbers:
+    rewards_u,  # (K,) of the answers
+    rewards_g,  # (K,) of the images
+    kind: str = "retrieved",  # "aligned" or "retrieved"
+    similarity: float = 0.64,  # s_p
+    weighting: str = "sqrt",  # a name in `WEIGHTINGS`
+    lr: float = 4.0,  # of the softmax policy's step
+) -> Numbers:
     "One pair from its rewards to the step of a small policy, by GRPO and by Pair-GRPO."
-    if kind not in ("aligned", "retrieved"): raise ValueError(f"unknown kind {kind!r}: choose aligned or retrieved")
+    if kind not in ("aligned", "retrieved"):
+        raise ValueError(f"unknown kind {kind!r}: choose aligned or retrieved")
     rewards = torch.tensor([list(rewards_u), list(rewards_g)])
     weight = pair_weight([similarity], [kind == "aligned"], weighting)
     normalised = group_advantage(rewards)
     modulated = modulate(normalised, weight.expand(2))
     step = lambda A: np.stack([softmax_step(a, lr).numpy() for a in A])
-    return Numbers(kind, similarity, weighting, float(weight), rewards.numpy(), normalised.numpy(), modulated.numpy(),
-                   step(torch.zeros_like(normalised)), step(normalised), step(modulated))
+    return Numbers(
+        kind,
+        similarity,
+        weighting,
+        float(weight),
+        rewards.numpy(),
+        normalised.numpy(),
+        modulated.numpy(),
+        step(torch.zeros_like(normalised)),
+        step(normalised),
+        step(modulated),
+    )
 
 # %% ../nbs/08_pair_grpo.ipynb #2c047861
 U_COLOUR, G_COLOUR, GREY = "#1f77b4", "#ff7f0e", "#b8b8b8"
 
+
 def _title(numbers):
     "The one thing to see."
     flat = [side for side, A in zip("UG", numbers.normalised) if not A.any()]
-    if len(flat) == 2: return "Both groups are flat: no advantage, no step"
-    if numbers.kind == "aligned": text = "Aligned pair: w = 1, Pair-GRPO takes GRPO's step"
-    elif numbers.weighting == "none": text = "No weighting: w = 1, Pair-GRPO takes GRPO's step"
+    if len(flat) == 2:
+        return "Both groups are flat: no advantage, no step"
+    if numbers.kind == "aligned":
+        text = "Aligned pair: w = 1, Pair-GRPO takes GRPO's step"
+    elif numbers.weighting == "none":
+        text = "No weighting: w = 1, Pair-GRPO takes GRPO's step"
     else:
         rule = {"sqrt": "w = √s", "linear": "w = s"}[numbers.weighting]
         text = f"Retrieved pair, s = {numbers.similarity:.2f}: {rule} = {numbers.weight:.2f}, Pair-GRPO takes {numbers.weight:.0%} of GRPO's step"
@@ -164,7 +215,10 @@ def _stems(ax, values, colour, filled, base=0.0, shift=0.0):
     "K lollipops that grow from `base`."
     x = np.arange(1, len(values) + 1) + shift
     ax.vlines(x, base, values, color=colour, lw=2.5, zorder=2)
-    return ax.plot(x, values, "o", ms=9, mfc=colour if filled else "white", mec=colour, mew=2, zorder=3)[0]
+    return ax.plot(
+        x, values, "o", ms=9, mfc=colour if filled else "white", mec=colour, mew=2, zorder=3
+    )[0]
+
 
 def _draw_side(numbers, side, axes, colour):
     "One task's row: reward, normalised, modulated, policy. Returns the dots of GRPO and of Pair-GRPO."
@@ -172,38 +226,70 @@ def _draw_side(numbers, side, axes, colour):
     mean, std = np.nanmean(r), np.nanstd(r, ddof=1)
     axes[0].axhspan(mean - std, mean + std, color="0.94", zorder=0)
     axes[0].text(len(r) + 0.62, mean, r"$\mu$", va="center", color="0.4")
-    for ax, base in zip(axes, (mean, 0, 0, start)): ax.axhline(base, color="0.6", lw=1, ls="--" if ax is axes[0] else "-", zorder=1)
+    for ax, base in zip(axes, (mean, 0, 0, start)):
+        ax.axhline(base, color="0.6", lw=1, ls="--" if ax is axes[0] else "-", zorder=1)
     _stems(axes[0], r, colour, filled)
     _stems(axes[1], numbers.normalised[side], colour, filled)
     _stems(axes[2], numbers.normalised[side], GREY, filled, shift=-0.14)
     _stems(axes[2], numbers.modulated[side], colour, filled, shift=0.14)
-    return (_stems(axes[3], numbers.grpo[side], GREY, filled, start, -0.14), _stems(axes[3], numbers.pair_grpo[side], colour, filled, start, 0.14))
+    return (
+        _stems(axes[3], numbers.grpo[side], GREY, filled, start, -0.14),
+        _stems(axes[3], numbers.pair_grpo[side], colour, filled, start, 0.14),
+    )
 
 # %% ../nbs/08_pair_grpo.ipynb #f9c5e1ff
 def draw_advantages(
-    numbers:Numbers, # from `explore`
-    axes=None, # (2, 4) axes to draw on; None makes a figure
-)->Figure:
+    numbers: Numbers,  # from `explore`
+    axes=None,  # (2, 4) axes to draw on; None makes a figure
+) -> Figure:
     "Reward, normalised, modulated advantage and policy step of a pair: U above, G below, GRPO in grey."
     if axes is None:
-        axes = Figure(figsize=(10.4, 4.4)).subplots(2, 4, sharex=True, gridspec_kw=dict(left=0.06, right=0.99, top=0.84, bottom=0.11, wspace=0.24, hspace=0.14))
-    dots = [_draw_side(numbers, side, axes[side], colour) for side, colour in enumerate((U_COLOUR, G_COLOUR))]
-    K, panels = numbers.rewards.shape[1], ((r"reward  $r$", (-0.08, 1.12), (0, 1)), (r"$\rightarrow$  normalised  $\hat{A} = (r-\mu)/\sigma$", (-1.75, 1.75), (-1, 0, 1)),
-        (rf"$\rightarrow$  modulated  $w\hat{{A}},\ w={numbers.weight:.2f}$", (-1.75, 1.75), (-1, 0, 1)), (r"$\rightarrow$  policy $\pi$ after one step", (-0.05, 1.05), (0, 0.5, 1)))
+        axes = Figure(figsize=(10.4, 4.4)).subplots(
+            2,
+            4,
+            sharex=True,
+            gridspec_kw=dict(
+                left=0.06, right=0.99, top=0.84, bottom=0.11, wspace=0.24, hspace=0.14
+            ),
+        )
+    dots = [
+        _draw_side(numbers, side, axes[side], colour)
+        for side, colour in enumerate((U_COLOUR, G_COLOUR))
+    ]
+    K, panels = (
+        numbers.rewards.shape[1],
+        (
+            (r"reward  $r$", (-0.08, 1.12), (0, 1)),
+            (r"$\rightarrow$  normalised  $\hat{A} = (r-\mu)/\sigma$", (-1.75, 1.75), (-1, 0, 1)),
+            (
+                rf"$\rightarrow$  modulated  $w\hat{{A}},\ w={numbers.weight:.2f}$",
+                (-1.75, 1.75),
+                (-1, 0, 1),
+            ),
+            (r"$\rightarrow$  policy $\pi$ after one step", (-0.05, 1.05), (0, 0.5, 1)),
+        ),
+    )
     for column, (title, ylim, yticks) in zip(axes.T, panels):
         column[0].set_title(title, fontsize=11)
         column[1].set_xlabel("rollout $k$")
         for ax in column:
             ax.set(ylim=ylim, yticks=yticks, xlim=(0.4, K + 0.6), xticks=range(1, K + 1))
             ax.spines[["top", "right"]].set_visible(False)
-    for ax, name, colour in zip(axes[:, 0], ("U: answers", "G: images"), (U_COLOUR, G_COLOUR)): ax.set_ylabel(name, color=colour, fontsize=12, fontweight="bold")
-    axes[0, 3].legend([dots[0][0], (dots[0][1], dots[1][1])], ["GRPO", "Pair-GRPO"], handler_map={tuple: HandlerTuple(None, pad=0.6)}, frameon=False, fontsize=9, loc="upper right")
+    for ax, name, colour in zip(axes[:, 0], ("U: answers", "G: images"), (U_COLOUR, G_COLOUR)):
+        ax.set_ylabel(name, color=colour, fontsize=12, fontweight="bold")
+    axes[0, 3].legend(
+        [dots[0][0], (dots[0][1], dots[1][1])],
+        ["GRPO", "Pair-GRPO"],
+        handler_map={tuple: HandlerTuple(None, pad=0.6)},
+        frameon=False,
+        fontsize=9,
+        loc="upper right",
+    )
     axes[0, 0].figure.suptitle(_title(numbers), fontsize=13, fontweight="bold")
     return axes[0, 0].figure
 
-def to_png(
-    fig:Figure,
-)->bytes:
+
+def to_png(fig: Figure) -> bytes:
     "The figure as a 100 dpi PNG of 64 colours, a third the size of a full one."
     fig.savefig(full := BytesIO(), dpi=100)
     Image.open(full).convert("RGB").quantize(64).save(small := BytesIO(), "png")
@@ -212,41 +298,98 @@ def to_png(
 # %% ../nbs/08_pair_grpo.ipynb #57db0aba
 STAGES = ("rewards", "normalised", "modulated", "before", "grpo", "pair_grpo")
 
-def numbers_table(numbers:Numbers)->str:
+
+def numbers_table(numbers: Numbers) -> str:
     "The explorer's numbers as an HTML table, one row a rollout, 3 decimals."
-    row = lambda kind, cells: "<tr>" + "".join(f"<{kind} style='padding:1px 12px;text-align:right'>{c}</{kind}>" for c in cells) + "</tr>"
+    row = lambda kind, cells: (
+        "<tr>"
+        + "".join(f"<{kind} style='padding:1px 12px;text-align:right'>{c}</{kind}>" for c in cells)
+        + "</tr>"
+    )
     heads = ("side", "k", "reward", "normalised", "modulated", "π before", "π GRPO", "π Pair-GRPO")
-    rows = [row("td", ["UG"[side], k + 1] + [f"{getattr(numbers, stage)[side, k]:.3f}" for stage in STAGES])
-            for side in range(2) for k in range(numbers.rewards.shape[1])]
+    rows = [
+        row(
+            "td",
+            ["UG"[side], k + 1] + [f"{getattr(numbers, stage)[side, k]:.3f}" for stage in STAGES],
+        )
+        for side in range(2)
+        for k in range(numbers.rewards.shape[1])
+    ]
     return f"<table class='pair-numbers' style='line-height:1.6'>{row('th', heads)}{''.join(rows)}</table>"
 
 # %% ../nbs/08_pair_grpo.ipynb #b6acae45
 class Explorer(w.VBox):
     "Sliders over `explore`, drawn by `draw_advantages`; falls back to the picture where no widget can live."
-    lock = Lock() # JupyterLab may handle the messages of two controls in two threads
+
+    lock = Lock()  # JupyterLab may handle the messages of two controls in two threads
 
     def __init__(self, rewards_u=(1.0, 0.0, 0.0, 1.0), rewards_g=(0.2, 0.9, 0.4, 0.6)):
-        slider = lambda name, value, top=1.0, **kw: w.FloatSlider(value=value, min=0.0, max=top, step=0.05, description=name, readout_format=".2f", layout=w.Layout(width="290px"), **kw)
-        sides = [[slider(f"{name} {k + 1}", r, style={"handle_color": colour}) for k, r in enumerate(rewards)]
-                 for name, rewards, colour in (("U", rewards_u, U_COLOUR), ("G", rewards_g, G_COLOUR))]
+        slider = lambda name, value, top=1.0, **kw: w.FloatSlider(
+            value=value,
+            min=0.0,
+            max=top,
+            step=0.05,
+            description=name,
+            readout_format=".2f",
+            layout=w.Layout(width="290px"),
+            **kw,
+        )
+        sides = [
+            [
+                slider(f"{name} {k + 1}", r, style={"handle_color": colour})
+                for k, r in enumerate(rewards)
+            ]
+            for name, rewards, colour in (("U", rewards_u, U_COLOUR), ("G", rewards_g, G_COLOUR))
+        ]
         self.u, self.g = sides
-        self.settings = dict(kind=w.ToggleButtons(options=["retrieved", "aligned"], description="kind", style={"button_width": "80px"}), similarity=slider("similarity", 0.65),
-                             weighting=w.ToggleButtons(options=list(WEIGHTINGS), description="weighting", style={"button_width": "60px"}), lr=slider("step size", 4.0, 8.0))
-        self.image, self.table = w.Image(format="png", layout=w.Layout(max_width="100%", width="1100px")), w.HTML()
-        for control in (*self.u, *self.g, *self.settings.values()): control.observe(self.redraw, "value")
+        self.settings = dict(
+            kind=w.ToggleButtons(
+                options=["retrieved", "aligned"], description="kind", style={"button_width": "80px"}
+            ),
+            similarity=slider("similarity", 0.65),
+            weighting=w.ToggleButtons(
+                options=list(WEIGHTINGS), description="weighting", style={"button_width": "60px"}
+            ),
+            lr=slider("step size", 4.0, 8.0),
+        )
+        self.image, self.table = (
+            w.Image(format="png", layout=w.Layout(max_width="100%", width="1100px")),
+            w.HTML(),
+        )
+        for control in (*self.u, *self.g, *self.settings.values()):
+            control.observe(self.redraw, "value")
         self.redraw()
-        super().__init__([w.HBox([w.VBox(self.u), w.VBox(self.g), w.VBox(list(self.settings.values()))], layout=w.Layout(flex_flow="row wrap")), self.image, self.table])
+        super().__init__(
+            [
+                w.HBox(
+                    [w.VBox(self.u), w.VBox(self.g), w.VBox(list(self.settings.values()))],
+                    layout=w.Layout(flex_flow="row wrap"),
+                ),
+                self.image,
+                self.table,
+            ]
+        )
 
     def redraw(self, change=None):
         "Read the controls, compute, draw; one call at a time, so that the last to draw has read the latest values."
         with self.lock:
-            numbers = explore([c.value for c in self.u], [c.value for c in self.g], **{name: c.value for name, c in self.settings.items()})
-            self.image.value, self.table.value = to_png(draw_advantages(numbers)), numbers_table(numbers)
+            numbers = explore(
+                [c.value for c in self.u],
+                [c.value for c in self.g],
+                **{name: c.value for name, c in self.settings.items()},
+            )
+            self.image.value, self.table.value = (
+                to_png(draw_advantages(numbers)),
+                numbers_table(numbers),
+            )
 
     def _repr_mimebundle_(self, **kwargs):
-        return {**super()._repr_mimebundle_(**kwargs), "image/png": b64encode(self.image.value).decode()}
+        return {
+            **super()._repr_mimebundle_(**kwargs),
+            "image/png": b64encode(self.image.value).decode(),
+        }
 
 # %% ../nbs/08_pair_grpo.ipynb #f3f9c081
-def advantage_explorer()->Explorer:
+def advantage_explorer() -> Explorer:
     "The advantage explorer, ready to display."
     return Explorer()

@@ -27,78 +27,123 @@ from tqdm import tqdm
 
 from . import __version__
 from .completion import complete, offline_completer
-from .records_io import StoredImage, check_question, lacks, nameless_file, new_folder, read_image
+from pairuni_nb.records_io import (
+    StoredImage,
+    check_question,
+    lacks,
+    nameless_file,
+    new_folder,
+    read_image,
+)
 from .search import check_rows, kmeans, nearest, nearest_faiss, unique_images, unique_rows
 from .encoders import features, load_encoder, load_joint
 from .similarity import pair_features, part_weights, similarity
 
 # %% ../nbs/04_pairing.ipynb #76d58eef
-def check_clusters(k:int, n:int):
+def check_clusters(k: int, n: int):
     "No more clusters than images."
-    if not 1 <= k <= n: raise ValueError(f"clusters is {k}, but must be between 1 and the number of images, {n}: set --clusters")
+    if not 1 <= k <= n:
+        raise ValueError(
+            f"clusters is {k}, but must be between 1 and the number of images, {n}: set --clusters"
+        )
+
 
 def cluster(
-    features:np.ndarray, # (N, D) unit rows
-    k:int,               # clusters wanted
-    seed:int=0,
-    small:int=10_000,    # number of images up to which scikit-learn does it
-)->tuple:                # labels (N,), centroids (k, D)
+    features: np.ndarray,  # (N, D) unit rows
+    k: int,  # clusters wanted
+    seed: int = 0,
+    small: int = 10_000,  # number of images up to which scikit-learn does it
+) -> tuple:  # labels (N,), centroids (k, D)
     "Mini-batch k-means; the fast k-means of notebook 03b where the images are many."
     features = check_rows(features)
     check_clusters(k, len(features))
-    if len(features) > small: return kmeans(features, k, seed)[:2]
+    if len(features) > small:
+        return kmeans(features, k, seed)[:2]
     km = MiniBatchKMeans(k, random_state=seed, n_init=1).fit(features)
     return km.labels_, km.cluster_centers_
 
-def nearest_members(features, labels, centroids)->np.ndarray: # indices, at most one a cluster
+
+def nearest_members(features, labels, centroids) -> np.ndarray:  # indices, at most one a cluster
     "Per cluster the member with the largest inner product with its centroid; ties to the lower index."
-    inner = np.concatenate([np.einsum("nd,nd->n", f.astype(float), centroids[l].astype(float))  # in parts, to spare memory
-                            for f, l in zip(*[np.array_split(a, len(labels)//4096 + 1) for a in (features, labels)])]).round(6)
-    order = np.lexsort((np.arange(len(labels)), -inner, labels))  # by cluster, then best first, then lowest index
+    inner = np.concatenate(
+        [
+            np.einsum(
+                "nd,nd->n", f.astype(float), centroids[l].astype(float)
+            )  # in parts, to spare memory
+            for f, l in zip(
+                *[np.array_split(a, len(labels) // 4096 + 1) for a in (features, labels)]
+            )
+        ]
+    ).round(6)
+    order = np.lexsort(
+        (np.arange(len(labels)), -inner, labels)
+    )  # by cluster, then best first, then lowest index
     return np.sort(order[np.unique(labels[order], return_index=True)[1]])
 
-def medoids(features:np.ndarray, k:int, seed:int=0)->np.ndarray: # (<= k,) ascending indices
+
+def medoids(features: np.ndarray, k: int, seed: int = 0) -> np.ndarray:  # (<= k,) ascending indices
     "One representative image per cluster."
     return nearest_members(features, *cluster(features, k, seed))
 
 # %% ../nbs/04_pairing.ipynb #0f218f16
-ORDERS = {"g": "in the order of G (Algorithm 1)", "best": "the most similar pair first", "optimal": "the largest sum of similarities"}
+ORDERS = {
+    "g": "in the order of G (Algorithm 1)",
+    "best": "the most similar pair first",
+    "optimal": "the largest sum of similarities",
+}
 SEARCHES = {"exact": nearest, "faiss": nearest_faiss}
 
-def check_knobs(top_n:int, delta:float, order:str="g", search:str="exact"):
+
+def check_knobs(top_n: int, delta: float, order: str = "g", search: str = "exact"):
     "Refuse settings that cannot work."
-    if not 0 <= delta <= 1: raise ValueError(f"delta is {delta}, but must lie in [0, 1]: it is compared with max(0, cosine)")
-    if top_n < 1: raise ValueError(f"top_n is {top_n}, but must be at least 1: a G image needs candidates")
-    if order not in ORDERS: raise ValueError(f"order is {order!r}, but must be one of {', '.join(ORDERS)}")
-    if search not in SEARCHES: raise ValueError(f"search is {search!r}, but must be one of {', '.join(SEARCHES)}")
+    if not 0 <= delta <= 1:
+        raise ValueError(
+            f"delta is {delta}, but must lie in [0, 1]: it is compared with max(0, cosine)"
+        )
+    if top_n < 1:
+        raise ValueError(f"top_n is {top_n}, but must be at least 1: a G image needs candidates")
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}, but must be one of {', '.join(ORDERS)}")
+    if search not in SEARCHES:
+        raise ValueError(f"search is {search!r}, but must be one of {', '.join(SEARCHES)}")
+
 
 def choose(
-    g, u, s,         # (C,) candidate pairs: G image, U image, similarity; in the order of G, best first
-    order:str="g",   # one of ORDERS
-    most:int=10**8,  # largest matrix for the optimal assignment
-)->list:             # indices of the pairs taken, ascending
+    g,
+    u,
+    s,  # (C,) candidate pairs: G image, U image, similarity; in the order of G, best first
+    order: str = "g",  # one of ORDERS
+    most: int = 10**8,  # largest matrix for the optimal assignment
+) -> list:  # indices of the pairs taken, ascending
     "Candidate pairs such that every image is used once."
     if order == "optimal":
         (rows, g), (cols, u) = [np.unique(x, return_inverse=True) for x in (g, u)]
-        if len(rows)*len(cols) > most: raise ValueError(f"the optimal order compares {len(rows)} G with {len(cols)} U images in one matrix, too large: take the order best")
+        if len(rows) * len(cols) > most:
+            raise ValueError(
+                f"the optimal order compares {len(rows)} G with {len(cols)} U images in one matrix, too large: take the order best"
+            )
         value, number = np.zeros((len(rows), len(cols))), np.full((len(rows), len(cols)), -1)
         value[g, u], number[g, u] = s, np.arange(len(s))
         taken = number[linear_sum_assignment(value, maximize=True)]
         return np.sort(taken[taken >= 0]).tolist()
     used_g, used_u, taken = set(), set(), []
     for i in np.argsort(-s, kind="stable") if order == "best" else range(len(s)):
-        if g[i] in used_g or u[i] in used_u: continue
-        used_g.add(g[i]); used_u.add(u[i]); taken.append(int(i))
+        if g[i] in used_g or u[i] in used_u:
+            continue
+        used_g.add(g[i])
+        used_u.add(u[i])
+        taken.append(int(i))
     return sorted(taken)
 
+
 def retrieve(
-    features_g:np.ndarray, # (N_g, D) unit rows
-    features_u:np.ndarray, # (N_u, D) unit rows
-    top_n:int=10,          # candidates of each G image
-    delta:float=.6,        # a candidate must be more similar than this
-    order:str="g",         # one of ORDERS: who chooses first
-    search:str="exact",    # one of SEARCHES
-)->list:                   # (g, u, s) in the order of G
+    features_g: np.ndarray,  # (N_g, D) unit rows
+    features_u: np.ndarray,  # (N_u, D) unit rows
+    top_n: int = 10,  # candidates of each G image
+    delta: float = 0.6,  # a candidate must be more similar than this
+    order: str = "g",  # one of ORDERS: who chooses first
+    search: str = "exact",  # one of SEARCHES
+) -> list:  # (g, u, s) in the order of G
     "Each G image takes the best still-free U image among its top-n above delta, else none."
     check_knobs(top_n, delta, order, search)
     near, s = SEARCHES[search](features_g, features_u, top_n, delta)
@@ -108,136 +153,268 @@ def retrieve(
 
 # %% ../nbs/04_pairing.ipynb #7ae116b2
 PAIR_KINDS = ("aligned", "retrieved", "random", "single")
-SIDE_U, SIDE_G = ("u_id", "u_image", "question", "choices", "answer", "matcher"), ("g_id", "g_image", "prompt")
+SIDE_U, SIDE_G = (
+    ("u_id", "u_image", "question", "choices", "answer", "matcher"),
+    ("g_id", "g_image", "prompt"),
+)
 COLUMNS = Features(
-    kind=Value("string"), similarity=Value("float64"), origin=Value("string"),
-    u_id=Value("string"), u_image=ImageColumn(), question=Value("string"), choices=List(Value("string")),
-    answer=Value("string"), matcher=Value("string"), u_scene=Value("string"),
-    g_id=Value("string"), g_image=ImageColumn(), prompt=Value("string"), g_scene=Value("string"))
+    kind=Value("string"),
+    similarity=Value("float64"),
+    origin=Value("string"),
+    u_id=Value("string"),
+    u_image=ImageColumn(),
+    question=Value("string"),
+    choices=List(Value("string")),
+    answer=Value("string"),
+    matcher=Value("string"),
+    u_scene=Value("string"),
+    g_id=Value("string"),
+    g_image=ImageColumn(),
+    prompt=Value("string"),
+    g_scene=Value("string"),
+)
 
-def pair_row(kind:str, similarity:float, u:dict=None, g:dict=None, origin:str="")->dict:
+
+def pair_row(
+    kind: str, similarity: float, u: dict = None, g: dict = None, origin: str = ""
+) -> dict:
     "One row; a missing side leaves its columns None."
     row = dict.fromkeys(COLUMNS) | dict(kind=kind, similarity=float(similarity), origin=origin)
     if u:
         row |= dict(u_id=u["id"], u_image=u["image"], u_scene=u["scene"])
-        row |= dict(question=u["question"], choices=list(u["choices"]), answer=u["answer"], matcher=u.get("matcher", "choice"))
-    if g: row |= dict(g_id=g["id"], g_image=g["image"], g_scene=g["scene"], prompt=g["prompt"])
+        row |= dict(
+            question=u["question"],
+            choices=list(u["choices"]),
+            answer=u["answer"],
+            matcher=u.get("matcher", "choice"),
+        )
+    if g:
+        row |= dict(g_id=g["id"], g_image=g["image"], g_scene=g["scene"], prompt=g["prompt"])
     return row
 
 # %% ../nbs/04_pairing.ipynb #07b53710
-MIXES = {"pairs": "aligned and retrieved pairs (PairUG)", "aligned": "the aligned pairs alone",
-         "retrieved": "the retrieved pairs alone", "random": "U and G matched by chance",
-         "unpaired": "one-sided rows, shuffled", "u-only": "every U record completed", "g-only": "every G record completed"}
+MIXES = {
+    "pairs": "aligned and retrieved pairs (PairUG)",
+    "aligned": "the aligned pairs alone",
+    "retrieved": "the retrieved pairs alone",
+    "random": "U and G matched by chance",
+    "unpaired": "one-sided rows, shuffled",
+    "u-only": "every U record completed",
+    "g-only": "every G record completed",
+}
 
-def originals(records:list)->list: # ascending indices
+
+def originals(records: list) -> list:  # ascending indices
     "Records that do not repeat the image and the texts of an earlier one."
     alike = {}
-    for i, r in enumerate(records): alike.setdefault(repr((r["image"].size, {k: v for k, v in r.items() if k not in ("id", "image")})), []).append(i)
-    return sorted(group[j] for group in alike.values() for j in (unique_images(records[i]["image"] for i in group) if len(group) > 1 else [0]))
+    for i, r in enumerate(records):
+        alike.setdefault(
+            repr((r["image"].size, {k: v for k, v in r.items() if k not in ("id", "image")})), []
+        ).append(i)
+    return sorted(
+        group[j]
+        for group in alike.values()
+        for j in (unique_images(records[i]["image"] for i in group) if len(group) > 1 else [0])
+    )
+
 
 def _side(records, name, encoder, dedup, encode, cache):
     "Records of one side, its copies left out where wanted, and their features."
-    if dedup != 0: records = [records[i] for i in (originals(records) if dedup is None else unique_images(r["image"] for r in records))]
-    if not encode and not dedup: return records, None
-    f = features([r["image"] for r in records], encoder, cache=cache, ids=[r["id"] for r in records])
+    if dedup != 0:
+        records = [
+            records[i]
+            for i in (
+                originals(records) if dedup is None else unique_images(r["image"] for r in records)
+            )
+        ]
+    if not encode and not dedup:
+        return records, None
+    f = features(
+        [r["image"] for r in records], encoder, cache=cache, ids=[r["id"] for r in records]
+    )
     f = check_rows(f, f"the {name} features", [r["id"] for r in records])
-    if not dedup or dedup == 1: return records, f
+    if not dedup or dedup == 1:
+        return records, f
     keep = unique_rows(f, dedup)
     return [records[i] for i in keep], f[keep]
+
 
 def _completed_rows(records, fill):
     "Aligned rows of the records that can be completed, and why the others could not."
     quads, dropped = fill(records)
-    return [pair_row("aligned", 1., q, q, q["origin"]) for q in quads], Counter(reason for _, reason in dropped)
+    return [pair_row("aligned", 1.0, q, q, q["origin"]) for q in quads], Counter(
+        reason for _, reason in dropped
+    )
+
 
 def _one_sided(u, g, fill, mix, seed):
     "Rows of the baselines that pair nothing, with counts."
     if mix != "unpaired":
         rows, why = _completed_rows(u if mix == "u-only" else g, fill)
         return rows, dict(aligned=len(rows), dropped=dict(why))
-    rows = [pair_row("single", 1., u=r, origin="u") for r in u] + [pair_row("single", 1., g=r, origin="g") for r in g]
+    rows = [pair_row("single", 1.0, u=r, origin="u") for r in u] + [
+        pair_row("single", 1.0, g=r, origin="g") for r in g
+    ]
     return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))], {}
+
 
 def _random(u, g, su, sg, seed):
     "U and G matched by chance."
-    order = [np.random.default_rng([seed, side]).permutation(len(r)) for side, r in enumerate((u, g))]
-    return [pair_row("random", similarity(su[[i]], sg[[j]])[0, 0], u[i], g[j]) for i, j in zip(*order)]
+    order = [
+        np.random.default_rng([seed, side]).permutation(len(r)) for side, r in enumerate((u, g))
+    ]
+    return [
+        pair_row("random", similarity(su[[i]], sg[[j]])[0, 0], u[i], g[j]) for i, j in zip(*order)
+    ]
 
 # %% ../nbs/04_pairing.ipynb #7d19ee1d
 def _algorithm_1(u, g, fu, fg, su, sg, fill, mix, clusters, select, seed, retrieval):
     "Aligned rows by image features f, retrieved rows by what s_p compares, s, with counts; `retrieval` holds the settings of `retrieve`."
     f, everyone, n = np.concatenate([fu, fg]), u + g, len(u)
     chosen = medoids(f, clusters, seed)
-    if select == "random": chosen = np.sort(np.random.default_rng(seed).choice(len(f), len(chosen), replace=False))
-    aligned, why = _completed_rows([everyone[i] for i in chosen], fill) if mix != "retrieved" else ([], Counter())
+    if select == "random":
+        chosen = np.sort(np.random.default_rng(seed).choice(len(f), len(chosen), replace=False))
+    aligned, why = (
+        _completed_rows([everyone[i] for i in chosen], fill)
+        if mix != "retrieved"
+        else ([], Counter())
+    )
     rest = np.setdiff1d(np.arange(len(f)), chosen)
     rest_u, rest_g = rest[rest < n], rest[rest >= n] - n
-    found = retrieve(sg[rest_g], su[rest_u], **retrieval) if mix != "aligned" and len(rest_u) and len(rest_g) else []
+    found = (
+        retrieve(sg[rest_g], su[rest_u], **retrieval)
+        if mix != "aligned" and len(rest_u) and len(rest_g)
+        else []
+    )
     retrieved = [pair_row("retrieved", s, u[rest_u[j]], g[rest_g[i]]) for i, j, s in found]
-    counts = dict(medoids=len(chosen), aligned=len(aligned), aligned_from_u=sum(r["origin"] == "u" for r in aligned),
-                  aligned_from_g=sum(r["origin"] == "g" for r in aligned), dropped=dict(why),
-                  retrieved=len(retrieved), without_partner=len(rest_g) - len(retrieved) if mix != "aligned" else 0)
+    counts = dict(
+        medoids=len(chosen),
+        aligned=len(aligned),
+        aligned_from_u=sum(r["origin"] == "u" for r in aligned),
+        aligned_from_g=sum(r["origin"] == "g" for r in aligned),
+        dropped=dict(why),
+        retrieved=len(retrieved),
+        without_partner=len(rest_g) - len(retrieved) if mix != "aligned" else 0,
+    )
     return aligned + retrieved, counts
 
 # %% ../nbs/04_pairing.ipynb #3dcc4513
 def pair_records(
-    u_records:list,
-    g_records:list,
-    completer=None,      # record -> dict with the missing half, or None; default: scene oracle, else plain texts
-    fill=None,           # instead of a completer: records -> quadruples and what was dropped, as from `complete`
-    mix:str="pairs",     # one of MIXES
-    clusters:int=400,    # K
-    top_n:int=10,        # candidates of each G image
-    delta:float=.6,      # retrieved pairs are more similar than this
-    similarity:str="image", # of retrieved pairs, one of similarity.SIMILARITIES; medoids are always of images
-    encoder="pixels",    # reads images, see encoders.load_encoder
-    text_encoder="words",# reads texts
-    joint_encoder="",    # reads both
-    weights:tuple=(.5, .5, 0.), # of image, text and joint in a mixture
-    cache:str="",        # folder that keeps features between runs
-    device:str="auto",   # where encoders run: auto, cpu or cuda
-    seed:int=0,
-    select:str="medoids",# or "random": random images in the medoids' place (Table 9)
-    order:str="g",       # one of ORDERS: who chooses first
-    dedup:float=0.,      # first drop copies, and images more similar than this to an earlier one of their side; 0: keep all; None: drop records that repeat image and texts
-    search:str="exact",  # one of SEARCHES
-)->tuple:                # rows, their images as the records have them; counts
+    u_records: list,
+    g_records: list,
+    completer=None,  # record -> dict with the missing half, or None; default: scene oracle, else plain texts
+    fill=None,  # instead of a completer: records -> quadruples and what was dropped, as from `complete`
+    mix: str = "pairs",  # one of MIXES
+    clusters: int = 400,  # K
+    top_n: int = 10,  # candidates of each G image
+    delta: float = 0.6,  # retrieved pairs are more similar than this
+    similarity: str = "image",  # of retrieved pairs, one of similarity.SIMILARITIES; medoids are always of images
+    encoder="pixels",  # reads images, see encoders.load_encoder
+    text_encoder="words",  # reads texts
+    joint_encoder="",  # reads both
+    weights: tuple = (0.5, 0.5, 0.0),  # of image, text and joint in a mixture
+    cache: str = "",  # folder that keeps features between runs
+    device: str = "auto",  # where encoders run: auto, cpu or cuda
+    seed: int = 0,
+    select: str = "medoids",  # or "random": random images in the medoids' place (Table 9)
+    order: str = "g",  # one of ORDERS: who chooses first
+    dedup: float = 0.0,  # first drop copies, and images more similar than this to an earlier one of their side; 0: keep all; None: drop records that repeat image and texts
+    search: str = "exact",  # one of SEARCHES
+) -> tuple:  # rows, their images as the records have them; counts
     "Algorithm 1 or one of its baselines."
-    if mix not in MIXES: raise ValueError(f"mix is {mix!r}, but must be one of {', '.join(MIXES)}")
-    if select not in ("medoids", "random"): raise ValueError(f"select is {select!r}, but must be medoids or random")
+    if mix not in MIXES:
+        raise ValueError(f"mix is {mix!r}, but must be one of {', '.join(MIXES)}")
+    if select not in ("medoids", "random"):
+        raise ValueError(f"select is {select!r}, but must be medoids or random")
     check_knobs(top_n, delta, order, search)
-    if dedup is not None and not 0 <= dedup <= 1: raise ValueError(f"dedup is {dedup}, but must lie in [0, 1]: it is compared with the cosine")
+    if dedup is not None and not 0 <= dedup <= 1:
+        raise ValueError(
+            f"dedup is {dedup}, but must lie in [0, 1]: it is compared with the cosine"
+        )
     for name, rows in (("U", u_records), ("G", g_records)):
-        if not rows: raise ValueError(f"no {name} records: pairs need at least one record on each side")
-    single, parts = mix in ("u-only", "g-only", "unpaired"), part_weights(similarity, weights, joint_encoder)
+        if not rows:
+            raise ValueError(f"no {name} records: pairs need at least one record on each side")
+    single, parts = (
+        mix in ("u-only", "g-only", "unpaired"),
+        part_weights(similarity, weights, joint_encoder),
+    )
     fill = fill or partial(complete, completer=completer or offline_completer(g_records))
     readers = {"image": load_encoder(encoder, device=device)}
-    if "text" in parts: readers["text"] = load_encoder(text_encoder, "text", device)
-    if "joint" in parts: readers["joint"], _ = joint_encoder = load_joint(joint_encoder, device)
-    if mix != "random" and not single: check_clusters(clusters, len(u_records) + len(g_records))
-    (u, fu), (g, fg) = [_side(rows, name, readers["image"], dedup, not single, cache) for rows, name in ((u_records, "U"), (g_records, "G"))]
-    if not single: su, sg = pair_features(u, g, similarity, "", readers.get("text"), joint_encoder, weights, device, cache, (fu, fg))
-    if single: rows, counts = _one_sided(u, g, fill, mix, seed)
-    elif mix == "random": rows, counts = _random(u, g, su, sg, seed), {}
-    else: rows, counts = _algorithm_1(u, g, fu, fg, su, sg, fill, mix, clusters, select, seed, dict(top_n=top_n, delta=delta, order=order, search=search))
+    if "text" in parts:
+        readers["text"] = load_encoder(text_encoder, "text", device)
+    if "joint" in parts:
+        readers["joint"], _ = joint_encoder = load_joint(joint_encoder, device)
+    if mix != "random" and not single:
+        check_clusters(clusters, len(u_records) + len(g_records))
+    (u, fu), (g, fg) = [
+        _side(rows, name, readers["image"], dedup, not single, cache)
+        for rows, name in ((u_records, "U"), (g_records, "G"))
+    ]
+    if not single:
+        su, sg = pair_features(
+            u,
+            g,
+            similarity,
+            "",
+            readers.get("text"),
+            joint_encoder,
+            weights,
+            device,
+            cache,
+            (fu, fg),
+        )
+    if single:
+        rows, counts = _one_sided(u, g, fill, mix, seed)
+    elif mix == "random":
+        rows, counts = _random(u, g, su, sg, seed), {}
+    else:
+        rows, counts = _algorithm_1(
+            u,
+            g,
+            fu,
+            fg,
+            su,
+            sg,
+            fill,
+            mix,
+            clusters,
+            select,
+            seed,
+            dict(top_n=top_n, delta=delta, order=order, search=search),
+        )
     if not rows:
-        raise ValueError(f"no pair could be made with mix {mix!r}, delta {delta}, top_n {top_n}: lower delta, raise top_n, "
-                         f"or look at the counts: {counts}")
-    copies = dict(copies_u=len(u_records) - len(u), copies_g=len(g_records) - len(g)) if dedup != 0 else {}
-    made_with = {} if single else dict(features={part: f"{e.name} {e.key[:16]}".strip() for part, e in readers.items()})  # the key is a hash of the weights
-    return rows, dict(u=len(u_records), g=len(g_records)) | copies | counts | dict(rows=len(rows)) | made_with
+        raise ValueError(
+            f"no pair could be made with mix {mix!r}, delta {delta}, top_n {top_n}: lower delta, raise top_n, "
+            f"or look at the counts: {counts}"
+        )
+    copies = (
+        dict(copies_u=len(u_records) - len(u), copies_g=len(g_records) - len(g))
+        if dedup != 0
+        else {}
+    )
+    made_with = (
+        {}
+        if single
+        else dict(features={part: f"{e.name} {e.key[:16]}".strip() for part, e in readers.items()})
+    )  # the key is a hash of the weights
+    return rows, dict(u=len(u_records), g=len(g_records)) | copies | counts | dict(
+        rows=len(rows)
+    ) | made_with
 
 # %% ../nbs/04_pairing.ipynb #5b1e90c7
-def as_dataset(rows:list)->Dataset:
+def as_dataset(rows: list) -> Dataset:
     "Rows with their images encoded, in memory."
     encode = lambda v: dict(bytes=v.encoded(), path=None) if isinstance(v, StoredImage) else v
-    return Dataset.from_list([{k: encode(v) for k, v in row.items()} for row in rows], features=COLUMNS)
+    return Dataset.from_list(
+        [{k: encode(v) for k, v in row.items()} for row in rows], features=COLUMNS
+    )
+
 
 def make_pairs(
-    u_records:list,
-    g_records:list,
+    u_records: list,
+    g_records: list,
     **how,  # see pair_records
-)->tuple:   # Dataset of pairs, counts
+) -> tuple:  # Dataset of pairs, counts
     "What `pair_records` does, as a data set in memory."
     rows, counts = pair_records(u_records, g_records, **how)
     return as_dataset(rows), counts
@@ -259,100 +436,203 @@ of PairUni (arXiv 2510.25682) or a baseline of it. `similarity` is s_p, the cosi
 Images and texts come from the sources named below; their licences apply.
 """
 
+
 def _table(head, rows):
     "Markdown."
-    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in r) + " |" for r in (head, ["---"]*len(head), *rows)) + "\n"
+    return (
+        "\n".join(
+            "| " + " | ".join(str(v).replace("|", "\\|") for v in r) + " |"
+            for r in (head, ["---"] * len(head), *rows)
+        )
+        + "\n"
+    )
+
 
 def dataset_card(
-    pairs,         # Dataset or list of rows
-    settings:dict, # what made them
-    counts:dict,   # what make_pairs counted
-)->str:            # Markdown with a YAML header
+    pairs,  # Dataset or list of rows
+    settings: dict,  # what made them
+    counts: dict,  # what make_pairs counted
+) -> str:  # Markdown with a YAML header
     "Counts, histogram of s_p, and settings."
-    size = next(s for n, s in ((1000, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (np.inf, "n>1M")) if len(pairs) < n)
-    kinds, s = [np.array(pairs[c] if isinstance(pairs, Dataset) else [r[c] for r in pairs]) for c in ("kind", "similarity")]
+    size = next(
+        s
+        for n, s in (
+            (1000, "n<1K"),
+            (10**4, "1K<n<10K"),
+            (10**5, "10K<n<100K"),
+            (10**6, "100K<n<1M"),
+            (np.inf, "n>1M"),
+        )
+        if len(pairs) < n
+    )
+    kinds, s = [
+        np.array(pairs[c] if isinstance(pairs, Dataset) else [r[c] for r in pairs])
+        for c in ("kind", "similarity")
+    ]
     bins = np.histogram(s[(kinds == "retrieved") | (kinds == "random")], 20, (0, 1))[0]
     used = np.flatnonzero(bins)
-    bars = [(f"{i/20:.2f} to {(i + 1)/20:.2f}", bins[i], "█"*round(30*bins[i]/bins.max())) for i in range(used.min(), used.max() + 1)] if len(used) else []
-    parts = [HEADER.format(size=size, rows=len(pairs), version=__version__),
-             _table(("kind", "pairs", "median s_p"), [(k, (kinds == k).sum(), f"{np.median(s[kinds == k]):.2f}") for k in PAIR_KINDS if (kinds == k).any()])]
-    for title, head, rows in (("Similarity of the pairs with two images", ("s_p", "pairs", ""), bars), ("Settings", ("setting", "value"), settings.items()),
-                              ("Counts", ("what", "count"), counts.items())):
-        if rows: parts.append(f"## {title}\n\n" + _table(head, rows))
+    bars = (
+        [
+            (f"{i / 20:.2f} to {(i + 1) / 20:.2f}", bins[i], "█" * round(30 * bins[i] / bins.max()))
+            for i in range(used.min(), used.max() + 1)
+        ]
+        if len(used)
+        else []
+    )
+    parts = [
+        HEADER.format(size=size, rows=len(pairs), version=__version__),
+        _table(
+            ("kind", "pairs", "median s_p"),
+            [
+                (k, (kinds == k).sum(), f"{np.median(s[kinds == k]):.2f}")
+                for k in PAIR_KINDS
+                if (kinds == k).any()
+            ],
+        ),
+    ]
+    for title, head, rows in (
+        ("Similarity of the pairs with two images", ("s_p", "pairs", ""), bars),
+        ("Settings", ("setting", "value"), settings.items()),
+        ("Counts", ("what", "count"), counts.items()),
+    ):
+        if rows:
+            parts.append(f"## {title}\n\n" + _table(head, rows))
     return "\n".join(parts)
 
 # %% ../nbs/04_pairing.ipynb #7e34a082
 GROUP = 32  # rows written, and read, at a time
 
+
 def _tables(pairs):
     "Arrow tables of a few rows."
-    if isinstance(pairs, Dataset): yield from pairs.with_format("arrow").iter(GROUP)
+    if isinstance(pairs, Dataset):
+        yield from pairs.with_format("arrow").iter(GROUP)
     else:
-        for i in range(0, len(pairs), GROUP): yield as_dataset(pairs[i:i+GROUP]).data.table
+        for i in range(0, len(pairs), GROUP):
+            yield as_dataset(pairs[i : i + GROUP]).data.table
+
 
 def save_pairs(
-    pairs,              # Dataset, or list of rows as from pair_records
-    folder,             # new, or empty
-    settings:dict=None, # what made them
-    counts:dict=None,   # what make_pairs counted
+    pairs,  # Dataset, or list of rows as from pair_records
+    folder,  # new, or empty
+    settings: dict = None,  # what made them
+    counts: dict = None,  # what make_pairs counted
 ):
     "Write pairs.parquet, pairs.json, and a dataset card."
     with new_folder(folder) as part:
-        with pq.ParquetWriter(part/"pairs.parquet", (pairs.features if isinstance(pairs, Dataset) else COLUMNS).arrow_schema) as file:
-            for rows in tqdm(_tables(pairs), "writing", -(-len(pairs)//GROUP), unit=f"x{GROUP} pairs", delay=2): file.write_table(rows)
-            file.add_key_value_metadata({"pairuni": json.dumps(settings or {})})  # so that the file alone says what made it
-        (part/"pairs.json").write_text(json.dumps(dict(settings=settings or {}, counts=counts or {}), indent=1) + "\n")
-        (part/"README.md").write_text(dataset_card(pairs, settings or {}, counts or {}), encoding="utf-8")
+        with pq.ParquetWriter(
+            part / "pairs.parquet",
+            (pairs.features if isinstance(pairs, Dataset) else COLUMNS).arrow_schema,
+        ) as file:
+            for rows in tqdm(
+                _tables(pairs), "writing", -(-len(pairs) // GROUP), unit=f"x{GROUP} pairs", delay=2
+            ):
+                file.write_table(rows)
+            file.add_key_value_metadata(
+                {"pairuni": json.dumps(settings or {})}
+            )  # so that the file alone says what made it
+        (part / "pairs.json").write_text(
+            json.dumps(dict(settings=settings or {}, counts=counts or {}), indent=1) + "\n"
+        )
+        (part / "README.md").write_text(
+            dataset_card(pairs, settings or {}, counts or {}), encoding="utf-8"
+        )
 
 # %% ../nbs/04_pairing.ipynb #d00be2dd
 def _check_pair(row, where):
     "One row of a pair data set is complete and consistent."
-    if row["kind"] not in PAIR_KINDS: raise ValueError(f"{where}: kind is {row['kind']!r}, but must be one of {', '.join(PAIR_KINDS)}")
+    if row["kind"] not in PAIR_KINDS:
+        raise ValueError(
+            f"{where}: kind is {row['kind']!r}, but must be one of {', '.join(PAIR_KINDS)}"
+        )
     if row["similarity"] is None or not 0 <= row["similarity"] <= 1:
         raise ValueError(f"{where}: similarity is {row['similarity']}, but must lie in [0, 1]")
-    sides = [s for s in (SIDE_U, SIDE_G) if row["kind"] != "single" or any(row[c] is not None for c in s)]
-    if not sides: raise ValueError(f"{where}: neither side is there")
-    if SIDE_U in sides and (wrong := check_question(*[row[c] for c in ("question", "choices", "answer", "matcher")])): raise ValueError(f"{where}: {wrong}")
-    if SIDE_G in sides and not (row["prompt"] or "").strip(): raise ValueError(f"{where}: no prompt")
+    sides = [
+        s for s in (SIDE_U, SIDE_G) if row["kind"] != "single" or any(row[c] is not None for c in s)
+    ]
+    if not sides:
+        raise ValueError(f"{where}: neither side is there")
+    if SIDE_U in sides and (
+        wrong := check_question(*[row[c] for c in ("question", "choices", "answer", "matcher")])
+    ):
+        raise ValueError(f"{where}: {wrong}")
+    if SIDE_G in sides and not (row["prompt"] or "").strip():
+        raise ValueError(f"{where}: no prompt")
     same = len(sides) == 2 and row["u_image"] == row["g_image"]  # then looked at once
     for side in sides[same:]:
-        try: read_image(row[side[1]], max_side=64)  # a JPEG is decoded small: faster, and as thorough
-        except ValueError as e: raise ValueError(f"{where}, {side[1]}: {e}") from e
+        try:
+            read_image(
+                row[side[1]], max_side=64
+            )  # a JPEG is decoded small: faster, and as thorough
+        except ValueError as e:
+            raise ValueError(f"{where}, {side[1]}: {e}") from e
+
 
 def _few_rows(file):
     "A pair file's rows as Arrow tables of a few, checked."
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
     names, n = parquet.schema_arrow.names, 0
     old = "matcher" not in names and "question" in names  # written before there were matchers
-    if wrong := lacks(names + ["matcher"]*old, COLUMNS): raise ValueError(f"{file} {wrong}")
+    if wrong := lacks(names + ["matcher"] * old, COLUMNS):
+        raise ValueError(f"{file} {wrong}")
     for rows in parquet.iter_batches(GROUP, columns=[c for c in COLUMNS if c in names]):
         rows = pa.Table.from_batches([rows])
-        if old: rows = rows.append_column("matcher", pa.array([None if q is None else "choice" for q in rows["question"].to_pylist()], pa.string()))
+        if old:
+            rows = rows.append_column(
+                "matcher",
+                pa.array(
+                    [None if q is None else "choice" for q in rows["question"].to_pylist()],
+                    pa.string(),
+                ),
+            )
         rows = table_cast(rows.select(list(COLUMNS)), COLUMNS.arrow_schema)
-        for i, row in enumerate(rows.to_pylist(), n): _check_pair(row, f"{file}, row {i} (u_id {row['u_id']}, g_id {row['g_id']})")
+        for i, row in enumerate(rows.to_pylist(), n):
+            _check_pair(row, f"{file}, row {i} (u_id {row['u_id']}, g_id {row['g_id']})")
         n += len(rows)
         yield rows
-    if not n: raise ValueError(f"{file} has no rows: there is nothing to train on")
+    if not n:
+        raise ValueError(f"{file} has no rows: there is nothing to train on")
 
-def load_pairs(path)->Dataset: # a folder written by save_pairs, or a Parquet file with its columns
+
+def load_pairs(
+    path,
+) -> Dataset:  # a folder written by save_pairs, or a Parquet file with its columns
     "Read pairs back and check every row; they lie in a nameless file on disk, not in memory."
     path = Path(path)
-    file = path/"pairs.parquet" if path.is_dir() else path
-    if not file.is_file(): raise ValueError(f"no pairs at {path}: expected a folder that `pairuni pair` wrote, or a Parquet file")
+    file = path / "pairs.parquet" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(
+            f"no pairs at {path}: expected a folder that `pairuni pair` wrote, or a Parquet file"
+        )
     out = nameless_file()
     try:
         with pa.ipc.new_stream(out, COLUMNS.arrow_schema) as stream:
-            for rows in _few_rows(file): stream.write_table(rows)
-    except (OSError, pa.ArrowInvalid) as e: raise ValueError(f"{file} cannot be read as Parquet: {e}") from e
+            for rows in _few_rows(file):
+                stream.write_table(rows)
+    except (OSError, pa.ArrowInvalid) as e:
+        raise ValueError(f"{file} cannot be read as Parquet: {e}") from e
     on_disk = pa.py_buffer(mmap.mmap(out.fileno(), 0, access=mmap.ACCESS_READ))
-    return Dataset(InMemoryTable(pa.ipc.open_stream(on_disk).read_all()), fingerprint=generate_random_fingerprint())  # else all of it is copied and hashed
+    return Dataset(
+        InMemoryTable(pa.ipc.open_stream(on_disk).read_all()),
+        fingerprint=generate_random_fingerprint(),
+    )  # else all of it is copied and hashed
 
 # %% ../nbs/04_pairing.ipynb #d00be2df
 def stored_rows(
-    pairs:Dataset,
-    rows:list, # their numbers
-)->list:       # dicts
+    pairs: Dataset,
+    rows: list,  # their numbers
+) -> list:  # dicts
     "Some pairs; an image is decoded when it is looked at."
-    few = pairs.select(rows).cast_column("u_image", ImageColumn(decode=False)).cast_column("g_image", ImageColumn(decode=False))
-    def image(i, c): return StoredImage(dict(bytes=lambda: few[i][c]["bytes"], path=f"pair {rows[i]}, {c}"))
-    return [row | {c: image(i, c) for c in ("u_image", "g_image") if row[c] is not None} for i, row in enumerate(few)]
+    few = (
+        pairs.select(rows)
+        .cast_column("u_image", ImageColumn(decode=False))
+        .cast_column("g_image", ImageColumn(decode=False))
+    )
+
+    def image(i, c):
+        return StoredImage(dict(bytes=lambda: few[i][c]["bytes"], path=f"pair {rows[i]}, {c}"))
+
+    return [
+        row | {c: image(i, c) for c in ("u_image", "g_image") if row[c] is not None}
+        for i, row in enumerate(few)
+    ]

@@ -13,72 +13,105 @@ from pathlib import Path
 from .records_io import answer_kind, lacks, read_records
 
 # %% ../nbs/01c_paper_data.ipynb #583fd0b4
-WRAPPINGS = (re.compile(r"<answer>(.*)</answer>", re.S), re.compile(r"\$(.*)\$", re.S), re.compile(r"\\boxed\{(.*)\}", re.S), re.compile(r"\\text\{([^{}]*)\}"))
+WRAPPINGS = (
+    re.compile(r"<answer>(.*)</answer>", re.S),
+    re.compile(r"\$(.*)\$", re.S),
+    re.compile(r"\\boxed\{(.*)\}", re.S),
+    re.compile(r"\\text\{([^{}]*)\}"),
+)
 
-def bare_answer(text:str)->str:
+
+def bare_answer(text: str) -> str:
     r"The answer inside <answer>, $ $, \boxed{} and \text{}."
     text = text.strip()
     for wrapping in WRAPPINGS:
-        if m := wrapping.fullmatch(text): text = m[1].strip()
+        if m := wrapping.fullmatch(text):
+            text = m[1].strip()
     return text
 
 # %% ../nbs/01c_paper_data.ipynb #e9e3e621
 LETTERS = "ABCDEFGH"
 LABEL = re.compile(rf"(?<!\w)\(?([{LETTERS}])[.):]\s*(?=\S)")
 
+
 def split_options(
-    question:str,
-)->tuple: # question without its options, the options ([]: none found)
+    question: str,
+) -> tuple:  # question without its options, the options ([]: none found)
     "A question and the labelled options in it."
     labels = list(LABEL.finditer(question))
     last = max((i for i, m in enumerate(labels) if m[1] == "A"), default=len(labels))
     labels = labels[last:]
-    if len(labels) < 2 or "".join(m[1] for m in labels) != LETTERS[:len(labels)]: return question, []
+    if len(labels) < 2 or "".join(m[1] for m in labels) != LETTERS[: len(labels)]:
+        return question, []
     ends = [m.start() for m in labels[1:]] + [len(question)]
-    options = [question[m.end():end].strip() for m, end in zip(labels, ends)]
-    options[-1], _, rest = options[-1].partition("\n")  # what follows on lines of its own is no option
+    options = [question[m.end() : end].strip() for m, end in zip(labels, ends)]
+    options[-1], _, rest = options[-1].partition(
+        "\n"
+    )  # what follows on lines of its own is no option
     options = [" ".join(o.split()).strip(" ,;") for o in options]
-    if len(set(options)) < len(options) or "" in options: return question, []
-    stem = re.sub(r"(?i)\b(answer )?(options|choices)\s*(are)?\s*:?\s*$", "", question[:labels[0].start()]).strip()
+    if len(set(options)) < len(options) or "" in options:
+        return question, []
+    stem = re.sub(
+        r"(?i)\b(answer )?(options|choices)\s*(are)?\s*:?\s*$", "", question[: labels[0].start()]
+    ).strip()
     return "\n".join(t for t in (stem, rest.strip()) if t), options
 
 # %% ../nbs/01c_paper_data.ipynb #93e5daee
 ORSTA_COLUMNS = ("data_source", "images", "prompt", "ability", "reward_model")
 
+
 def orsta_fields(
-    row:dict, # of Orsta-47k
-):            # fields of a U record, or why the row is left out
+    row: dict,  # of Orsta-47k
+):  # fields of a U record, or why the row is left out
     "Question, choices, answer and matcher of an Orsta row."
-    if wrong := lacks(row, ORSTA_COLUMNS): raise ValueError(wrong)
+    if wrong := lacks(row, ORSTA_COLUMNS):
+        raise ValueError(wrong)
     truth, images = row["reward_model"] or {}, row["images"] or []
     answer = bare_answer(truth.get("ground_truth") or truth.get("answer") or "")
     task = f"{row['ability']} {truth.get('verifier')}".lower()
-    if "detection" in task or "grounding" in task or "bbox" in answer: return f"boxes ({row['ability']})"
-    if len(images) > 1: return "more than one image"
+    if "detection" in task or "grounding" in task or "bbox" in answer:
+        return f"boxes ({row['ability']})"
+    if len(images) > 1:
+        return "more than one image"
     asked = [turn["content"] for turn in row["prompt"] or [] if turn["role"] == "user"]
-    if len(asked) > 1: return "more than one question"
+    if len(asked) > 1:
+        return "more than one question"
     question = "".join(asked).replace("<image>", "").strip()
     fields = dict(image=images[0] if images else None, question=question, choices=[], answer=answer)
     stem, options = split_options(question)
     letter = answer.strip("(). ")
-    if len(letter) == 1 and letter in LETTERS[:len(options)]: fields |= dict(question=stem, choices=options, answer=options[LETTERS.index(letter)])
-    elif answer in options: fields |= dict(question=stem, choices=options)
+    if len(letter) == 1 and letter in LETTERS[: len(options)]:
+        fields |= dict(question=stem, choices=options, answer=options[LETTERS.index(letter)])
+    elif answer in options:
+        fields |= dict(question=stem, choices=options)
     return fields | dict(matcher=answer_kind(fields["choices"], answer))
 
 # %% ../nbs/01c_paper_data.ipynb #e13cc34d
 ORSTA, BLIP3O = "One-RL-to-See-Them-All/Orsta-Data-47k", "BLIP3o/BLIP3o-60k"
 
+
 def read_source(
-    path,             # ORSTA, BLIP3O, or what records_io.open_rows takes
-    source:str,       # "u" or "g"
-    columns:str="",   # "ours=yours,...", or "orsta" for a file with that data set's columns
-    max_bad:float=None, # share of rows that may be bad and skipped; None: 0.05 for tars and the paper's data, else 0
-    limit:int=0,      # records to stop at; 0: all
-    max_side:int=0,   # longest side of an image to keep, in pixels; 0: as it is
-)->tuple:             # records, counts
+    path,  # ORSTA, BLIP3O, or what records_io.open_rows takes
+    source: str,  # "u" or "g"
+    columns: str = "",  # "ours=yours,...", or "orsta" for a file with that data set's columns
+    max_bad: float = None,  # share of rows that may be bad and skipped; None: 0.05 for tars and the paper's data, else 0
+    limit: int = 0,  # records to stop at; 0: all
+    max_side: int = 0,  # longest side of an image to keep, in pixels; 0: as it is
+) -> tuple:  # records, counts
     "Records of the paper's data sets or of your own."
     orsta = columns == "orsta" or not columns and Path(path).name == Path(ORSTA).name
-    if orsta and source != "u": raise ValueError(f"{path}: Orsta holds questions, so it can be U but not {source.upper()}")
-    if str(path) == BLIP3O and not Path(path).exists(): path = f"hf://datasets/{BLIP3O}/*.tar"
-    if max_bad is None and orsta: max_bad = .05
-    return read_records(path, source, "" if orsta else columns, orsta_fields if orsta else None, max_bad, limit, max_side)
+    if orsta and source != "u":
+        raise ValueError(f"{path}: Orsta holds questions, so it can be U but not {source.upper()}")
+    if str(path) == BLIP3O and not Path(path).exists():
+        path = f"hf://datasets/{BLIP3O}/*.tar"
+    if max_bad is None and orsta:
+        max_bad = 0.05
+    return read_records(
+        path,
+        source,
+        "" if orsta else columns,
+        orsta_fields if orsta else None,
+        max_bad,
+        limit,
+        max_side,
+    )

@@ -24,51 +24,91 @@ from .settings import PRESETS, TrainSettings, one_of
 @dataclass(frozen=True)
 class Shape:
     "What decides the cost of a Janus."
-    layers: int       # of the Llama
-    width: int        # W
+
+    layers: int  # of the Llama
+    width: int  # W
     heads: int
     kv_heads: int
     head_dim: int
-    mlp: int          # width inside the MLP
+    mlp: int  # width inside the MLP
     text_vocab: int
     image_vocab: int
-    code_width: int   # of an image token's code
-    seen_width: int   # of the vision tower's output
-    image_tokens: int # of one image, seen or drawn
-    frozen: int       # parameters of the vision tower and the VQ autoencoder
-    draw_flops: int   # to decode one image from its tokens
+    code_width: int  # of an image token's code
+    seen_width: int  # of the vision tower's output
+    image_tokens: int  # of one image, seen or drawn
+    frozen: int  # parameters of the vision tower and the VQ autoencoder
+    draw_flops: int  # to decode one image from its tokens
 
-def shape_of(config:JanusConfig)->Shape:
+
+def shape_of(config: JanusConfig) -> Shape:
     "The shape that a config describes."
     t, v, q = config.text_config, config.vision_config, config.vq_config
     with torch.device("meta"), torch.no_grad():
-        tower, vq, codes = JanusVisionModel(v), JanusVQVAE(q).eval(), torch.zeros(1, v.num_image_tokens, dtype=torch.long)
-        with FlopCounterMode(display=False) as flops: vq.decode(codes)
-    return Shape(t.num_hidden_layers, t.hidden_size, t.num_attention_heads, t.num_key_value_heads, t.head_dim,
-                 t.intermediate_size, t.vocab_size, q.num_embeddings, q.embed_dim, v.hidden_size, v.num_image_tokens,
-                 sum(p.numel() for part in (tower, vq) for p in part.parameters()), flops.get_total_flops())
+        tower, vq, codes = (
+            JanusVisionModel(v),
+            JanusVQVAE(q).eval(),
+            torch.zeros(1, v.num_image_tokens, dtype=torch.long),
+        )
+        with FlopCounterMode(display=False) as flops:
+            vq.decode(codes)
+    return Shape(
+        t.num_hidden_layers,
+        t.hidden_size,
+        t.num_attention_heads,
+        t.num_key_value_heads,
+        t.head_dim,
+        t.intermediate_size,
+        t.vocab_size,
+        q.num_embeddings,
+        q.embed_dim,
+        v.hidden_size,
+        v.num_image_tokens,
+        sum(p.numel() for part in (tower, vq) for p in part.parameters()),
+        flops.get_total_flops(),
+    )
 
 # %% ../nbs/10b_plan.ipynb #c813c956
-JANUS_PRO_1B = Shape(layers=24, width=2048, heads=16, kv_heads=16, head_dim=128, mlp=5632, text_vocab=102_400, image_vocab=16_384, code_width=8,
-                     seen_width=1024, image_tokens=576, frozen=375_572_107, draw_flops=570_121_519_104)
+JANUS_PRO_1B = Shape(
+    layers=24,
+    width=2048,
+    heads=16,
+    kv_heads=16,
+    head_dim=128,
+    mlp=5632,
+    text_vocab=102_400,
+    image_vocab=16_384,
+    code_width=8,
+    seen_width=1024,
+    image_tokens=576,
+    frozen=375_572_107,
+    draw_flops=570_121_519_104,
+)
 JANUS_PRO_7B = replace(JANUS_PRO_1B, layers=30, width=4096, heads=32, kv_heads=32, mlp=11_008)
 
 # %% ../nbs/10b_plan.ipynb #1d1cb0fc
-def parameters(s:Shape)->dict: # part -> count
+def parameters(s: Shape) -> dict:  # part -> count
     "Every parameter of a Janus."
-    W, A, KV = s.width, s.heads*s.head_dim, s.kv_heads*s.head_dim
-    return dict(layers=s.layers*(2*W*A + 2*W*KV + 3*W*s.mlp + 2*W), last_norm=W,
-                text_table=s.text_vocab*W, text_head=s.text_vocab*W,
-                image_table=s.image_vocab*s.code_width, image_head=(W + 1)*(W + s.image_vocab),
-                seen_aligner=(s.seen_width + 1)*W + (W + 1)*W, drawn_aligner=(s.code_width + 1)*W + (W + 1)*W, frozen=s.frozen)
+    W, A, KV = s.width, s.heads * s.head_dim, s.kv_heads * s.head_dim
+    return dict(
+        layers=s.layers * (2 * W * A + 2 * W * KV + 3 * W * s.mlp + 2 * W),
+        last_norm=W,
+        text_table=s.text_vocab * W,
+        text_head=s.text_vocab * W,
+        image_table=s.image_vocab * s.code_width,
+        image_head=(W + 1) * (W + s.image_vocab),
+        seen_aligner=(s.seen_width + 1) * W + (W + 1) * W,
+        drawn_aligner=(s.code_width + 1) * W + (W + 1) * W,
+        frozen=s.frozen,
+    )
 
 # %% ../nbs/10b_plan.ipynb #4966be7c
-def lora_parameters(s:Shape, rank:int)->int:
+def lora_parameters(s: Shape, rank: int) -> int:
     "What LoRA adds to the language model, and trains."
-    W, A, KV = s.width, s.heads*s.head_dim, s.kv_heads*s.head_dim
-    return s.layers*rank*(2*(W + A) + 2*(W + KV) + 3*(W + s.mlp))
+    W, A, KV = s.width, s.heads * s.head_dim, s.kv_heads * s.head_dim
+    return s.layers * rank * (2 * (W + A) + 2 * (W + KV) + 3 * (W + s.mlp))
 
-def trained(s:Shape, rank:int)->int:
+
+def trained(s: Shape, rank: int) -> int:
     "Parameters that the optimiser moves; rank 0: all that are not frozen."
     return lora_parameters(s, rank) if rank else sum(parameters(s).values()) - s.frozen
 
@@ -76,245 +116,448 @@ def trained(s:Shape, rank:int)->int:
 @dataclass(frozen=True)
 class Work:
     "A run, as the plan sees it: settings by the names of TrainSettings, and where it runs."
-    steps: int = 1200                   # optimiser steps
-    pairs_per_step: int = 16            # P, over all devices
-    rollouts: int = 8                   # K, for text and image alike
-    num_iterations: int = 1             # updates per batch of rollouts
-    micro_batch: int = 16               # rollouts per forward and backward pass, on each device
-    beta: float = 0.0                   # KL weight; above 0 a reference is kept and scored
-    cfg_weight: float = 5.0             # classifier-free guidance; 1: off
-    cfg_scoring: str = "guided"         # distribution that is scored: guided, cond or none
-    max_new_tokens: int = 512           # T of an answer
-    precision: str = "bf16"             # of the trunk: fp32, or bf16 over float32 weights
-    gradient_checkpointing: bool = True # keep each layer's input alone for the backward pass
-    rollout_gb: float = 8.0             # memory for keys, values and logits while sampling
-    lora_rank: int = 0                  # 0: train all but the frozen parts
-    shard: bool = False                 # split what is trained over the devices (FSDP), instead of copies (DDP)
-    devices: int = 1                    # cards, one process each
-    prompt_tokens: int = 64             # words of a question or a caption, with the chat's frame
 
-def work_of(settings:TrainSettings, devices:int=1)->Work:
+    steps: int = 1200  # optimiser steps
+    pairs_per_step: int = 16  # P, over all devices
+    rollouts: int = 8  # K, for text and image alike
+    num_iterations: int = 1  # updates per batch of rollouts
+    micro_batch: int = 16  # rollouts per forward and backward pass, on each device
+    beta: float = 0.0  # KL weight; above 0 a reference is kept and scored
+    cfg_weight: float = 5.0  # classifier-free guidance; 1: off
+    cfg_scoring: str = "guided"  # distribution that is scored: guided, cond or none
+    max_new_tokens: int = 512  # T of an answer
+    precision: str = "bf16"  # of the trunk: fp32, or bf16 over float32 weights
+    gradient_checkpointing: bool = True  # keep each layer's input alone for the backward pass
+    rollout_gb: float = 8.0  # memory for keys, values and logits while sampling
+    lora_rank: int = 0  # 0: train all but the frozen parts
+    shard: bool = False  # split what is trained over the devices (FSDP), instead of copies (DDP)
+    devices: int = 1  # cards, one process each
+    prompt_tokens: int = 64  # words of a question or a caption, with the chat's frame
+
+
+def work_of(settings: TrainSettings, devices: int = 1) -> Work:
     "The plan's view of some TrainSettings."
-    return Work(devices=devices, **{f.name: getattr(settings, f.name) for f in fields(Work) if hasattr(settings, f.name)})
+    return Work(
+        devices=devices,
+        **{f.name: getattr(settings, f.name) for f in fields(Work) if hasattr(settings, f.name)},
+    )
 
-def check_work(w:Work):
+
+def check_work(w: Work):
     "Raise one sentence that names the value which cannot be planned."
     one_of("precision", w.precision, ("fp32", "bf16"))
     one_of("cfg_scoring", w.cfg_scoring, ("guided", "cond", "none"))
-    for name in ("steps", "pairs_per_step", "rollouts", "num_iterations", "micro_batch", "max_new_tokens", "rollout_gb", "devices", "prompt_tokens"):
-        if not getattr(w, name) > 0: raise ValueError(f"{name} must be positive, got {getattr(w, name)}")
-    if w.lora_rank < 0: raise ValueError(f"lora_rank must be 0 (off) or more, got {w.lora_rank}")
-    if w.shard and w.devices < 2: raise ValueError("shard splits a model over several devices, but devices is 1: raise --devices, or add --no-shard")
+    for name in (
+        "steps",
+        "pairs_per_step",
+        "rollouts",
+        "num_iterations",
+        "micro_batch",
+        "max_new_tokens",
+        "rollout_gb",
+        "devices",
+        "prompt_tokens",
+    ):
+        if not getattr(w, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(w, name)}")
+    if w.lora_rank < 0:
+        raise ValueError(f"lora_rank must be 0 (off) or more, got {w.lora_rank}")
+    if w.shard and w.devices < 2:
+        raise ValueError(
+            "shard splits a model over several devices, but devices is 1: raise --devices, or add --no-shard"
+        )
 
 # %% ../nbs/10b_plan.ipynb #2ee9879d
-SHAPES = {"deepseek-community/Janus-Pro-1B": JANUS_PRO_1B, "deepseek-community/Janus-Pro-7B": JANUS_PRO_7B}
+SHAPES = {
+    "deepseek-community/Janus-Pro-1B": JANUS_PRO_1B,
+    "deepseek-community/Janus-Pro-7B": JANUS_PRO_7B,
+}
+
 
 def shape_named(
-    model:str, # a name of SHAPES, a checkpoint's folder or name; "": janus-nano
-)->Shape:
+    model: str,  # a name of SHAPES, a checkpoint's folder or name; "": janus-nano
+) -> Shape:
     "The shape of a checkpoint, from its config alone."
     return SHAPES.get(model) or shape_of(janus_config(model))
 
-PLANS = {name: (SHAPES[p.model], work_of(p.train, p.devices)) for name, p in PRESETS.items() if p.model in SHAPES} # name -> shape, work
+
+PLANS = {
+    name: (SHAPES[p.model], work_of(p.train, p.devices))
+    for name, p in PRESETS.items()
+    if p.model in SHAPES
+}  # name -> shape, work
 
 # %% ../nbs/10b_plan.ipynb #dd9b5eb5
 class Task(NamedTuple):
     "One task's share of a step on one device."
-    rows: int    # rollouts
+
+    rows: int  # rollouts
     prompts: int
     prompt: int  # L, tokens
-    new: int     # T, tokens
-    vocab: int   # V
-    head: int    # parameters of its head
-    last: int    # of these, its last layer's
-    drawn: int   # rows of the model for each rollout while sampling: 2 under CFG
+    new: int  # T, tokens
+    vocab: int  # V
+    head: int  # parameters of its head
+    last: int  # of these, its last layer's
+    drawn: int  # rows of the model for each rollout while sampling: 2 under CFG
     scored: int  # the same in the update
 
     @property
-    def logits(self)->int: return 1 + self.drawn - self.scored # rows of logits for each rollout while sampling
+    def logits(self) -> int:
+        return 1 + self.drawn - self.scored  # rows of logits for each rollout while sampling
 
-def tasks(s:Shape, w:Work)->tuple: # Task u, Task g
+
+def tasks(s: Shape, w: Work) -> tuple:  # Task u, Task g
     "What one device does in a step."
-    prompts, guided, p = -(-w.pairs_per_step//w.devices), w.cfg_scoring != "none" and w.cfg_weight != 1, parameters(s)
-    rows = -(-w.pairs_per_step*w.rollouts//w.devices)
-    return (Task(rows, prompts, s.image_tokens + w.prompt_tokens, w.max_new_tokens, s.text_vocab, p["text_head"], p["text_head"], 1, 1),
-            Task(rows, prompts, w.prompt_tokens, s.image_tokens, s.image_vocab, p["image_head"], (s.width + 1)*s.image_vocab, 1 + guided, 1 + (guided and w.cfg_scoring == "guided")))
+    prompts, guided, p = (
+        -(-w.pairs_per_step // w.devices),
+        w.cfg_scoring != "none" and w.cfg_weight != 1,
+        parameters(s),
+    )
+    rows = -(-w.pairs_per_step * w.rollouts // w.devices)
+    return (
+        Task(
+            rows,
+            prompts,
+            s.image_tokens + w.prompt_tokens,
+            w.max_new_tokens,
+            s.text_vocab,
+            p["text_head"],
+            p["text_head"],
+            1,
+            1,
+        ),
+        Task(
+            rows,
+            prompts,
+            w.prompt_tokens,
+            s.image_tokens,
+            s.image_vocab,
+            p["image_head"],
+            (s.width + 1) * s.image_vocab,
+            1 + guided,
+            1 + (guided and w.cfg_scoring == "guided"),
+        ),
+    )
 
 # %% ../nbs/10b_plan.ipynb #a612c2a1
 BYTES = {"fp32": 4, "bf16": 2}
 
-def kv_bytes(s:Shape, precision:str)->int:
-    "Keys and values of one token."
-    return 2*s.layers*s.kv_heads*s.head_dim*BYTES[precision]
 
-def rows_at_once(s:Shape, w:Work, t:Task)->int:
+def kv_bytes(s: Shape, precision: str) -> int:
+    "Keys and values of one token."
+    return 2 * s.layers * s.kv_heads * s.head_dim * BYTES[precision]
+
+
+def rows_at_once(s: Shape, w: Work, t: Task) -> int:
     "Rollouts whose keys, values and logits fit `rollout_gb`."
-    row = t.drawn*kv_bytes(s, w.precision)*(t.prompt + t.new) + t.logits*24*t.vocab
-    return max(1, min(t.rows, int(w.rollout_gb*1e9/row)))
+    row = t.drawn * kv_bytes(s, w.precision) * (t.prompt + t.new) + t.logits * 24 * t.vocab
+    return max(1, min(t.rows, int(w.rollout_gb * 1e9 / row)))
 
 # %% ../nbs/10b_plan.ipynb #7844297e
 def layer_bytes(
-    s:Shape,
-    precision:str,
-    rows:int,
-    new:int,     # tokens of a row that go through the layer
-    context:int, # tokens that they attend to
-)->int:
+    s: Shape,
+    precision: str,
+    rows: int,
+    new: int,  # tokens of a row that go through the layer
+    context: int,  # tokens that they attend to
+) -> int:
     "What one layer keeps for the backward pass."
     W, b, inputs = s.width, BYTES[precision], 2 if precision == "fp32" else 5
-    token = 16*W + b*(inputs*W + 2*s.heads*s.head_dim + 4*s.mlp + context) + 4*s.heads  # norms, matrices' inputs, attention, MLP, mask, log-sums
-    return rows*(new*token + 2*b*s.kv_heads*s.head_dim*context)
+    token = (
+        16 * W + b * (inputs * W + 2 * s.heads * s.head_dim + 4 * s.mlp + context) + 4 * s.heads
+    )  # norms, matrices' inputs, attention, MLP, mask, log-sums
+    return rows * (new * token + 2 * b * s.kv_heads * s.head_dim * context)
 
-def activation_bytes(s:Shape, w:Work, rows:int, new:int, prompts:int, prompt:int)->int:
+
+def activation_bytes(s: Shape, w: Work, rows: int, new: int, prompts: int, prompt: int) -> int:
     "What a forward pass over rollouts and their prompts keeps; with checkpointing, each layer's input and one layer whole."
-    parts = [layer_bytes(s, w.precision, rows, new, prompt + new), layer_bytes(s, w.precision, prompts, prompt, prompt)]
-    if not w.gradient_checkpointing: return s.layers*sum(parts)
-    return s.layers*4*s.width*(rows*new + prompts*prompt) + kv_bytes(s, w.precision)*prompts*prompt + max(parts)
+    parts = [
+        layer_bytes(s, w.precision, rows, new, prompt + new),
+        layer_bytes(s, w.precision, prompts, prompt, prompt),
+    ]
+    if not w.gradient_checkpointing:
+        return s.layers * sum(parts)
+    return (
+        s.layers * 4 * s.width * (rows * new + prompts * prompt)
+        + kv_bytes(s, w.precision) * prompts * prompt
+        + max(parts)
+    )
 
 # %% ../nbs/10b_plan.ipynb #86ed3a05
-LOGITS = 2**24 # logits at a time in the scorer (06_rollout)
+LOGITS = 2**24  # logits at a time in the scorer (06_rollout)
 
-def sampling_bytes(s:Shape, w:Work, t:Task)->dict:
+
+def sampling_bytes(s: Shape, w: Work, t: Task) -> dict:
     "What sampling one task adds."
     n = rows_at_once(s, w, t)
-    return {"keys and values": n*t.drawn*kv_bytes(s, w.precision)*(t.prompt + t.new), "logits": n*t.logits*24*t.vocab}
+    return {
+        "keys and values": n * t.drawn * kv_bytes(s, w.precision) * (t.prompt + t.new),
+        "logits": n * t.logits * 24 * t.vocab,
+    }
 
-def update_bytes(s:Shape, w:Work, t:Task)->dict:
+
+def update_bytes(s: Shape, w: Work, t: Task) -> dict:
     "What a forward and backward pass over one task adds: activations, and logits, their log-probabilities and gradients."
     rows = min(w.micro_batch, t.rows)
-    kept = activation_bytes(s, w, t.scored*rows, t.new, t.scored*-(-rows//w.rollouts), t.prompt)
-    return {"activations": kept, "logits": 12*min(LOGITS, rows*t.new*t.vocab)}
+    kept = activation_bytes(
+        s, w, t.scored * rows, t.new, t.scored * -(-rows // w.rollouts), t.prompt
+    )
+    return {"activations": kept, "logits": 12 * min(LOGITS, rows * t.new * t.vocab)}
 
-def matrices(s:Shape)->int:
+
+def matrices(s: Shape) -> int:
     "Weights that every token of the trunk is multiplied with."
-    return s.layers*(2*s.width*(s.heads + s.kv_heads)*s.head_dim + 3*s.width*s.mlp)
+    return s.layers * (2 * s.width * (s.heads + s.kv_heads) * s.head_dim + 3 * s.width * s.mlp)
 
-def memory(s:Shape, w:Work)->dict: # phase -> part -> GB on each device
+
+def memory(s: Shape, w: Work) -> dict:  # phase -> part -> GB on each device
     "What each phase of a step needs."
-    every, learn, n = sum(parameters(s).values()), trained(s, w.lora_rank), w.devices if w.shard else 1
+    every, learn, n = (
+        sum(parameters(s).values()),
+        trained(s, w.lora_rank),
+        w.devices if w.shard else 1,
+    )
     still = every if w.lora_rank else s.frozen
-    both, largest = tasks(s, w), lambda of: max((of(s, w, t) for t in both), key=lambda parts: sum(parts.values()))
-    half, lora = 2*matrices(s)*(w.precision == "bf16"), bool(w.lora_rank)  # half: the trunk's matrices in bfloat16, and what they save where they are frozen
-    always = {"weights": 4*(still + learn/n) - half*lora, "optimiser": 8*learn/n, "whole copy to sample": (4*every - half)*w.shard, "reference": (4*every - half)*bool(w.beta and not lora)}
-    cast, gradients = 2*learn*(w.precision == "bf16") if lora else half, 4*learn/n*(1 + (w.devices > 1 and not w.shard))
-    gathered = 4*w.shard*(learn - parameters(s)["layers"]*(1 - 2/s.layers))  # what FSDP puts together at a time: all but the layers, and two of them
-    phases = {"sample": {"bfloat16 casts": cast*(not w.shard)} | largest(sampling_bytes),
-              "backward": {"bfloat16 casts": cast/s.layers if w.gradient_checkpointing else 2*cast, "gathered layers": gathered, "gradients": gradients} | largest(update_bytes),
-              "step": {"gradients": gradients, "AdamW's passing copy": 4*learn/n}}
-    return {phase: {part: bytes/1e9 for part, bytes in (always | extra).items() if bytes} for phase, extra in phases.items()}
+    both, largest = (
+        tasks(s, w),
+        lambda of: max((of(s, w, t) for t in both), key=lambda parts: sum(parts.values())),
+    )
+    half, lora = (
+        2 * matrices(s) * (w.precision == "bf16"),
+        bool(w.lora_rank),
+    )  # half: the trunk's matrices in bfloat16, and what they save where they are frozen
+    always = {
+        "weights": 4 * (still + learn / n) - half * lora,
+        "optimiser": 8 * learn / n,
+        "whole copy to sample": (4 * every - half) * w.shard,
+        "reference": (4 * every - half) * bool(w.beta and not lora),
+    }
+    cast, gradients = (
+        2 * learn * (w.precision == "bf16") if lora else half,
+        4 * learn / n * (1 + (w.devices > 1 and not w.shard)),
+    )
+    gathered = (
+        4 * w.shard * (learn - parameters(s)["layers"] * (1 - 2 / s.layers))
+    )  # what FSDP puts together at a time: all but the layers, and two of them
+    phases = {
+        "sample": {"bfloat16 casts": cast * (not w.shard)} | largest(sampling_bytes),
+        "backward": {
+            "bfloat16 casts": cast / s.layers if w.gradient_checkpointing else 2 * cast,
+            "gathered layers": gathered,
+            "gradients": gradients,
+        }
+        | largest(update_bytes),
+        "step": {"gradients": gradients, "AdamW's passing copy": 4 * learn / n},
+    }
+    return {
+        phase: {part: bytes / 1e9 for part, bytes in (always | extra).items() if bytes}
+        for phase, extra in phases.items()
+    }
 
-def peak(s:Shape, w:Work)->float: # GB
+
+def peak(s: Shape, w: Work) -> float:  # GB
     "The dearest phase."
     return max(sum(parts.values()) for parts in memory(s, w).values())
 
 # %% ../nbs/10b_plan.ipynb #7e792ff9
-def forward_flops(s:Shape, tokens:int, context:float)->float:
+def forward_flops(s: Shape, tokens: int, context: float) -> float:
     "Of the trunk, for tokens that each attend to `context` tokens."
-    return tokens*(2*matrices(s) + 4*s.layers*s.heads*s.head_dim*context)
+    return tokens * (2 * matrices(s) + 4 * s.layers * s.heads * s.head_dim * context)
 
 # %% ../nbs/10b_plan.ipynb #4151e134
 @dataclass(frozen=True)
 class Card:
     "A GPU: what its vendor says, and two assumptions."
-    gb: float                 # memory as sold; what a GB of 2^30 bytes has more is left to CUDA
-    tflops: float             # bf16, dense
-    tflops_fp32: float        # float32 without TF32, PyTorch's default
-    bandwidth: float          # GB/s
+
+    gb: float  # memory as sold; what a GB of 2^30 bytes has more is left to CUDA
+    tflops: float  # bf16, dense
+    tflops_fp32: float  # float32 without TF32, PyTorch's default
+    bandwidth: float  # GB/s
     utilisation: float = 0.4  # share of both speeds that a run reaches: an assumption
-    layer_ms: float = 0.6     # host time to launch one layer in eager mode: an assumption
+    layer_ms: float = 0.6  # host time to launch one layer in eager mode: an assumption
 
-CARDS = {"RTX 4090": Card(24, 165.2, 82.6, 1008), "A100 80GB": Card(80, 312, 19.5, 2039), "H100 80GB": Card(80, 989.4, 67, 3350)}
 
-def card_named(name:str, **changes)->Card: # changes: fields of Card; None keeps the data sheet's
+CARDS = {
+    "RTX 4090": Card(24, 165.2, 82.6, 1008),
+    "A100 80GB": Card(80, 312, 19.5, 2039),
+    "H100 80GB": Card(80, 989.4, 67, 3350),
+}
+
+
+def card_named(
+    name: str, **changes
+) -> Card:  # changes: fields of Card; None keeps the data sheet's
     "A card of `CARDS` by a part of its name, with your own numbers where you give some."
     found = [card for full, card in CARDS.items() if name and name.lower() in full.lower()]
-    if len(found) != 1: raise ValueError(f"unknown card '{name}': choose one of {', '.join(CARDS)}; in Python, card_named('4090', gb=12) takes your card's own numbers")
+    if len(found) != 1:
+        raise ValueError(
+            f"unknown card '{name}': choose one of {', '.join(CARDS)}; in Python, card_named('4090', gb=12) takes your card's own numbers"
+        )
     card = replace(found[0], **{k: v for k, v in changes.items() if v is not None})
     for f in fields(Card):
-        if not getattr(card, f.name) > 0: raise ValueError(f"{f.name} of a card must be positive, got {getattr(card, f.name)}")
-    if card.utilisation > 1: raise ValueError(f"utilisation is a share of the data sheet's speed, at most 1, got {card.utilisation}")
+        if not getattr(card, f.name) > 0:
+            raise ValueError(f"{f.name} of a card must be positive, got {getattr(card, f.name)}")
+    if card.utilisation > 1:
+        raise ValueError(
+            f"utilisation is a share of the data sheet's speed, at most 1, got {card.utilisation}"
+        )
     return card
 
 # %% ../nbs/10b_plan.ipynb #6d0a6182
 def seconds(
-    card:Card,
-    precision:str,
-    trunk:float,     # operations in the run's precision
-    fp32:float,      # operations in float32: the heads, the VQ decoder
-    read:float=0.,   # bytes
-    layers:float=0., # launched
-)->float:
+    card: Card,
+    precision: str,
+    trunk: float,  # operations in the run's precision
+    fp32: float,  # operations in float32: the heads, the VQ decoder
+    read: float = 0.0,  # bytes
+    layers: float = 0.0,  # launched
+) -> float:
     "The slowest of computing, reading and launching."
     rate = card.tflops if precision == "bf16" else card.tflops_fp32
-    return max((trunk/rate + fp32/card.tflops_fp32)/1e12/card.utilisation, read/1e9/card.bandwidth/card.utilisation, layers*card.layer_ms/1e3)
+    return max(
+        (trunk / rate + fp32 / card.tflops_fp32) / 1e12 / card.utilisation,
+        read / 1e9 / card.bandwidth / card.utilisation,
+        layers * card.layer_ms / 1e3,
+    )
 
-def head_flops(t:Task, rows:int, logits:int)->int: # rows of the model, and rows of logits
+
+def head_flops(t: Task, rows: int, logits: int) -> int:  # rows of the model, and rows of logits
     "Of the head, for one token."
-    return 2*(rows*(t.head - t.last) + logits*t.last)
+    return 2 * (rows * (t.head - t.last) + logits * t.last)
 
-def sampling_seconds(s:Shape, w:Work, t:Task, card:Card)->float:
+
+def sampling_seconds(s: Shape, w: Work, t: Task, card: Card) -> float:
     "To draw one task's rollouts, every answer at its full length."
-    chunks = -(-t.rows//rows_at_once(s, w, t))
-    n, context, b = t.drawn*t.rows/chunks, t.prompt + t.new/2, BYTES[w.precision]
-    prefill = seconds(card, w.precision, forward_flops(s, t.drawn*t.prompts*t.prompt, t.prompt), 0, 0, s.layers)
-    token = seconds(card, w.precision, forward_flops(s, n, context), t.rows/chunks*head_flops(t, t.drawn, t.logits), b*matrices(s) + 4*t.head + n*kv_bytes(s, w.precision)*context, s.layers)
-    return prefill + chunks*t.new*token
+    chunks = -(-t.rows // rows_at_once(s, w, t))
+    n, context, b = t.drawn * t.rows / chunks, t.prompt + t.new / 2, BYTES[w.precision]
+    prefill = seconds(
+        card,
+        w.precision,
+        forward_flops(s, t.drawn * t.prompts * t.prompt, t.prompt),
+        0,
+        0,
+        s.layers,
+    )
+    token = seconds(
+        card,
+        w.precision,
+        forward_flops(s, n, context),
+        t.rows / chunks * head_flops(t, t.drawn, t.logits),
+        b * matrices(s) + 4 * t.head + n * kv_bytes(s, w.precision) * context,
+        s.layers,
+    )
+    return prefill + chunks * t.new * token
 
-def update_seconds(s:Shape, w:Work, t:Task, card:Card)->float:
+
+def update_seconds(s: Shape, w: Work, t: Task, card: Card) -> float:
     "To score and update on one task's rollouts."
-    passes, prompts = -(-t.rows//w.micro_batch), -(-min(w.micro_batch, t.rows)//w.rollouts)
+    passes, prompts = -(-t.rows // w.micro_batch), -(-min(w.micro_batch, t.rows) // w.rollouts)
     back = 2 if w.lora_rank else 3
-    trunk = w.num_iterations*(back + w.gradient_checkpointing) + (w.precision == "bf16") + bool(w.beta)  # forward passes' worth: old and reference log-probs too
-    head = w.num_iterations*(back + 1) + (w.precision == "bf16") + bool(w.beta)
-    flops = forward_flops(s, t.scored*t.rows*t.new, t.prompt + t.new) + forward_flops(s, t.scored*passes*prompts*t.prompt, t.prompt)
-    return seconds(card, w.precision, trunk*flops, head*t.rows*t.new*head_flops(t, t.scored, 1), 0, trunk*passes*2*s.layers)
+    trunk = (
+        w.num_iterations * (back + w.gradient_checkpointing)
+        + (w.precision == "bf16")
+        + bool(w.beta)
+    )  # forward passes' worth: old and reference log-probs too
+    head = w.num_iterations * (back + 1) + (w.precision == "bf16") + bool(w.beta)
+    flops = forward_flops(s, t.scored * t.rows * t.new, t.prompt + t.new) + forward_flops(
+        s, t.scored * passes * prompts * t.prompt, t.prompt
+    )
+    return seconds(
+        card,
+        w.precision,
+        trunk * flops,
+        head * t.rows * t.new * head_flops(t, t.scored, 1),
+        0,
+        trunk * passes * 2 * s.layers,
+    )
 
-def step_seconds(s:Shape, w:Work, card:Card)->dict: # part -> seconds
+
+def step_seconds(s: Shape, w: Work, card: Card) -> dict:  # part -> seconds
     "One step on one device; all devices work at the same time."
     u, g = tasks(s, w)
-    return {"write answers": sampling_seconds(s, w, u, card), "draw images": sampling_seconds(s, w, g, card),
-            "decode pixels": seconds(card, w.precision, 0, g.rows*s.draw_flops), "update": sum(update_seconds(s, w, t, card) for t in (u, g))}
+    return {
+        "write answers": sampling_seconds(s, w, u, card),
+        "draw images": sampling_seconds(s, w, g, card),
+        "decode pixels": seconds(card, w.precision, 0, g.rows * s.draw_flops),
+        "update": sum(update_seconds(s, w, t, card) for t in (u, g)),
+    }
 
 # %% ../nbs/10b_plan.ipynb #c712666e
-SAVERS = {"--gradient-checkpointing": dict(gradient_checkpointing=True), "--micro-batch 1 --rollout-gb 1": dict(micro_batch=1, rollout_gb=1.),
-          "--shard": dict(shard=True), "--lora-rank 32": dict(lora_rank=32, shard=False)} # flags -> what they change
+SAVERS = {
+    "--gradient-checkpointing": dict(gradient_checkpointing=True),
+    "--micro-batch 1 --rollout-gb 1": dict(micro_batch=1, rollout_gb=1.0),
+    "--shard": dict(shard=True),
+    "--lora-rank 32": dict(lora_rank=32, shard=False),
+}  # flags -> what they change
 
-def advice(s:Shape, w:Work, card:Card)->str:
+
+def advice(s: Shape, w: Work, card: Card) -> str:
     "Whether a run fits its card, and what to change if not."
-    need, leanest = peak(s, w), peak(s, replace(w, shard=False, micro_batch=1, rollout_gb=.1, gradient_checkpointing=True))
-    told = f"; full fine-tuning of this model needs sharding on this card: unsharded, a device holds at least {leanest:.0f} GB" if leanest > card.gb and not w.lora_rank else ""
-    if need <= card.gb: return f"{need:.0f} of {card.gb:.0f} GB: fits{told}"
+    need, leanest = (
+        peak(s, w),
+        peak(
+            s, replace(w, shard=False, micro_batch=1, rollout_gb=0.1, gradient_checkpointing=True)
+        ),
+    )
+    told = (
+        f"; full fine-tuning of this model needs sharding on this card: unsharded, a device holds at least {leanest:.0f} GB"
+        if leanest > card.gb and not w.lora_rank
+        else ""
+    )
+    if need <= card.gb:
+        return f"{need:.0f} of {card.gb:.0f} GB: fits{told}"
     for flags in (c for n in (1, 2, 3) for c in combinations(SAVERS, n)):
-        if "--shard" in flags and (w.devices == 1 or w.lora_rank or "--lora-rank 32" in flags): continue
+        if "--shard" in flags and (w.devices == 1 or w.lora_rank or "--lora-rank 32" in flags):
+            continue
         now = peak(s, replace(w, **{k: v for flag in flags for k, v in SAVERS[flag].items()}))
-        if now <= card.gb: return f"{need:.0f} GB do not fit {card.gb:.0f}: with {' '.join(flags)} it takes {now:.0f}{told}"
+        if now <= card.gb:
+            return f"{need:.0f} GB do not fit {card.gb:.0f}: with {' '.join(flags)} it takes {now:.0f}{told}"
     return f"{need:.0f} GB do not fit {card.gb:.0f}, and neither smaller batches, sharding nor LoRA changes that: take a larger card or a smaller model{told}"
 
-def plan(
-    s:Shape,
-    w:Work,
-    card:Card,
-)->dict:
+
+def plan(s: Shape, w: Work, card: Card) -> dict:
     "Parameters, rows, tokens, GB and hours of a run."
     check_work(w)
     both, each = tasks(s, w), step_seconds(s, w, card)
-    return dict(parameters=sum(parameters(s).values()), trained=trained(s, w.lora_rank), work=w, card=card, tasks=both,
-                tokens=sum(w.devices*(t.rows*t.drawn*t.new + t.drawn*t.prompts*t.prompt) for t in both), gb=memory(s, w), peak=peak(s, w), advice=advice(s, w, card),
-                seconds=each, hours=w.steps*sum(each.values())/3600)
+    return dict(
+        parameters=sum(parameters(s).values()),
+        trained=trained(s, w.lora_rank),
+        work=w,
+        card=card,
+        tasks=both,
+        tokens=sum(
+            w.devices * (t.rows * t.drawn * t.new + t.drawn * t.prompts * t.prompt) for t in both
+        ),
+        gb=memory(s, w),
+        peak=peak(s, w),
+        advice=advice(s, w, card),
+        seconds=each,
+        hours=w.steps * sum(each.values()) / 3600,
+    )
 
 # %% ../nbs/10b_plan.ipynb #f8f7dc26
-def plan_table(p:dict)->str: # p: from `plan`
+def plan_table(p: dict) -> str:  # p: from `plan`
     "A plan for the terminal."
     w, card, (u, g) = p["work"], p["card"], p["tasks"]
     parts = list(dict.fromkeys(part for phase in p["gb"].values() for part in phase))
-    line = lambda name, of: f"{name:22}" + "".join(f"{of(phase):>10.1f}" if of(phase) else f"{'':10}" for phase in p["gb"].values())
-    return "\n".join([
-        f"{p['parameters']:,} parameters, {p['trained']:,} trained",
-        f"a step: {w.pairs_per_step} pairs x {w.rollouts} rollouts, so {u.rows} answers of {u.new} tokens and {g.rows} images of {g.new}{' (twice, for CFG)'*(g.drawn == 2)} on {'each of '*(w.devices > 1)}{w.devices} device{'s'*(w.devices > 1)}",
-        f"{p['tokens']:,} tokens a step; {w.steps:,} steps see {w.steps*w.pairs_per_step:,} pairs", "",
-        f"{'GB on each device':22}" + "".join(f"{phase:>10}" for phase in p["gb"]),
-        *(line(part, lambda phase: phase.get(part)) for part in parts),
-        line("all", lambda phase: sum(phase.values())), p["advice"], "",
-        "seconds a step         " + ", ".join(f"{part} {t:.1f}" for part, t in p["seconds"].items()),
-        f"about {p['hours']:.1f} hours, if {card.utilisation:.0%} of {card.tflops:g} TFLOPS and {card.bandwidth:g} GB/s are reached and a layer takes {card.layer_ms:g} ms to launch: assumptions",
-        "not counted: CUDA itself, fragmentation, communication, evaluation, the reward (HPSv2: a model of 3.9 GB)"])
+    line = lambda name, of: (
+        f"{name:22}"
+        + "".join(f"{of(phase):>10.1f}" if of(phase) else f"{'':10}" for phase in p["gb"].values())
+    )
+    return "\n".join(
+        [
+            f"{p['parameters']:,} parameters, {p['trained']:,} trained",
+            f"a step: {w.pairs_per_step} pairs x {w.rollouts} rollouts, so {u.rows} answers of {u.new} tokens and {g.rows} images of {g.new}{' (twice, for CFG)' * (g.drawn == 2)} on {'each of ' * (w.devices > 1)}{w.devices} device{'s' * (w.devices > 1)}",
+            f"{p['tokens']:,} tokens a step; {w.steps:,} steps see {w.steps * w.pairs_per_step:,} pairs",
+            "",
+            f"{'GB on each device':22}" + "".join(f"{phase:>10}" for phase in p["gb"]),
+            *(line(part, lambda phase: phase.get(part)) for part in parts),
+            line("all", lambda phase: sum(phase.values())),
+            p["advice"],
+            "",
+            "seconds a step         "
+            + ", ".join(f"{part} {t:.1f}" for part, t in p["seconds"].items()),
+            f"about {p['hours']:.1f} hours, if {card.utilisation:.0%} of {card.tflops:g} TFLOPS and {card.bandwidth:g} GB/s are reached and a layer takes {card.layer_ms:g} ms to launch: assumptions",
+            "not counted: CUDA itself, fragmentation, communication, evaluation, the reward (HPSv2: a model of 3.9 GB)",
+        ]
+    )

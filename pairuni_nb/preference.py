@@ -28,7 +28,15 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import normalize
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+)
 
 from .encoders import check_model
 from .records_io import new_folder
@@ -38,240 +46,454 @@ from .world import caption, sample_scene
 
 # %% ../nbs/07b_preference.ipynb #326f4de0
 def tiny_tokenizer(
-    texts:list,   # sentences to learn the merges from
-    size:int=700, # at most so many tokens
-)->CLIPTokenizer:
+    texts: list,  # sentences to learn the merges from
+    size: int = 700,  # at most so many tokens
+) -> CLIPTokenizer:
     "A CLIP tokenizer with a vocabulary of its own."
     tok = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tok.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
-    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, end_of_word_suffix="</w>", show_progress=False))
-    merges, alphabet = [tuple(m) for m in json.loads(tok.to_str())["model"]["merges"]], sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = alphabet + [c + "</w>" for c in alphabet] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    tok.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=size, end_of_word_suffix="</w>", show_progress=False)
+    )
+    merges, alphabet = (
+        [tuple(m) for m in json.loads(tok.to_str())["model"]["merges"]],
+        sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    words = (
+        alphabet
+        + [c + "</w>" for c in alphabet]
+        + ["".join(m) for m in merges]
+        + ["<|startoftext|>", "<|endoftext|>"]
+    )
     return CLIPTokenizer({word: i for i, word in enumerate(dict.fromkeys(words))}, merges)
 
+
 def tiny_clip(
-    folder,     # to write to
-    seed:int=0, # of the weights
-)->str:         # the folder
+    folder,  # to write to
+    seed: int = 0,  # of the weights
+) -> str:  # the folder
     "An untrained CLIP of 0.2 million weights that knows the toy world's words: for lessons and tests."
     rng = np.random.default_rng(0)
     tok = tiny_tokenizer([caption(sample_scene(rng, "g")) for _ in range(400)])
-    tower = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, hidden_act="gelu")
-    text = tower | {f"{t}_token_id": getattr(tok, f"{t}_token_id") for t in ("bos", "eos", "pad")} | dict(vocab_size=len(tok), max_position_embeddings=32)
+    tower = dict(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        hidden_act="gelu",
+    )
+    text = (
+        tower
+        | {f"{t}_token_id": getattr(tok, f"{t}_token_id") for t in ("bos", "eos", "pad")}
+        | dict(vocab_size=len(tok), max_position_embeddings=32)
+    )
     torch.manual_seed(seed)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=tower | dict(image_size=48, patch_size=8), projection_dim=32)).save_pretrained(folder)
-    tok.save_pretrained(folder); CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=48).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(
+            text_config=text,
+            vision_config=tower | dict(image_size=48, patch_size=8),
+            projection_dim=32,
+        )
+    ).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=48).save_pretrained(folder)
     return str(folder)
 
 # %% ../nbs/07b_preference.ipynb #d64fc8e2
 def load_clip(
-    model:str,           # folder, or a name on the Hugging Face hub
+    model: str,  # folder, or a name on the Hugging Face hub
     device="cpu",
-    dtype=torch.float32, # "auto": as saved
-)->tuple:                # model, tokenizer, image processor
+    dtype=torch.float32,  # "auto": as saved
+) -> tuple:  # model, tokenizer, image processor
     "A frozen CLIP or SigLIP; a ValueError of one sentence when it is none."
-    if str(model).endswith(".pt"): raise ValueError(f"'{model}' is a file of weights: convert it once with pairuni convert and give the folder that it writes")
+    if str(model).endswith(".pt"):
+        raise ValueError(
+            f"'{model}' is a file of weights: convert it once with pairuni convert and give the folder that it writes"
+        )
     check_model(model)
     try:
         clip, info = AutoModel.from_pretrained(model, dtype=dtype, output_loading_info=True)
-        tok, pixels = AutoTokenizer.from_pretrained(model), AutoImageProcessor.from_pretrained(model, backend="pil")
-    except (OSError, ValueError) as e: raise ValueError(f"'{model}' is no CLIP or SigLIP that can be loaded: {str(e).splitlines()[0]}") from e
+        tok, pixels = (
+            AutoTokenizer.from_pretrained(model),
+            AutoImageProcessor.from_pretrained(model, backend="pil"),
+        )
+    except (OSError, ValueError) as e:
+        raise ValueError(
+            f"'{model}' is no CLIP or SigLIP that can be loaded: {str(e).splitlines()[0]}"
+        ) from e
     if not (hasattr(clip, "get_image_features") and hasattr(clip, "get_text_features")):
-        raise ValueError(f"'{model}' holds a {type(clip).__name__}, which does not compare texts with images: give a CLIP or SigLIP")
-    if info["missing_keys"]: raise ValueError(f"'{model}' lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}: fetch it again")
+        raise ValueError(
+            f"'{model}' holds a {type(clip).__name__}, which does not compare texts with images: give a CLIP or SigLIP"
+        )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"'{model}' lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}: fetch it again"
+        )
     return clip.eval().requires_grad_(False).to(device), tok, pixels
 
 # %% ../nbs/07b_preference.ipynb #6f9a7a21
 def clip_reward(
-    model:str,           # folder, or a name on the Hugging Face hub
-    device="cpu",        # may differ from the policy's
-    batch:int=32,        # images, or texts, at a time
-    dtype=torch.float32, # of the towers; the cosine is float32
-):                       # reward: (prompts, images, truths) -> list of cosines
+    model: str,  # folder, or a name on the Hugging Face hub
+    device="cpu",  # may differ from the policy's
+    batch: int = 32,  # images, or texts, at a time
+    dtype=torch.float32,  # of the towers; the cosine is float32
+):  # reward: (prompts, images, truths) -> list of cosines
     "Reward a drawing by its cosine to its prompt."
     clip, tok, pixels = load_clip(model, device, dtype)
     length = clip.config.text_config.max_position_embeddings
-    def texts(part): return clip.get_text_features(**tok(part, padding="max_length", truncation=True, max_length=length, return_tensors="pt").to(device))
-    def pictures(part): return clip.get_image_features(pixels([Image.fromarray(i) for i in part], return_tensors="pt")["pixel_values"].to(device, dtype))
+
+    def texts(part):
+        return clip.get_text_features(
+            **tok(
+                part, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            ).to(device)
+        )
+
+    def pictures(part):
+        return clip.get_image_features(
+            pixels([Image.fromarray(i) for i in part], return_tensors="pt")["pixel_values"].to(
+                device, dtype
+            )
+        )
+
     @torch.no_grad()
-    def encode(tower, items): # (n, D) unit rows
-        return torch.cat([normalize(tower(items[i:i+batch]).pooler_output.float(), dim=1) for i in range(0, len(items), batch)])
+    def encode(tower, items):  # (n, D) unit rows
+        return torch.cat(
+            [
+                normalize(tower(items[i : i + batch]).pooler_output.float(), dim=1)
+                for i in range(0, len(items), batch)
+            ]
+        )
+
     def reward(prompts, images, truths):
         each = {p: i for i, p in enumerate(dict.fromkeys(prompts))}
         made, asked = encode(pictures, np.asarray(images)), encode(texts, list(each))
-        return (made*asked[[each[p] for p in prompts]]).sum(1).tolist()
+        return (made * asked[[each[p] for p in prompts]]).sum(1).tolist()
+
     reward.__name__ = f"clip:{model}"
     return reward
 
 # %% ../nbs/07b_preference.ipynb #1145962a
-HF_START = {"visual.transformer.resblocks.": "vision_model.encoder.layers.", "transformer.resblocks.": "text_model.encoder.layers.",
-            "visual.class_embedding": "vision_model.embeddings.class_embedding", "visual.conv1.": "vision_model.embeddings.patch_embedding.",
-            "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight", "visual.proj": "visual_projection.weight",
-            "visual.ln_pre.": "vision_model.pre_layrnorm.", "visual.ln_post.": "vision_model.post_layernorm.",
-            "token_embedding.": "text_model.embeddings.token_embedding.", "positional_embedding": "text_model.embeddings.position_embedding.weight",
-            "ln_final.": "text_model.final_layer_norm.", "text_projection": "text_projection.weight", "logit_scale": "logit_scale"}
-HF_INSIDE = {".ln_1.": ".layer_norm1.", ".ln_2.": ".layer_norm2.", ".c_fc.": ".fc1.", ".c_proj.": ".fc2.", ".attn.": ".self_attn."}
+HF_START = {
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.": "vision_model.embeddings.patch_embedding.",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.proj": "visual_projection.weight",
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "token_embedding.": "text_model.embeddings.token_embedding.",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.": "text_model.final_layer_norm.",
+    "text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+HF_INSIDE = {
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".c_fc.": ".fc1.",
+    ".c_proj.": ".fc2.",
+    ".attn.": ".self_attn.",
+}
+
 
 def hf_weights(
-    state:dict, # open_clip's weights by name
-)->dict:        # the same for transformers' CLIPModel
+    state: dict,  # open_clip's weights by name
+) -> dict:  # the same for transformers' CLIPModel
     "Rename, transpose the two projections, and take query, key and value apart."
     out = {}
     for key, w in state.items():
         start = next((s for s in HF_START if key.startswith(s)), None)
-        if start is None: raise ValueError(f"'{key}' is no weight of an open_clip ViT: give HPS_v2_compressed.pt or HPS_v2.1_compressed.pt")
-        name = HF_START[start] + key[len(start):]
-        for old, new in HF_INSIDE.items(): name = name.replace(old, new)
-        if ".in_proj_" in name: out |= {name.replace("in_proj_", f"{q}_proj."): part.clone() for q, part in zip("qkv", w.chunk(3))}
-        else: out[name] = w.T.contiguous() if start in ("visual.proj", "text_projection") else w
+        if start is None:
+            raise ValueError(
+                f"'{key}' is no weight of an open_clip ViT: give HPS_v2_compressed.pt or HPS_v2.1_compressed.pt"
+            )
+        name = HF_START[start] + key[len(start) :]
+        for old, new in HF_INSIDE.items():
+            name = name.replace(old, new)
+        if ".in_proj_" in name:
+            out |= {
+                name.replace("in_proj_", f"{q}_proj."): part.clone()
+                for q, part in zip("qkv", w.chunk(3))
+            }
+        else:
+            out[name] = w.T.contiguous() if start in ("visual.proj", "text_projection") else w
     return out
 
 # %% ../nbs/07b_preference.ipynb #a88a3ea1
 def hps_config(
-    state:dict, # open_clip's weights by name
+    state: dict,  # open_clip's weights by name
     tokenizer,
-)->CLIPConfig:
+) -> CLIPConfig:
     "HPSv2's architecture, its sizes read from the weights."
+
     def tower(start, width, head):
-        layers = {k[len(start):].split(".")[0] for k in state if k.startswith(start)}
-        return dict(hidden_size=width, num_hidden_layers=len(layers), num_attention_heads=width//head, hidden_act="gelu",
-                    intermediate_size=len(state[start + "0.mlp.c_fc.bias"]))
-    (vocab, _), (length, width), (wide, _, patch, _) = (state[k].shape for k in ("token_embedding.weight", "positional_embedding", "visual.conv1.weight"))
-    side = math.isqrt(len(state["visual.positional_embedding"]) - 1)*patch
+        layers = {k[len(start) :].split(".")[0] for k in state if k.startswith(start)}
+        return dict(
+            hidden_size=width,
+            num_hidden_layers=len(layers),
+            num_attention_heads=width // head,
+            hidden_act="gelu",
+            intermediate_size=len(state[start + "0.mlp.c_fc.bias"]),
+        )
+
+    (vocab, _), (length, width), (wide, _, patch, _) = (
+        state[k].shape
+        for k in ("token_embedding.weight", "positional_embedding", "visual.conv1.weight")
+    )
+    side = math.isqrt(len(state["visual.positional_embedding"]) - 1) * patch
     if len(tokenizer) != vocab or tokenizer.eos_token_id != vocab - 1:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens but the weights {vocab}: give that of openai/clip-vit-base-patch32")
-    ids = {f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")} | dict(vocab_size=vocab, max_position_embeddings=length)
-    return CLIPConfig(text_config=tower("transformer.resblocks.", width, 64) | ids, projection_dim=state["text_projection"].shape[1],
-                      vision_config=tower("visual.transformer.resblocks.", wide, 80) | dict(image_size=side, patch_size=patch))
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens but the weights {vocab}: give that of openai/clip-vit-base-patch32"
+        )
+    ids = {
+        f"{t}_token_id": getattr(tokenizer, f"{t}_token_id") for t in ("bos", "eos", "pad")
+    } | dict(vocab_size=vocab, max_position_embeddings=length)
+    return CLIPConfig(
+        text_config=tower("transformer.resblocks.", width, 64) | ids,
+        projection_dim=state["text_projection"].shape[1],
+        vision_config=tower("visual.transformer.resblocks.", wide, 80)
+        | dict(image_size=side, patch_size=patch),
+    )
 
 # %% ../nbs/07b_preference.ipynb #aaaf5740
 def read_hps(
-    weights, # HPS_v2_compressed.pt or HPS_v2.1_compressed.pt
-)->dict:     # open_clip's weights by name
+    weights,  # HPS_v2_compressed.pt or HPS_v2.1_compressed.pt
+) -> dict:  # open_clip's weights by name
     "The published weights, read without running what a pickle may hold."
-    if not Path(weights).is_file(): raise ValueError(f"there is no file '{weights}': fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the Hugging Face hub")
-    try: state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+    if not Path(weights).is_file():
+        raise ValueError(
+            f"there is no file '{weights}': fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the Hugging Face hub"
+        )
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
     except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as e:
-        raise ValueError(f"'{weights}' is no file of HPSv2 weights (tensors by name under 'state_dict'): fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the Hugging Face hub") from e
-    lacks = [k for k in ("visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight", "positional_embedding", "text_projection") if k not in state]
-    if lacks: raise ValueError(f"'{weights}' holds no open_clip ViT: it lacks {lacks[0]}")
+        raise ValueError(
+            f"'{weights}' is no file of HPSv2 weights (tensors by name under 'state_dict'): fetch HPS_v2.1_compressed.pt from xswu/HPSv2 on the Hugging Face hub"
+        ) from e
+    lacks = [
+        k
+        for k in (
+            "visual.conv1.weight",
+            "visual.positional_embedding",
+            "token_embedding.weight",
+            "positional_embedding",
+            "text_projection",
+        )
+        if k not in state
+    ]
+    if lacks:
+        raise ValueError(f"'{weights}' holds no open_clip ViT: it lacks {lacks[0]}")
     return state
 
 # %% ../nbs/07b_preference.ipynb #8dd99390
 def convert_hps(
-    weights, # HPS_v2_compressed.pt or HPS_v2.1_compressed.pt
-    out,     # new folder
-    tokenizer="openai/clip-vit-base-patch32", # folder or name of a CLIP, for its tokenizer
-)->str:      # the folder
+    weights,  # HPS_v2_compressed.pt or HPS_v2.1_compressed.pt
+    out,  # new folder
+    tokenizer="openai/clip-vit-base-patch32",  # folder or name of a CLIP, for its tokenizer
+) -> str:  # the folder
     "Write HPSv2 as a transformers CLIP, in the precision of the file."
     with new_folder(out) as part:
         state = read_hps(weights)  # first: a tokenizer by name may be looked for on the network
-        try: check_model(tokenizer); tok = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as e: raise ValueError(f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder as tokenizer") from e
-        with torch.device("meta"): clip = CLIPModel(hps_config(state, tok))
+        try:
+            check_model(tokenizer)
+            tok = AutoTokenizer.from_pretrained(tokenizer)
+        except (OSError, ValueError) as e:
+            raise ValueError(
+                f"'{tokenizer}' holds no tokenizer: fetch openai/clip-vit-base-patch32 and give its folder as tokenizer"
+            ) from e
+        with torch.device("meta"):
+            clip = CLIPModel(hps_config(state, tok))
         ours = hf_weights(state)
         odd = sorted(clip.state_dict().keys() ^ ours.keys())
-        if odd: raise ValueError(f"'{weights}' is not HPSv2's ViT-H-14: {len(odd)} weights have no counterpart, such as {odd[0]}")
+        if odd:
+            raise ValueError(
+                f"'{weights}' is not HPSv2's ViT-H-14: {len(odd)} weights have no counterpart, such as {odd[0]}"
+            )
         clip.load_state_dict(ours, assign=True)
-        clip.save_pretrained(part); tok.save_pretrained(part)
-        side = clip.config.vision_config.image_size  # shortest and longest alike: the longer side decides, the crop adds the black bars
-        CLIPImageProcessorPil(size=dict(shortest_edge=side, longest_edge=side), crop_size=side).save_pretrained(part)
+        clip.save_pretrained(part)
+        tok.save_pretrained(part)
+        side = (
+            clip.config.vision_config.image_size
+        )  # shortest and longest alike: the longer side decides, the crop adds the black bars
+        CLIPImageProcessorPil(
+            size=dict(shortest_edge=side, longest_edge=side), crop_size=side
+        ).save_pretrained(part)
     return str(out)
 
 # %% ../nbs/07b_preference.ipynb #65e8de22
 def weighted(
-    parts:list, # (weight, reward) each
-):              # reward, with a Counter `missing`: part's name -> items without its score
+    parts: list,  # (weight, reward) each
+):  # reward, with a Counter `missing`: part's name -> items without its score
     "The weighted sum of rewards; missing where a part is missing."
     missing, names = Counter(), [getattr(part, "__name__", repr(part)) for _, part in parts]
+
     def reward(prompts, images, truths):
         columns = [part(prompts, images, truths) for _, part in parts]
-        for name, column in zip(names, columns): missing[name] += sum(v is None for v in column)
-        return [None if None in row else sum(w*v for (w, _), v in zip(parts, row)) for row in zip(*columns)]
-    reward.missing, reward.__name__ = missing, "+".join(f"{w:g}*{name}" for (w, _), name in zip(parts, names))
+        for name, column in zip(names, columns):
+            missing[name] += sum(v is None for v in column)
+        return [
+            None if None in row else sum(w * v for (w, _), v in zip(parts, row))
+            for row in zip(*columns)
+        ]
+
+    reward.missing, reward.__name__ = (
+        missing,
+        "+".join(f"{w:g}*{name}" for (w, _), name in zip(parts, names)),
+    )
     return reward
 
 # %% ../nbs/07b_preference.ipynb #7c0f0954
 def reward_server(
-    reward,               # function: (prompts, images, truths) -> list
-    port:int=8000,        # 0: any free one
-    host:str="127.0.0.1", # "0.0.0.0" lets other machines in: there is no password
-)->HTTPServer:            # call its serve_forever()
+    reward,  # function: (prompts, images, truths) -> list
+    port: int = 8000,  # 0: any free one
+    host: str = "127.0.0.1",  # "0.0.0.0" lets other machines in: there is no password
+) -> HTTPServer:  # call its serve_forever()
     "Any reward function as an HTTP server, one request at a time."
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             try:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                images = np.stack([np.asarray(Image.open(BytesIO(b64decode(i))).convert("RGB")) for i in asked["images"]]) if asked["images"] else []
-                values = reward(asked["prompts"], images, asked["truths"]) if asked["prompts"] else []
-                body = json.dumps(dict(rewards=[None if v is None else float(v) for v in values])).encode()
-            except Exception as e: return self.send_error(500, ascii(e)[:200])
-            self.send_response(200); self.end_headers()
+                images = (
+                    np.stack(
+                        [
+                            np.asarray(Image.open(BytesIO(b64decode(i))).convert("RGB"))
+                            for i in asked["images"]
+                        ]
+                    )
+                    if asked["images"]
+                    else []
+                )
+                values = (
+                    reward(asked["prompts"], images, asked["truths"]) if asked["prompts"] else []
+                )
+                body = json.dumps(
+                    dict(rewards=[None if v is None else float(v) for v in values])
+                ).encode()
+            except Exception as e:
+                return self.send_error(500, ascii(e)[:200])
+            self.send_response(200)
+            self.end_headers()
             self.wfile.write(body)
-        def log_message(self, *args): pass
-    class Server(HTTPServer): request_queue_size = 64  # many processes ask at once, and wait their turn
+
+        def log_message(self, *args):
+            pass
+
+    class Server(HTTPServer):
+        request_queue_size = 64  # many processes ask at once, and wait their turn
+
     return Server((host, port), Handler)
 
 # %% ../nbs/07b_preference.ipynb #33c102f6
-def ask_server(url:str, prompts, images, truths, timeout:float)->list: # floats, None where the server cannot tell
+def ask_server(
+    url: str, prompts, images, truths, timeout: float
+) -> list:  # floats, None where the server cannot tell
     "One batch of rewards; OSError, HTTPException or ValueError say why not."
+
     def png(image):
         Image.fromarray(image).save(out := BytesIO(), "PNG")
         return b64encode(out.getvalue()).decode()
-    plain = [{k: v for k, v in t.items() if isinstance(v, (str, int, float, list, type(None)))} for t in truths]
-    body = json.dumps(dict(prompts=list(prompts), images=[png(i) for i in images], truths=plain)).encode()
-    with urlopen(Request(url, body, {"Content-Type": "application/json"}), timeout=timeout) as reply: answer = json.loads(reply.read())
+
+    plain = [
+        {k: v for k, v in t.items() if isinstance(v, (str, int, float, list, type(None)))}
+        for t in truths
+    ]
+    body = json.dumps(
+        dict(prompts=list(prompts), images=[png(i) for i in images], truths=plain)
+    ).encode()
+    with urlopen(
+        Request(url, body, {"Content-Type": "application/json"}), timeout=timeout
+    ) as reply:
+        answer = json.loads(reply.read())
     values = answer.get("rewards") if isinstance(answer, dict) else None
-    if not isinstance(values, list) or len(values) != len(prompts): raise ValueError(f"the reply holds no list of {len(prompts)} under 'rewards'")
+    if not isinstance(values, list) or len(values) != len(prompts):
+        raise ValueError(f"the reply holds no list of {len(prompts)} under 'rewards'")
     return [float(v) if isinstance(v, (int, float)) and math.isfinite(v) else None for v in values]
 
 # %% ../nbs/07b_preference.ipynb #8db42f57
 def remote_reward(
-    url:str,          # e.g. "http://gpu-box:8000"
-    timeout:float=60, # seconds to wait for an answer
-    retries:int=3,    # further tries of a batch
-    batch:int=32,     # images a request
-    wait:float=1,     # seconds before the first further try; doubled each time
-):                    # reward, with a Counter `missing`: cause -> images without a reward
+    url: str,  # e.g. "http://gpu-box:8000"
+    timeout: float = 60,  # seconds to wait for an answer
+    retries: int = 3,  # further tries of a batch
+    batch: int = 32,  # images a request
+    wait: float = 1,  # seconds before the first further try; doubled each time
+):  # reward, with a Counter `missing`: cause -> images without a reward
     "Rewards from another machine; a failure is a missing reward."
     failures, missing = (OSError, HTTPException, ValueError), Counter()
-    try: ask_server(url, [], [], [], timeout)
-    except failures as e: raise ValueError(f"the reward server {url} does not answer as one ({e}): start it, or correct the address") from e
+    try:
+        ask_server(url, [], [], [], timeout)
+    except failures as e:
+        raise ValueError(
+            f"the reward server {url} does not answer as one ({e}): start it, or correct the address"
+        ) from e
+
     def one_batch(*lists):
         for left in reversed(range(retries + 1)):
-            try: return ask_server(url, *lists, timeout)
-            except failures as e: why = str(e)
-            if left: time.sleep(wait*2**(retries - left))
+            try:
+                return ask_server(url, *lists, timeout)
+            except failures as e:
+                why = str(e)
+            if left:
+                time.sleep(wait * 2 ** (retries - left))
         missing[why] += len(lists[0])
         tqdm.write(f"{url}: {why}; {len(lists[0])} images have no reward", file=sys.stderr)
-        return [None]*len(lists[0])
+        return [None] * len(lists[0])
+
     def reward(prompts, images, truths):
-        return [v for i in range(0, len(prompts), batch) for v in one_batch(*(x[i:i+batch] for x in (prompts, images, truths)))]
+        return [
+            v
+            for i in range(0, len(prompts), batch)
+            for v in one_batch(*(x[i : i + batch] for x in (prompts, images, truths)))
+        ]
+
     reward.missing, reward.__name__ = missing, url
     return reward
 
 # %% ../nbs/07b_preference.ipynb #833300af
-TERM = re.compile(r"(?:([^*:/]+)\*)?\s*(scene|(?:hps|clip|concept):.+|https?://.+)")  # weight, reward
-PLUS = re.compile(r"\s*\+\s*(?=(?:[^*:/+]+\*)?\s*(?:scene\b|hps:|clip:|concept:|https?://))")  # a + in a folder's name is no sum
+TERM = re.compile(
+    r"(?:([^*:/]+)\*)?\s*(scene|(?:hps|clip|concept):.+|https?://.+)"
+)  # weight, reward
+PLUS = re.compile(
+    r"\s*\+\s*(?=(?:[^*:/+]+\*)?\s*(?:scene\b|hps:|clip:|concept:|https?://))"
+)  # a + in a folder's name is no sum
+
 
 def reward_from(
-    spec:str,            # e.g. "scene", "hps:FOLDER", "clip:FOLDER", "http://host:8000", "0.7*hps:FOLDER+0.3*http://host:8000"
-    device="cpu",        # of the judges on this machine
-    batch:int=32,        # images at a time
-    dtype=torch.float32, # of the judges' towers
-):                       # reward of images
+    spec: str,  # e.g. "scene", "hps:FOLDER", "clip:FOLDER", "http://host:8000", "0.7*hps:FOLDER+0.3*http://host:8000"
+    device="cpu",  # of the judges on this machine
+    batch: int = 32,  # images at a time
+    dtype=torch.float32,  # of the judges' towers
+):  # reward of images
     "The reward that a line of text names; a ValueError of one sentence when it names none."
     terms = []
     for text in PLUS.split(spec.strip()):
         found = TERM.fullmatch(text)
-        if not found: raise ValueError(f"unknown reward '{text}': write scene, hps:FOLDER, clip:FOLDER, concept:FOLDER or http://HOST:PORT, or a sum such as 0.7*hps:FOLDER+0.3*scene")
-        try: weight = float(found[1] or 1)
-        except ValueError: weight = math.nan
-        if not 0 < weight < math.inf: raise ValueError(f"the weight '{found[1]}' of the reward '{found[2]}' is not a positive number")
+        if not found:
+            raise ValueError(
+                f"unknown reward '{text}': write scene, hps:FOLDER, clip:FOLDER, concept:FOLDER or http://HOST:PORT, or a sum such as 0.7*hps:FOLDER+0.3*scene"
+            )
+        try:
+            weight = float(found[1] or 1)
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            raise ValueError(
+                f"the weight '{found[1]}' of the reward '{found[2]}' is not a positive number"
+            )
         terms.append((weight, found[2]))
+
     def make(name):
-        if name == "scene": return scene_reward
-        if name.startswith("concept:"): return concept_reward(name.removeprefix("concept:"))
-        return remote_reward(name, batch=batch) if name.startswith("http") else clip_reward(name.split(":", 1)[1], device, batch, dtype)
+        if name == "scene":
+            return scene_reward
+        if name.startswith("concept:"):
+            return concept_reward(name.removeprefix("concept:"))
+        return (
+            remote_reward(name, batch=batch)
+            if name.startswith("http")
+            else clip_reward(name.split(":", 1)[1], device, batch, dtype)
+        )
+
     parts = [(weight, make(name)) for weight, name in terms]
     return parts[0][1] if len(parts) == 1 and weight == 1 else weighted(parts)

@@ -40,118 +40,201 @@ _ONE = r"((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
 _NUMBER = re.compile(rf"([+-]?) ?{_ONE}(?: ?/ ?{_ONE})? ?(%?)", re.ASCII)
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 
+
 def parse_number(
-    text:str, # e.g. "1,200", "-3/4", "25%", "$\frac{1}{2}$"
-)->float:     # None when it is not clearly one number
+    text: str,  # e.g. "1,200", "-3/4", "25%", "$\frac{1}{2}$"
+) -> float:  # None when it is not clearly one number
     "The number that a text states."
-    text = _FRACTION.sub(r"\1/\2", text.strip().strip("$").replace("\\%", "%").replace("−", "-")).strip()
+    text = _FRACTION.sub(
+        r"\1/\2", text.strip().strip("$").replace("\\%", "%").replace("−", "-")
+    ).strip()
     m = _NUMBER.fullmatch(text)
-    if not m: return None
+    if not m:
+        return None
     top, under = [float((part or "1").replace(",", "")) for part in m.group(2, 3)]
-    value = (-1 if m[1] == "-" else 1)*top/(under or math.nan)/(100 if m[4] else 1)
+    value = (-1 if m[1] == "-" else 1) * top / (under or math.nan) / (100 if m[4] else 1)
     return value if math.isfinite(value) else None
 
-def same_number(a:float, b:float)->bool:
+
+def same_number(a: float, b: float) -> bool:
     "Whole numbers exactly, others to four significant digits."
-    return a == b if a.is_integer() and b.is_integer() else math.isclose(a, b, rel_tol=5e-4, abs_tol=1e-12)
+    return (
+        a == b
+        if a.is_integer() and b.is_integer()
+        else math.isclose(a, b, rel_tol=5e-4, abs_tol=1e-12)
+    )
 
 # %% ../nbs/01b_records.ipynb #be0bab2a
 MATCHERS = ("choice", "number", "text")
 
-def plain_words(text:str)->str:
+
+def plain_words(text: str) -> str:
     "A text without case, article, and quotes or punctuation around it."
     text = unicodedata.normalize("NFKC", text).casefold().strip(" \t\r\n\"'`.,;:!?()[]{}$")
     return re.sub(r"^(a|an|the) ", "", " ".join(text.split()))
 
-def answer_kind(choices:list, answer:str)->str: # one of MATCHERS
+
+def answer_kind(choices: list, answer: str) -> str:  # one of MATCHERS
     "The matcher that an answer calls for."
     return "choice" if choices else "text" if parse_number(answer) is None else "number"
 
-def check_question(question, choices, answer, matcher="choice")->str: # what is wrong, None when nothing is
+
+def check_question(
+    question, choices, answer, matcher="choice"
+) -> str:  # what is wrong, None when nothing is
     "A question needs a text, an answer, and for the matcher something to compare."
-    if not isinstance(question, str) or not question.strip(): return "no question"
-    if not isinstance(answer, str) or not answer.strip(): return "no answer"
-    if matcher not in MATCHERS: return f"the matcher is {matcher!r}, but must be one of {', '.join(MATCHERS)}"
-    if matcher == "number": return f"the answer {answer!r} is not a number" if parse_number(answer) is None else None
-    if matcher == "text": return None if plain_words(answer) else f"the answer {answer!r} has no word to compare"
+    if not isinstance(question, str) or not question.strip():
+        return "no question"
+    if not isinstance(answer, str) or not answer.strip():
+        return "no answer"
+    if matcher not in MATCHERS:
+        return f"the matcher is {matcher!r}, but must be one of {', '.join(MATCHERS)}"
+    if matcher == "number":
+        return f"the answer {answer!r} is not a number" if parse_number(answer) is None else None
+    if matcher == "text":
+        return None if plain_words(answer) else f"the answer {answer!r} has no word to compare"
     choices = [] if choices is None else list(choices)
-    if not 2 <= len(set(choices)) == len(choices) <= 8: return f"needs two to eight different choices, has {choices}"
-    if answer not in choices: return f"the answer {answer!r} is not among the choices {choices}"
+    if not 2 <= len(set(choices)) == len(choices) <= 8:
+        return f"needs two to eight different choices, has {choices}"
+    if answer not in choices:
+        return f"the answer {answer!r} is not among the choices {choices}"
 
 # %% ../nbs/01b_records.ipynb #281456e3
-def to_rgb(image)->Image.Image: # a PIL image or a uint8 array
+def to_rgb(image) -> Image.Image:  # a PIL image or a uint8 array
     "RGB, 16-bit greys brought to 8, transparent parts laid on white."
     image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image)//256).astype(np.uint8))
-    if image.mode in ("I", "F"): raise ValueError(f"nobody knows which of its numbers is white (Pillow's mode {image.mode}): save it as 8-bit RGB")
-    if not image.has_transparency_data: return image if image.mode == "RGB" and not isinstance(image, ImageFile.ImageFile) else image.convert("RGB")  # what lies in a file is read now
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"nobody knows which of its numbers is white (Pillow's mode {image.mode}): save it as 8-bit RGB"
+        )
+    if not image.has_transparency_data:
+        return (
+            image
+            if image.mode == "RGB" and not isinstance(image, ImageFile.ImageFile)
+            else image.convert("RGB")
+        )  # what lies in a file is read now
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
+
 def read_bytes(
-    value,   # path, bytes, or dict(bytes=, path=); bytes may be a function that returns them
-    base="", # folder that a path is relative to
-)->tuple:    # bytes, the file's name
+    value,  # path, bytes, or dict(bytes=, path=); bytes may be a function that returns them
+    base="",  # folder that a path is relative to
+) -> tuple:  # bytes, the file's name
     "An image as it lies in its file, or a ValueError that says why not."
-    value = dict(path=value) if isinstance(value, str) else dict(bytes=value) if isinstance(value, bytes) else value
+    value = (
+        dict(path=value)
+        if isinstance(value, str)
+        else dict(bytes=value)
+        if isinstance(value, bytes)
+        else value
+    )
     if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
         raise ValueError(f"no image, or something that is not a path to one: {value!r:.80}")
     raw, name = value.get("bytes"), value.get("path") or "inside the file"
-    if raw: return raw() if callable(raw) else raw, name
+    if raw:
+        return raw() if callable(raw) else raw, name
     try:
-        with fsspec.open(name) if "://" in name else open(Path(base)/name, "rb") as file: return file.read(), name
-    except Exception as e: raise ValueError(f"cannot read the image {name}: {(str(e) or type(e).__name__).splitlines()[0]}") from e
+        with fsspec.open(name) if "://" in name else open(Path(base) / name, "rb") as file:
+            return file.read(), name
+    except Exception as e:
+        raise ValueError(
+            f"cannot read the image {name}: {(str(e) or type(e).__name__).splitlines()[0]}"
+        ) from e
+
 
 def read_image(
-    value,          # see read_bytes
-    base="",        # folder that a path is relative to
-    max_side:int=0, # longest side to keep, in pixels; 0: as it is
-)->Image.Image:
+    value,  # see read_bytes
+    base="",  # folder that a path is relative to
+    max_side: int = 0,  # longest side to keep, in pixels; 0: as it is
+) -> Image.Image:
     "A decoded RGB image, or a ValueError that says why not."
     raw, name = read_bytes(value, base)
     try:
         with Image.open(BytesIO(raw)) as image:
-            if max_side: image.draft("RGB", (max_side, max_side))  # lets a large JPEG be decoded small
+            if max_side:
+                image.draft("RGB", (max_side, max_side))  # lets a large JPEG be decoded small
             image = to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as e: raise ValueError(f"cannot read the image {name}: it is in no format that Pillow knows") from e
+    except UnidentifiedImageError as e:
+        raise ValueError(
+            f"cannot read the image {name}: it is in no format that Pillow knows"
+        ) from e
     except Exception as e:  # on broken files Pillow raises more kinds than it documents
-        raise ValueError(f"cannot read the image {name}: {(str(e) or type(e).__name__).splitlines()[0]}") from e
-    if max_side: image.thumbnail((max_side, max_side))
+        raise ValueError(
+            f"cannot read the image {name}: {(str(e) or type(e).__name__).splitlines()[0]}"
+        ) from e
+    if max_side:
+        image.thumbnail((max_side, max_side))
     return image
 
 # %% ../nbs/01b_records.ipynb #5e1f0a02
-KEPT_AS_THEY_ARE = ("JPEG", "MPO", "PNG", "WEBP")  # what every reader of a data set knows; MPO is a phone's JPEG
+KEPT_AS_THEY_ARE = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+)  # what every reader of a data set knows; MPO is a phone's JPEG
 
-Image.core.set_blocks_max(4)  # the next image gets the memory of the last: decoding takes half the time
+Image.core.set_blocks_max(
+    4
+)  # the next image gets the memory of the last: decoding takes half the time
+
 
 @lru_cache(maxsize=16)
-def _last_looked_at(decode): return decode()
+def _last_looked_at(decode):
+    return decode()
+
 
 class StoredImage(Image.Image):
     "An RGB image that stays encoded where it lies: a look at its pixels decodes it, and lets go of them again."
-    def __init__(self,
-        value,          # as in read_bytes
-        base="",        # folder that a path is relative to
-        max_side:int=0, # longest side to keep, in pixels; 0: as it is
+
+    def __init__(
+        self,
+        value,  # as in read_bytes
+        base="",  # folder that a path is relative to
+        max_side: int = 0,  # longest side to keep, in pixels; 0: as it is
     ):
         super().__init__()
-        self.raw, self.decode = partial(read_bytes, value, base), partial(read_image, value, base, max_side)
+        self.raw, self.decode = (
+            partial(read_bytes, value, base),
+            partial(read_image, value, base, max_side),
+        )
         image = self.decode()  # once now, so that what is broken is found now
-        self._mode, self._size, self.readonly = image.mode, image.size, 1  # read-only: who changes it changes a copy
+        self._mode, self._size, self.readonly = (
+            image.mode,
+            image.size,
+            1,
+        )  # read-only: who changes it changes a copy
 
     @property
-    def im(self): return _last_looked_at(self.decode).im if self._im is None else self._im  # what Pillow takes pixels from
+    def im(self):
+        return (
+            _last_looked_at(self.decode).im if self._im is None else self._im
+        )  # what Pillow takes pixels from
+
     @im.setter
-    def im(self, im): self._im = im
+    def im(self, im):
+        self._im = im
 
-    def load(self): return self.im.pixel_access(self.readonly)
+    def load(self):
+        return self.im.pixel_access(self.readonly)
 
-    def encoded(self)->bytes:
+    def encoded(self) -> bytes:
         "The file as it is, where that is an upright RGB image in a common format; else a PNG."
         with Image.open(BytesIO(raw := self.raw()[0])) as f:
-            plain = f.format in KEPT_AS_THEY_ARE and f.mode == "RGB" and not f.has_transparency_data and f.getexif().get(274, 1) == 1  # 274: turned
-            if plain and f.size == self.size and self._im is None: return raw
-        self.copy().save(out := BytesIO(), "PNG", compress_level=1)  # level 6 takes seven times as long for a tenth less
+            plain = (
+                f.format in KEPT_AS_THEY_ARE
+                and f.mode == "RGB"
+                and not f.has_transparency_data
+                and f.getexif().get(274, 1) == 1
+            )  # 274: turned
+            if plain and f.size == self.size and self._im is None:
+                return raw
+        self.copy().save(
+            out := BytesIO(), "PNG", compress_level=1
+        )  # level 6 takes seven times as long for a tenth less
         return out.getvalue()
 
 # %% ../nbs/01b_records.ipynb #5e1f0a05
@@ -160,27 +243,40 @@ def nameless_file():
     try:
         HF_DATASETS_CACHE.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=HF_DATASETS_CACHE, buffering=0)
-    except OSError as e: raise ValueError(f"no temporary file can be made in {HF_DATASETS_CACHE} ({e.strerror}): name another folder with HF_DATASETS_CACHE") from e
+    except OSError as e:
+        raise ValueError(
+            f"no temporary file can be made in {HF_DATASETS_CACHE} ({e.strerror}): name another folder with HF_DATASETS_CACHE"
+        ) from e
+
 
 class Store:
     "Encoded images in a nameless file."
-    def __init__(self): self.file, self.end = None, 0
 
-    def keep(self, raw:bytes)->Callable: # a function that returns them
+    def __init__(self):
+        self.file, self.end = None, 0
+
+    def keep(self, raw: bytes) -> Callable:  # a function that returns them
         "Bytes out of memory."
         file = self.file = self.file or nameless_file()
         at, size = self.end, len(raw)
-        try: self.end += file.write(raw)
-        except OSError as e: raise OSError(f"images cannot be kept in {HF_DATASETS_CACHE} ({e.strerror}): name a larger folder with HF_DATASETS_CACHE") from e
+        try:
+            self.end += file.write(raw)
+        except OSError as e:
+            raise OSError(
+                f"images cannot be kept in {HF_DATASETS_CACHE} ({e.strerror}): name a larger folder with HF_DATASETS_CACHE"
+            ) from e
         return lambda: os.pread(file.fileno(), size, at)
 
 # %% ../nbs/01b_records.ipynb #d04cf4d6
-def check_free(folder)->Path:
+def check_free(folder) -> Path:
     "The output folder, provided that nothing would be overwritten."
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} already exists and is not empty: choose another output folder or remove it")
+        raise ValueError(
+            f"{folder} already exists and is not empty: choose another output folder or remove it"
+        )
     return folder
+
 
 @contextmanager
 def new_folder(folder):
@@ -191,35 +287,40 @@ def new_folder(folder):
     try:
         yield part
         part.chmod(0o755)
-        if folder.exists(): folder.rmdir()
+        if folder.exists():
+            folder.rmdir()
         os.rename(part, folder)
-    finally: shutil.rmtree(part, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
 
 def write_whole(
     path,  # of a file or a folder
-    write, # function that writes to a path
+    write,  # function that writes to a path
 ):
     "Write under a hidden name, then rename: it is there whole, or not at all."
     path = Path(path)
     part = path.with_name(f".{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if part.is_dir(): shutil.rmtree(part)  # of a run that was killed
+    if part.is_dir():
+        shutil.rmtree(part)  # of a run that was killed
     part.unlink(missing_ok=True)
     write(part)
-    if path.is_dir(): shutil.rmtree(path)
+    if path.is_dir():
+        shutil.rmtree(path)
     os.replace(part, path)
 
 # %% ../nbs/01b_records.ipynb #d14f6053
 def save_records(
-    records, # an iterable, so that they need not fit in memory
+    records,  # an iterable, so that they need not fit in memory
     folder,  # new, or empty
 ):
     "Write records as images and records.jsonl."
     with new_folder(folder) as part:
-        (part/"images").mkdir()
-        with open(part/"records.jsonl", "w", encoding="utf-8") as f:
+        (part / "images").mkdir()
+        with open(part / "records.jsonl", "w", encoding="utf-8") as f:
             for i, r in enumerate(records):
-                r["image"].save(part/f"images/{i:06}.png")
+                r["image"].save(part / f"images/{i:06}.png")
                 f.write(json.dumps(r | dict(image=f"images/{i:06}.png"), ensure_ascii=False) + "\n")
 
 # %% ../nbs/01b_records.ipynb #fe2111f6
@@ -227,56 +328,95 @@ TARS = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("jpg", "jpeg", "png", "webp", "JPG", "JPEG", "PNG")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-def tars_of(path)->list: # paths or patterns, empty when `path` names no tar
+
+def tars_of(path) -> list:  # paths or patterns, empty when `path` names no tar
     "The tars that a path names: itself, or those in a folder."
-    if str(path).endswith(TARS): return [str(path)]
+    if str(path).endswith(TARS):
+        return [str(path)]
     p = Path(path)
-    return sorted(str(f) for f in p.rglob("*.tar")) if p.is_dir() and not (p/"records.jsonl").is_file() else []
+    return (
+        sorted(str(f) for f in p.rglob("*.tar"))
+        if p.is_dir() and not (p / "records.jsonl").is_file()
+        else []
+    )
+
 
 def _tar_rows(tars):
     "Samples of WebDataset tars: what their .json says, the image undecoded, the text as prompt."
-    columns = dict.fromkeys(PICTURES, ImageColumn(decode=False)) | dict(json=Json()) | dict.fromkeys(("txt", "__key__", "__url__"), Value("string"))
-    for r in load_dataset("webdataset", data_files=tars, split="train", streaming=True, features=Features(columns)):
+    columns = (
+        dict.fromkeys(PICTURES, ImageColumn(decode=False))
+        | dict(json=Json())
+        | dict.fromkeys(("txt", "__key__", "__url__"), Value("string"))
+    )
+    for r in load_dataset(
+        "webdataset", data_files=tars, split="train", streaming=True, features=Features(columns)
+    ):
         row = r["json"] if isinstance(r["json"], dict) else {}
-        row |= dict(id=f"{Path(r['__url__']).stem}/{r['__key__']}", image=next((r[c] for c in PICTURES if r[c]), None))
+        row |= dict(
+            id=f"{Path(r['__url__']).stem}/{r['__key__']}",
+            image=next((r[c] for c in PICTURES if r[c]), None),
+        )
         yield row | ({} if r["txt"] is None else dict(prompt=r["txt"].strip()))
+
 
 def _parquet_rows(file):
     "Rows of a Parquet file, which may be one row group, a few at a time."
     fs, file = fsspec.url_to_fs(str(file))
-    for few in pq.ParquetFile(file, filesystem=fs, pre_buffer=False, buffer_size=1 << 20).iter_batches(16): yield from few.to_pylist()
+    for few in pq.ParquetFile(
+        file, filesystem=fs, pre_buffer=False, buffer_size=1 << 20
+    ).iter_batches(16):
+        yield from few.to_pylist()
+
 
 def _json_rows(file):
     "The objects of a JSONL file."
-    try: lines = file.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: texts may hold other line ends
-    except UnicodeDecodeError as e: raise ValueError(f"{file} is not UTF-8: {e}") from e
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # not splitlines: texts may hold other line ends
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{file} is not UTF-8: {e}") from e
     rows = []
     for i, line in enumerate(lines):
-        if not line.strip(): continue
-        try: rows.append(json.loads(line))
-        except json.JSONDecodeError as e: raise ValueError(f"{file}, line {i+1} is not JSON: {e}") from e
-        if not isinstance(rows[-1], dict): raise ValueError(f"{file}, line {i+1} is not a JSON object")
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{file}, line {i + 1} is not JSON: {e}") from e
+        if not isinstance(rows[-1], dict):
+            raise ValueError(f"{file}, line {i + 1} is not a JSON object")
     return rows
 
 # %% ../nbs/01b_records.ipynb #c715f773
 def open_rows(
-    path,   # .jsonl, .parquet, .tar, a folder of one of these, a Hugging Face data set's id or folder
-)->tuple:   # iterable of dicts with undecoded images, folder that image paths are relative to
+    path,  # .jsonl, .parquet, .tar, a folder of one of these, a Hugging Face data set's id or folder
+) -> tuple:  # iterable of dicts with undecoded images, folder that image paths are relative to
     "Rows from whatever `path` names."
     p = Path(path)
-    p = p/"records.jsonl" if (p/"records.jsonl").is_file() else p
-    if p.suffix == ".jsonl" and p.is_file(): return _json_rows(p), p.parent
-    if tars := tars_of(path): return _tar_rows(tars), p.parent
-    if p.is_file() and p.suffix != ".parquet": raise ValueError(f"{p} is neither .jsonl nor .parquet nor .tar")
+    p = p / "records.jsonl" if (p / "records.jsonl").is_file() else p
+    if p.suffix == ".jsonl" and p.is_file():
+        return _json_rows(p), p.parent
+    if tars := tars_of(path):
+        return _tar_rows(tars), p.parent
+    if p.is_file() and p.suffix != ".parquet":
+        raise ValueError(f"{p} is neither .jsonl nor .parquet nor .tar")
     try:
-        if not (p.exists() or "://" in str(path) or HUB_ID.fullmatch(str(path))): raise FileNotFoundError("there is no such file or folder")
-        if p.suffix == ".parquet" and not p.is_dir(): return _parquet_rows(path), p.parent
-        if (p/"state.json").is_file(): ds = load_from_disk(str(p)).to_iterable_dataset()
-        else: ds = load_dataset(str(path), split="train", streaming=True)
+        if not (p.exists() or "://" in str(path) or HUB_ID.fullmatch(str(path))):
+            raise FileNotFoundError("there is no such file or folder")
+        if p.suffix == ".parquet" and not p.is_dir():
+            return _parquet_rows(path), p.parent
+        if (p / "state.json").is_file():
+            ds = load_from_disk(str(p)).to_iterable_dataset()
+        else:
+            ds = load_dataset(str(path), split="train", streaming=True)
         return ds.decode(False), p if p.is_dir() else p.parent
     except Exception as e:
-        raise ValueError(f"no data set could be read at {path}: expected a folder with records.jsonl, a .jsonl, .parquet or .tar file, "
-                         "or a Hugging Face data set with a train split (" + str(e).split("\n")[0] + ")") from e
+        raise ValueError(
+            f"no data set could be read at {path}: expected a folder with records.jsonl, a .jsonl, .parquet or .tar file, "
+            "or a Hugging Face data set with a train split (" + str(e).split("\n")[0] + ")"
+        ) from e
+
 
 def each_row(rows, path):
     "The rows; what a reader raises on a broken file becomes one sentence."
@@ -285,108 +425,172 @@ def each_row(rows, path):
         for row in rows:
             yield row
             n += 1
-    except Exception as e: raise ValueError(f"{path} cannot be read past row {n}: {(str(e) or type(e).__name__).splitlines()[0]}") from e
+    except Exception as e:
+        raise ValueError(
+            f"{path} cannot be read past row {n}: {(str(e) or type(e).__name__).splitlines()[0]}"
+        ) from e
 
 # %% ../nbs/01b_records.ipynb #5ccdf899
 NEEDS = {"u": ("image", "question", "choices", "answer"), "g": ("image", "prompt")}
 MAY_HAVE = {"u": ("id", "scene", "matcher"), "g": ("id", "scene")}
 
-def lacks(found, needed)->str: # what is missing, None when nothing is
+
+def lacks(found, needed) -> str:  # what is missing, None when nothing is
     "The needed columns that are not there, and those that are."
     missing = [c for c in needed if c not in found]
     return f"lacks the columns {', '.join(missing)}; it has {', '.join(found)}" if missing else None
 
+
 def parse_columns(
-    text:str,   # "ours=theirs,..."
-    source:str, # "u" or "g"
-)->dict:        # {ours: theirs}, "" for a column that is not there
+    text: str,  # "ours=theirs,..."
+    source: str,  # "u" or "g"
+) -> dict:  # {ours: theirs}, "" for a column that is not there
     "A column mapping."
-    pairs, ours = [part.strip().partition("=") for part in text.split(",") if part.strip()], NEEDS[source] + MAY_HAVE[source]
+    pairs, ours = (
+        [part.strip().partition("=") for part in text.split(",") if part.strip()],
+        NEEDS[source] + MAY_HAVE[source],
+    )
     for name, equals, _ in pairs:
-        if not equals or name.strip() not in ours: raise ValueError(f"columns: {name + equals!r} is not of the form ours=yours, with ours one of {', '.join(ours)}")
+        if not equals or name.strip() not in ours:
+            raise ValueError(
+                f"columns: {name + equals!r} is not of the form ours=yours, with ours one of {', '.join(ours)}"
+            )
     return {name.strip(): theirs.strip() for name, _, theirs in pairs}
 
-def pick_columns(row:dict, source:str, columns:dict)->dict: # ours
+
+def pick_columns(row: dict, source: str, columns: dict) -> dict:  # ours
     "A row under our names."
     theirs = {c: columns.get(c, c) for c in NEEDS[source] + MAY_HAVE[source]}
-    optional = set(MAY_HAVE[source]) - set(columns) | ({"choices"} if theirs.get("matcher") in row else set())
-    if wrong := lacks(row, [t for c, t in theirs.items() if t and c not in optional]): raise ValueError(wrong)
+    optional = set(MAY_HAVE[source]) - set(columns) | (
+        {"choices"} if theirs.get("matcher") in row else set()
+    )
+    if wrong := lacks(row, [t for c, t in theirs.items() if t and c not in optional]):
+        raise ValueError(wrong)
     fields = {c: row.get(t) for c, t in theirs.items()}
-    if columns.get("choices") == "" and not fields["matcher"]: fields["matcher"] = answer_kind([], str(fields["answer"]))
+    if columns.get("choices") == "" and not fields["matcher"]:
+        fields["matcher"] = answer_kind([], str(fields["answer"]))
     return fields
 
 # %% ../nbs/01b_records.ipynb #bbf0ab1a
 def _placed(value, base, store):
     "An image as it is where it is a local file; else its bytes go to the store."
     path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
-    if isinstance(path, str) and "://" not in path: return path
+    if isinstance(path, str) and "://" not in path:
+        return path
     raw, name = read_bytes(value, base)
     return dict(bytes=store.keep(raw), path=name)
 
+
 def make_record(
-    fields:dict, # ours; the image undecoded
-    source:str,
-    base="",     # folder that image paths are relative to
-    max_side:int=0,
-    store:Store=None, # for images that do not lie in a file of their own
-)->dict:
+    fields: dict,  # ours; the image undecoded
+    source: str,
+    base="",  # folder that image paths are relative to
+    max_side: int = 0,
+    store: Store = None,  # for images that do not lie in a file of their own
+) -> dict:
     "A checked record."
     r = dict(id=str(fields["id"]), scene=fields.get("scene") or "")
-    try: r["scene"] and Scene.from_json(r["scene"])
+    try:
+        r["scene"] and Scene.from_json(r["scene"])
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"the scene is {r['scene']!r:.80}, but must be a scene of the toy world: leave that column out with scene= in --columns-{source}") from e
+        raise ValueError(
+            f"the scene is {r['scene']!r:.80}, but must be a scene of the toy world: leave that column out with scene= in --columns-{source}"
+        ) from e
     if source == "u":
         said, choices = lambda v: str(v) if type(v) in (int, float) else v, fields.get("choices")
-        if not isinstance(choices or [], (list, tuple)) or not all(isinstance(said(v), str) for v in choices or []):
+        if not isinstance(choices or [], (list, tuple)) or not all(
+            isinstance(said(v), str) for v in choices or []
+        ):
             raise ValueError(f"choices are {choices!r:.80}, but must be a list of texts")
-        r |= dict(question=fields["question"], choices=[said(v) for v in choices or []], matcher=fields.get("matcher") or "choice", answer=said(fields["answer"]))
-        if wrong := check_question(r["question"], r["choices"], r["answer"], r["matcher"]): raise ValueError(wrong)
+        r |= dict(
+            question=fields["question"],
+            choices=[said(v) for v in choices or []],
+            matcher=fields.get("matcher") or "choice",
+            answer=said(fields["answer"]),
+        )
+        if wrong := check_question(r["question"], r["choices"], r["answer"], r["matcher"]):
+            raise ValueError(wrong)
     else:
         r["prompt"] = fields["prompt"]
-        if not isinstance(r["prompt"], str) or not r["prompt"].strip(): raise ValueError("no prompt")
-    return r | dict(image=StoredImage(_placed(fields["image"], base, store or Store()), base, max_side))
+        if not isinstance(r["prompt"], str) or not r["prompt"].strip():
+            raise ValueError("no prompt")
+    return r | dict(
+        image=StoredImage(_placed(fields["image"], base, store or Store()), base, max_side)
+    )
 
 # %% ../nbs/01b_records.ipynb #538d0d88
 def read_records(
-    path,             # see open_rows
-    source:str,       # "u" or "g"
-    columns:str="",   # "ours=yours,..."; those not named keep our names
-    adapt=None,       # instead of columns: a row -> our fields, or a reason to leave it out
-    max_bad:float=None, # share of rows that may be bad and skipped; None: 0.05 for tars, else 0
-    limit:int=0,      # records to stop at; 0: all
-    max_side:int=0,   # longest side of an image to keep, in pixels; 0: as it is
-)->tuple:             # records, counts
+    path,  # see open_rows
+    source: str,  # "u" or "g"
+    columns: str = "",  # "ours=yours,..."; those not named keep our names
+    adapt=None,  # instead of columns: a row -> our fields, or a reason to leave it out
+    max_bad: float = None,  # share of rows that may be bad and skipped; None: 0.05 for tars, else 0
+    limit: int = 0,  # records to stop at; 0: all
+    max_side: int = 0,  # longest side of an image to keep, in pixels; 0: as it is
+) -> tuple:  # records, counts
     "Read and check the records of one source; count what is left out and what is bad."
-    if max_bad is None: max_bad = .05 if tars_of(path) else 0.
+    if max_bad is None:
+        max_bad = 0.05 if tars_of(path) else 0.0
     for name, n in (("limit", limit), ("max_side", max_side)):
-        if n < 0: raise ValueError(f"{name} is {n}, but must be at least 0, which sets no limit")
-    if not 0 <= max_bad < 1: raise ValueError(f"max_bad is {max_bad}, but must lie in [0, 1): it is a share of the rows")
+        if n < 0:
+            raise ValueError(f"{name} is {n}, but must be at least 0, which sets no limit")
+    if not 0 <= max_bad < 1:
+        raise ValueError(f"max_bad is {max_bad}, but must lie in [0, 1): it is a share of the rows")
     adapt = adapt or partial(pick_columns, source=source, columns=parse_columns(columns, source))
     rows, base = open_rows(path)
     base = os.path.abspath(base)  # images are looked at later, perhaps from another folder
     out, ids, bad, left_out, n, store = [], set(), [], Counter(), 0, Store()
-    bar = tqdm(each_row(rows, path), f"reading {source.upper()}", len(rows) if isinstance(rows, list) else None, unit=" rows", delay=2)
+    bar = tqdm(
+        each_row(rows, path),
+        f"reading {source.upper()}",
+        len(rows) if isinstance(rows, list) else None,
+        unit=" rows",
+        delay=2,
+    )
     for n, row in enumerate(bar, 1):
-        where = f"row {n-1}" + (f" (id {row['id']})" if row.get("id") is not None else "")
+        where = f"row {n - 1}" + (f" (id {row['id']})" if row.get("id") is not None else "")
         try:
             fields = adapt(row)
-            if isinstance(fields, str): left_out[fields] += 1; continue
-            fields["id"] = f"{source}{n-1}" if fields.get("id") is None else fields["id"]
+            if isinstance(fields, str):
+                left_out[fields] += 1
+                continue
+            fields["id"] = f"{source}{n - 1}" if fields.get("id") is None else fields["id"]
             record = make_record(fields, source, base, max_side, store)
-            if record["id"] in ids: raise ValueError("the id occurs twice")
-            ids.add(record["id"]); out.append(record)
+            if record["id"] in ids:
+                raise ValueError("the id occurs twice")
+            ids.add(record["id"])
+            out.append(record)
         except ValueError as e:
             bad.append(f"{where}: {e}")
-            if not max_bad: raise ValueError(f"{path}, {bad[0]}") from e
-        if len(out) == limit > 0 or len(bad) > max(max_bad, .5)*max(n, 200): break  # enough, or hopeless
-    if not n: raise ValueError(f"{path} has no rows: it needs at least one record")
-    if len(bad) > max_bad*n: raise ValueError(f"{path}: {len(bad)} of the first {n} rows are bad, more than the {max_bad:.0%} that may be skipped: " + "; ".join(bad[:3]))
-    if not out: raise ValueError(f"{path} has no record to use: all {n} rows were left out ({', '.join(left_out)})")
-    return out, dict(rows=n, records=len(out), left_out=dict(left_out), bad=len(bad), first_bad=bad[:3])
+            if not max_bad:
+                raise ValueError(f"{path}, {bad[0]}") from e
+        if len(out) == limit > 0 or len(bad) > max(max_bad, 0.5) * max(n, 200):
+            break  # enough, or hopeless
+    if not n:
+        raise ValueError(f"{path} has no rows: it needs at least one record")
+    if len(bad) > max_bad * n:
+        raise ValueError(
+            f"{path}: {len(bad)} of the first {n} rows are bad, more than the {max_bad:.0%} that may be skipped: "
+            + "; ".join(bad[:3])
+        )
+    if not out:
+        raise ValueError(
+            f"{path} has no record to use: all {n} rows were left out ({', '.join(left_out)})"
+        )
+    return out, dict(
+        rows=n, records=len(out), left_out=dict(left_out), bad=len(bad), first_bad=bad[:3]
+    )
 
 # %% ../nbs/01b_records.ipynb #4673e5bf
-def load_records(path, source:str, columns:str="", max_bad:float=None, limit:int=0, max_side:int=0)->list: # see read_records
+def load_records(
+    path, source: str, columns: str = "", max_bad: float = None, limit: int = 0, max_side: int = 0
+) -> list:  # see read_records
     "The records of one source; one line on stderr says what was skipped."
     out, counts = read_records(path, source, columns, None, max_bad, limit, max_side)
-    if counts["bad"]: print(f"{path}: {counts['bad']} of {counts['rows']} rows skipped: " + "; ".join(counts["first_bad"]), file=sys.stderr)
+    if counts["bad"]:
+        print(
+            f"{path}: {counts['bad']} of {counts['rows']} rows skipped: "
+            + "; ".join(counts["first_bad"]),
+            file=sys.stderr,
+        )
     return out

@@ -30,24 +30,27 @@ SCORES = {  # figure of an evaluation -> task, its name, what it is
     "well_formed": ("u", "readable answers", "in the form <think>..</think><answer>..</answer>"),
     "score": ("g", "drawing", "stated facts that the drawing shows"),
     "full": ("g", "full marks", "drawings with every fact right"),
-    "diversity": ("g", "diversity", "pixel distance of two drawings of one prompt")}
+    "diversity": ("g", "diversity", "pixel distance of two drawings of one prompt"),
+}
+
 
 def rises(
-    before:dict, # figures of an evaluation, name_mean and name_ci
-    after:dict,
-)->list:         # (name, (mean, ci) before, (mean, ci) after, (mean, ci) of the difference)
+    before: dict,  # figures of an evaluation, name_mean and name_ci
+    after: dict,
+) -> list:  # (name, (mean, ci) before, (mean, ci) after, (mean, ci) of the difference)
     "How far each score rose."
     found = []
     for name in SCORES:
         (m0, h0), (m1, h1) = ((e.get(f"{name}_mean"), e.get(f"{name}_ci")) for e in (before, after))
-        if m0 is not None and m1 is not None: found.append((name, (m0, h0), (m1, h1), (m1 - m0, (h0**2 + h1**2)**.5)))
+        if m0 is not None and m1 is not None:
+            found.append((name, (m0, h0), (m1, h1), (m1 - m0, (h0**2 + h1**2) ** 0.5)))
     return found
 
 # %% ../nbs/11_report.ipynb #60703a1d
 def lines_with(
-    metrics:list, # dicts of metrics.jsonl
-    key:str,
-)->tuple:         # steps, values
+    metrics: list,  # dicts of metrics.jsonl
+    key: str,
+) -> tuple:  # steps, values
     "The lines that have a key, as two lists ready to plot."
     found = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
     return tuple(map(list, zip(*found))) if found else ([], [])
@@ -55,206 +58,325 @@ def lines_with(
 # %% ../nbs/11_report.ipynb #dd7cedd4
 SIDES = {"u": ("understanding", U_COLOUR), "g": ("drawing", G_COLOUR)}
 
-def running_mean(values:list, width:int=9)->list: # same length
-    "Mean over a window around each value; shorter at the ends."
-    half = width//2
-    parts = [values[max(0, i-half):i+half+1] for i in range(len(values))]
-    return [sum(p)/len(p) for p in parts]
 
-def draw_rewards(metrics:list, ax):
+def running_mean(values: list, width: int = 9) -> list:  # same length
+    "Mean over a window around each value; shorter at the ends."
+    half = width // 2
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(p) / len(p) for p in parts]
+
+
+def draw_rewards(metrics: list, ax):
     "Mean reward of each step's rollouts."
     for task, (name, colour) in SIDES.items():
         x, y = lines_with(metrics, f"reward_{task}")
-        ax.plot(x, y, color=colour, alpha=.25, lw=1)
-        if x: ax.plot(x, running_mean(y), color=colour, lw=2, label=name)
+        ax.plot(x, y, color=colour, alpha=0.25, lw=1)
+        if x:
+            ax.plot(x, running_mean(y), color=colour, lw=2, label=name)
     ax.set(title="reward of the rollouts, new pairs each step", ylabel="mean reward $r$")
     return ax
 
 # %% ../nbs/11_report.ipynb #2390721d
-def draw_heldout(metrics:list, ax):
+def draw_heldout(metrics: list, ax):
     "Held-out scores with 95 % intervals."
     scores = []
     for (task, (name, colour)), score in zip(SIDES.items(), ("accuracy", "score")):
         x, y = lines_with(metrics, f"eval_{score}_mean")
         scores += y
-        if x: ax.errorbar(x, y, lines_with(metrics, f"eval_{score}_ci")[1], color=colour, marker="o", ms=4, lw=1.5, capsize=3, label=name)
+        if x:
+            ax.errorbar(
+                x,
+                y,
+                lines_with(metrics, f"eval_{score}_ci")[1],
+                color=colour,
+                marker="o",
+                ms=4,
+                lw=1.5,
+                capsize=3,
+                label=name,
+            )
     ax.set(title="held-out scores, 95 % intervals", ylabel="score")
-    if all(0 <= y <= 1 for y in scores): ax.set_ylim(0, 1)
+    if all(0 <= y <= 1 for y in scores):
+        ax.set_ylim(0, 1)
     return ax
 
 # %% ../nbs/11_report.ipynb #8abed38e
 def panel(
-    title:str, ylabel:str,
-    curves:dict, # name -> (keys whose values are added up, colour, line style)
-    **axes,      # of ax.set
-)->callable:     # (metrics, ax) -> ax
+    title: str,
+    ylabel: str,
+    curves: dict,  # name -> (keys whose values are added up, colour, line style)
+    **axes,  # of ax.set
+) -> callable:  # (metrics, ax) -> ax
     "A plot of some keys of the metrics over the steps."
+
     def draw(metrics, ax):
         for name, (keys, colour, style) in curves.items():
             found = [lines_with(metrics, k) for k in keys]
             x, y = found[0][0], [sum(v) for v in zip(*(y for _, y in found))]
-            if x: ax.plot(x, y, style, color=colour, lw=1.5, label=name)
+            if x:
+                ax.plot(x, y, style, color=colour, lw=1.5, label=name)
         ax.set(title=title, ylabel=ylabel, **axes)
         return ax
+
     return draw
 
-def both(*keys)->dict: # curves of `panel`
+
+def both(*keys) -> dict:  # curves of `panel`
     "One curve a task; each key gets the task's letter."
-    return {name: ([f"{k}_{task}" for k in keys], colour, "-") for task, (name, colour) in SIDES.items()}
+    return {
+        name: ([f"{k}_{task}" for k in keys], colour, "-") for task, (name, colour) in SIDES.items()
+    }
 
 # %% ../nbs/11_report.ipynb #344d363e
-PHASES = {"rollout": "#4c78a8", "reward": "#72b7b2", "score": "#b279a2", "update": "#f2a65a", "eval": "#9aa5b1"}
+PHASES = {
+    "rollout": "#4c78a8",
+    "reward": "#72b7b2",
+    "score": "#b279a2",
+    "update": "#f2a65a",
+    "eval": "#9aa5b1",
+}
 
-def draw_seconds(metrics:list, ax):
+
+def draw_seconds(metrics: list, ax):
     "Where the time went."
-    left = 0.
+    left = 0.0
     for phase, colour in PHASES.items():
         took = sum(lines_with(metrics, f"sec_{phase}")[1])
         ax.barh(0, took, left=left, color=colour, label=f"{phase} {took:.0f} s")
         left += took
-    ax.set(title=f"seconds by phase, {left:.0f} in all", xlabel="seconds", yticks=[], ylim=(-.7, .7))
+    ax.set(
+        title=f"seconds by phase, {left:.0f} in all", xlabel="seconds", yticks=[], ylim=(-0.7, 0.7)
+    )
     return ax
 
-SHARE = (-.03, 1.03)
-PANELS = {"rewards": draw_rewards, "heldout": draw_heldout,
-          "grad_norm": panel("gradient norm, before clipping", "norm", {"": (["grad_norm"], "#555", "-")}),
-          "flat": panel("flat groups: no gradient from these", "share of groups", both("flat"), ylim=SHARE),
-          "clip": panel("clipped ratios", "share of tokens", both("clip_low", "clip_high"), ylim=SHARE),
-          "gap": panel("sampler against scorer", "largest |$\\Delta$ log-prob|", both("gap"), yscale="log", ylim=(1e-8, 1)),
-          "form": panel("form of the answers", "share of answers", ylim=SHARE,
-                        curves={"readable": (["well_formed"], U_COLOUR, "-"), "cut off": (["truncated"], U_COLOUR, "--")}),
-          "seconds": draw_seconds}
+
+SHARE = (-0.03, 1.03)
+PANELS = {
+    "rewards": draw_rewards,
+    "heldout": draw_heldout,
+    "grad_norm": panel(
+        "gradient norm, before clipping", "norm", {"": (["grad_norm"], "#555", "-")}
+    ),
+    "flat": panel(
+        "flat groups: no gradient from these", "share of groups", both("flat"), ylim=SHARE
+    ),
+    "clip": panel("clipped ratios", "share of tokens", both("clip_low", "clip_high"), ylim=SHARE),
+    "gap": panel(
+        "sampler against scorer",
+        "largest |$\\Delta$ log-prob|",
+        both("gap"),
+        yscale="log",
+        ylim=(1e-8, 1),
+    ),
+    "form": panel(
+        "form of the answers",
+        "share of answers",
+        ylim=SHARE,
+        curves={
+            "readable": (["well_formed"], U_COLOUR, "-"),
+            "cut off": (["truncated"], U_COLOUR, "--"),
+        },
+    ),
+    "seconds": draw_seconds,
+}
 
 # %% ../nbs/11_report.ipynb #e9264d57
 def finish_panel(ax):
     "What all panels share."
     ax.spines[["top", "right"]].set_visible(False)
-    ax.title.set(fontsize=10, fontweight="bold"); ax.tick_params(labelsize=8)
-    if not ax.get_xlabel(): ax.set_xlabel("step"); ax.grid(axis="y", color=".92"); ax.set_axisbelow(True)
+    ax.title.set(fontsize=10, fontweight="bold")
+    ax.tick_params(labelsize=8)
+    if not ax.get_xlabel():
+        ax.set_xlabel("step")
+        ax.grid(axis="y", color=".92")
+        ax.set_axisbelow(True)
     handles, names = ax.get_legend_handles_labels()
-    below = dict(ncols=3, loc="upper center", bbox_to_anchor=(.5, -.35)) if len(names) > 2 else {}
-    if any(names): ax.legend(edgecolor="none", framealpha=.5, fontsize=8, **below)
+    below = dict(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35)) if len(names) > 2 else {}
+    if any(names):
+        ax.legend(edgecolor="none", framealpha=0.5, fontsize=8, **below)
 
-def plot_run(metrics:list)->Figure: # dicts of metrics.jsonl
+
+def plot_run(metrics: list) -> Figure:  # dicts of metrics.jsonl
     "A run on one sheet."
     fig = Figure(figsize=(14, 6), layout="constrained", dpi=100)
-    for draw, ax in zip(PANELS.values(), fig.subplots(2, 4).flat): finish_panel(draw(metrics, ax))
+    for draw, ax in zip(PANELS.values(), fig.subplots(2, 4).flat):
+        finish_panel(draw(metrics, ax))
     return fig
 
 # %% ../nbs/11_report.ipynb #943b26c4
-def compare(runs:list)->Figure: # run folders
+def compare(runs: list) -> Figure:  # run folders
     "Held-out scores of several runs, a panel a task."
     fig = Figure(figsize=(9, 3.2), layout="constrained", dpi=100)
     for (name, _), score, ax in zip(SIDES.values(), ("accuracy", "score"), fig.subplots(1, 2)):
         for i, run in enumerate(runs):
             metrics = read_metrics(run)
             x, y = lines_with(metrics, f"eval_{score}_mean")
-            ax.errorbar(x, y, lines_with(metrics, f"eval_{score}_ci")[1], color=f"C{i}", marker="o", ms=4, capsize=3, label=Path(run).name)
+            ax.errorbar(
+                x,
+                y,
+                lines_with(metrics, f"eval_{score}_ci")[1],
+                color=f"C{i}",
+                marker="o",
+                ms=4,
+                capsize=3,
+                label=Path(run).name,
+            )
         ax.set(title=f"{name}, held out", ylabel=score)
         finish_panel(ax)
     return fig
 
 # %% ../nbs/11_report.ipynb #47c0f6c6
-def picture(data:bytes, kind:str, alt:str)->str: # an <img> element
+def picture(data: bytes, kind: str, alt: str) -> str:  # an <img> element
     "A picture inside the page."
     return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{b64encode(data).decode()}">'
 
-def panel_svg(draw, metrics:list, name:str)->str: # an <img> element
+
+def panel_svg(draw, metrics: list, name: str) -> str:  # an <img> element
     "One panel as SVG."
-    fig, out = Figure(figsize=(4.6, 1.9 if name == "seconds" else 2.7), layout="constrained"), BytesIO()
+    fig, out = (
+        Figure(figsize=(4.6, 1.9 if name == "seconds" else 2.7), layout="constrained"),
+        BytesIO(),
+    )
     finish_panel(draw(metrics, fig.subplots()))
     fig.savefig(out, format="svg", metadata={"Date": None})
     return picture(out.getvalue(), "svg+xml", f"{name} over the run")
 
+
 def judge(
-    reward:str,   # that the run named; "" where it named none, None where nobody wrote it down
-    figures:dict, # of an evaluation; full marks are the scene reward's alone
-)->str:
+    reward: str,  # that the run named; "" where it named none, None where nobody wrote it down
+    figures: dict,  # of an evaluation; full marks are the scene reward's alone
+) -> str:
     "Who judged the drawings."
-    return reward or ("scene" if "full_mean" in figures else "not recorded" if reward is None else "similarity to the target image")
+    return reward or (
+        "scene"
+        if "full_mean" in figures
+        else "not recorded"
+        if reward is None
+        else "similarity to the target image"
+    )
+
 
 def amount(
-    name:str,    # of a score
-    value:tuple, # (mean, ci)
-    judge:str,   # of drawings
-    sign="",     # "+": a change
-)->str:          # e.g. "52.0 ± 4.9 %"
+    name: str,  # of a score
+    value: tuple,  # (mean, ci)
+    judge: str,  # of drawings
+    sign="",  # "+": a change
+) -> str:  # e.g. "52.0 ± 4.9 %"
     "Mean and interval: shares in per cent, a judge's own scale and distances as plain numbers."
     mean, ci = value
-    if name == "diversity" or name == "score" and judge != "scene": return f"{mean:{sign}.3f} ±\N{NO-BREAK SPACE}{ci:.3f}"
-    return f"{100*mean:{sign}.1f} ±\N{NO-BREAK SPACE}{100*ci:.1f} " + ("points" if sign else "%")
+    if name == "diversity" or name == "score" and judge != "scene":
+        return f"{mean:{sign}.3f} ±\N{NO-BREAK SPACE}{ci:.3f}"
+    return f"{100 * mean:{sign}.1f} ±\N{NO-BREAK SPACE}{100 * ci:.1f} " + (
+        "points" if sign else "%"
+    )
+
 
 def basis(
-    name:str,      # of a score
-    protocol:dict, # of the evaluation
-    judge:str,
-)->str:            # e.g. "500 items, judge: scene"
+    name: str,  # of a score
+    protocol: dict,  # of the evaluation
+    judge: str,
+) -> str:  # e.g. "500 items, judge: scene"
     "On how many items a score stands, and who judged them."
-    return f"{protocol.get(f'n_{SCORES[name][0]}', 'unknown')} items" + (f", judge: {judge}" if name == "score" else "")
+    return f"{protocol.get(f'n_{SCORES[name][0]}', 'unknown')} items" + (
+        f", judge: {judge}" if name == "score" else ""
+    )
 
-def table(rows:list, head:list=None)->str: # rows of HTML cells
+
+def table(rows: list, head: list = None) -> str:  # rows of HTML cells
     "An HTML table."
     top = "<tr>" + "".join(f"<th>{h}</th>" for h in head) + "</tr>" if head else ""
-    return "<div class=scroll><table>" + top + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows) + "</table></div>"
+    return (
+        "<div class=scroll><table>"
+        + top
+        + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+        + "</table></div>"
+    )
 
 # %% ../nbs/11_report.ipynb #51a6e373
 def score_part(
-    before:dict, # figures
-    after:dict,
-    label:str,   # of the second column: "after", or how far the run got
-    protocol:dict,
-    judge:str,   # of drawings
-)->str:
+    before: dict,  # figures
+    after: dict,
+    label: str,  # of the second column: "after", or how far the run got
+    protocol: dict,
+    judge: str,  # of drawings
+) -> str:
     "Cards and table of held-out scores."
     found, cards, rows = rises(before, after), "", []
     for name, a, b, (d, h) in found:
         task, title, what = SCORES[name]
-        if name == "score" and judge != "scene": what = "what the judge gives"
+        if name == "score" and judge != "scene":
+            what = "what the judge gives"
         clear = "clear" if abs(d) > h else "unclear"
-        change = f'<span class={clear}>{amount(name, (d, h), judge, "+")}</span>'
-        rows.append([f"<b class={task}>{title}</b><br><small>{escape(what)}</small>", amount(name, a, judge), amount(name, b, judge), change])
+        change = f"<span class={clear}>{amount(name, (d, h), judge, '+')}</span>"
+        rows.append(
+            [
+                f"<b class={task}>{title}</b><br><small>{escape(what)}</small>",
+                amount(name, a, judge),
+                amount(name, b, judge),
+                change,
+            ]
+        )
         if name in ("accuracy", "score"):
-            told = "the 95 % interval excludes zero" if clear == "clear" else "the 95 % interval includes zero"
+            told = (
+                "the 95 % interval excludes zero"
+                if clear == "clear"
+                else "the 95 % interval includes zero"
+            )
             first, last = rows[-1][1].split(), rows[-1][2].split()  # mean, ±, half width, perhaps %
             cards += f'<div class="card {task}"><h3>{title}</h3><p class=big>{first[0]} → {" ".join([last[0], *last[3:]])}</p><p>{change}: {told}</p><small>{escape(basis(name, protocol, judge))}</small></div>'
     return f"<div class=cards>{cards}</div>" + table(rows, ["held out", "before", label, "change"])
 
 # %% ../nbs/11_report.ipynb #ac1e4a68
 def tiles(
-    file:Path, # a contact sheet, eight in a row
-    n:int,     # tiles wanted
-)->list:       # <img> elements
+    file: Path,  # a contact sheet, eight in a row
+    n: int,  # tiles wanted
+) -> list:  # <img> elements
     "The first tiles of a contact sheet."
-    if not file.exists(): return ["<i>not yet</i>"]*n
+    if not file.exists():
+        return ["<i>not yet</i>"] * n
     out = []
     with Image.open(file) as sheet:
-        side = sheet.width//8
+        side = sheet.width // 8
         for i in range(n):
-            tile, data = sheet.crop((i % 8*side, i//8*side, (i % 8 + 1)*side, (i//8 + 1)*side)), BytesIO()
-            tile.thumbnail((192, 192)); tile.save(data, "PNG", optimize=True)
-            out.append(picture(data.getvalue(), "png", f"{file.stem}, drawing {i+1}"))
+            tile, data = (
+                sheet.crop((i % 8 * side, i // 8 * side, (i % 8 + 1) * side, (i // 8 + 1) * side)),
+                BytesIO(),
+            )
+            tile.thumbnail((192, 192))
+            tile.save(data, "PNG", optimize=True)
+            out.append(picture(data.getvalue(), "png", f"{file.stem}, drawing {i + 1}"))
     return out
 
-def drawing_part(samples:Path, prompts:list)->str:
+
+def drawing_part(samples: Path, prompts: list) -> str:
     "Drawings before and after, with their prompts."
-    before, after = (tiles(samples/f"{name}.png", len(prompts)) for name in ("before", "after"))
-    figures = [f"<figure><div>{a}{b}</div><figcaption>{escape(p)}</figcaption></figure>" for p, a, b in zip(prompts, before, after)]
+    before, after = (tiles(samples / f"{name}.png", len(prompts)) for name in ("before", "after"))
+    figures = [
+        f"<figure><div>{a}{b}</div><figcaption>{escape(p)}</figcaption></figure>"
+        for p, a, b in zip(prompts, before, after)
+    ]
     return "<div class=grid>" + "".join(figures) + "</div>"
 
 # %% ../nbs/11_report.ipynb #9344711c
-def verdict(answer:dict)->str: # a question, its choices, its answer, the model's completion
+def verdict(answer: dict) -> str:  # a question, its choices, its answer, the model's completion
     "The completion, marked right or wrong."
     right = answer_accuracy([answer["question"]], [answer["completion"]], [answer])[0] == 1
-    told = "✓ right" if right else "✗ wrong" if well_formed(answer["completion"]) else "✗ unreadable"
-    return f'<code>{escape(answer["completion"])}</code> <b class={"right" if right else "wrong"}>{told}</b>'
+    told = (
+        "✓ right" if right else "✗ wrong" if well_formed(answer["completion"]) else "✗ unreadable"
+    )
+    return f"<code>{escape(answer['completion'])}</code> <b class={'right' if right else 'wrong'}>{told}</b>"
 
-def answer_part(before:list, after:list)->str:
+
+def answer_part(before: list, after: list) -> str:
     "Questions, truths and both answers."
     out = ""
     for i, a in enumerate(before):
-        choices = " · ".join(f"<b>{escape(c)}</b>" if c == a["answer"] else escape(c) for c in a["choices"] or [a["answer"]])
-        out += f'<div class=qa><p><b>{escape(a["question"])}</b><br>{choices}</p><p><small>before</small> {verdict(a)}</p>'
-        out += f'<p><small>after</small> {verdict(after[i])}</p></div>' if after else "</div>"
+        choices = " · ".join(
+            f"<b>{escape(c)}</b>" if c == a["answer"] else escape(c)
+            for c in a["choices"] or [a["answer"]]
+        )
+        out += f"<div class=qa><p><b>{escape(a['question'])}</b><br>{choices}</p><p><small>before</small> {verdict(a)}</p>"
+        out += f"<p><small>after</small> {verdict(after[i])}</p></div>" if after else "</div>"
     return f"<div class=grid2>{out}</div>"
 
 # %% ../nbs/11_report.ipynb #1754a844
@@ -276,56 +398,112 @@ figure {{ margin: 0 }} figure div {{ display: grid; grid-template-columns: 1fr 1
 """
 
 # %% ../nbs/11_report.ipynb #cd0e9a7a
-def read_json(path:Path)->dict: # {} when there is no such file
+def read_json(path: Path) -> dict:  # {} when there is no such file
     "A JSON file that may be missing."
     return json.loads(path.read_text()) if path.exists() else {}
 
-def head_part(s:dict, metrics:list, done:bool)->str: # s: the run's settings.json
+
+def head_part(s: dict, metrics: list, done: bool) -> str:  # s: the run's settings.json
     "What ran, how far it came, how long it took."
     steps = max(m["step"] for m in metrics)
     seconds = sum(m.get("sec_step", 0) + m.get("sec_eval", 0) for m in metrics)
-    state = f"{steps} steps" if done else f'<b>not finished: {steps} of {s["steps"]} steps</b>'
-    return (f'<h1>{METHOD_NAMES[s["method"]]}, seed {s["seed"]}</h1><p>{state} of {s["pairs_per_step"]} pairs × {s["rollouts"]} rollouts a side'
-            f' · {seconds/60:.1f} minutes · trained on {s["pairs"]} pairs · {escape(s["model"] or "janus-nano")}</p>')
+    state = f"{steps} steps" if done else f"<b>not finished: {steps} of {s['steps']} steps</b>"
+    return (
+        f"<h1>{METHOD_NAMES[s['method']]}, seed {s['seed']}</h1><p>{state} of {s['pairs_per_step']} pairs × {s['rollouts']} rollouts a side"
+        f" · {seconds / 60:.1f} minutes · trained on {s['pairs']} pairs · {escape(s['model'] or 'janus-nano')}</p>"
+    )
 
-def in_words(value)->str:
+
+def in_words(value) -> str:
     "A count or a setting as text; dicts as `name: value`."
-    return escape((", ".join(f"{k} {v}" for k, v in value.items()) or "none") if isinstance(value, dict) else str(value))
+    return escape(
+        (", ".join(f"{k} {v}" for k, v in value.items()) or "none")
+        if isinstance(value, dict)
+        else str(value)
+    )
+
 
 METHOD_NAMES = {"pair-grpo": "Pair-GRPO", "grpo": "GRPO"}
-NOTE = ("± is the 95 % interval; that of the change takes the two evaluations as independent, which is careful:"
-        " they ask the same items with the same noise. Protocol: ")
+NOTE = (
+    "± is the 95 % interval; that of the change takes the two evaluations as independent, which is careful:"
+    " they ask the same items with the same noise. Protocol: "
+)
 
 # %% ../nbs/11_report.ipynb #6ee54b98
-def page(run:Path)->str: # HTML
+def page(run: Path) -> str:  # HTML
     "The report of a run folder."
-    s, metrics, samples, done = read_json(run/"settings.json"), read_metrics(run), run/"samples", (run/"result.json").exists()
-    before, after, pairs = read_json(samples/"before.json"), read_json(samples/"after.json"), read_json(run/"pairs"/"pairs.json")
-    scored = [{k.removeprefix("eval_"): v for k, v in m.items()} for m in metrics if "sec_eval" in m]
+    s, metrics, samples, done = (
+        read_json(run / "settings.json"),
+        read_metrics(run),
+        run / "samples",
+        (run / "result.json").exists(),
+    )
+    before, after, pairs = (
+        read_json(samples / "before.json"),
+        read_json(samples / "after.json"),
+        read_json(run / "pairs" / "pairs.json"),
+    )
+    scored = [
+        {k.removeprefix("eval_"): v for k, v in m.items()} for m in metrics if "sec_eval" in m
+    ]
     drawn = {name: panel_svg(draw, metrics, name) for name, draw in PANELS.items()}
-    panels = lambda names: "<div class=panels>" + "".join(drawn.pop(n) for n in list(names)) + "</div>"
+    panels = lambda names: (
+        "<div class=panels>" + "".join(drawn.pop(n) for n in list(names)) + "</div>"
+    )
     parts = [head_part(s, metrics, done)]
     if scored:
-        label = "after" if done else f'step {scored[-1]["step"]}' + ", a quarter of the items"*(len(scored) > 1)
-        parts.append(score_part(scored[0], scored[-1], label, before.get("protocol", {}), judge(s.get("reward"), scored[0])))
-    parts += [f'<p><small>{NOTE}{in_words(before.get("protocol", {}))}</small></p>', "<h2>Curves</h2>", panels(["heldout", "rewards"])]
+        label = (
+            "after"
+            if done
+            else f"step {scored[-1]['step']}" + ", a quarter of the items" * (len(scored) > 1)
+        )
+        parts.append(
+            score_part(
+                scored[0],
+                scored[-1],
+                label,
+                before.get("protocol", {}),
+                judge(s.get("reward"), scored[0]),
+            )
+        )
+    parts += [
+        f"<p><small>{NOTE}{in_words(before.get('protocol', {}))}</small></p>",
+        "<h2>Curves</h2>",
+        panels(["heldout", "rewards"]),
+    ]
     if before:
-        parts += ["<h2>Drawings, before and after</h2><p><small>the first held-out prompts, not chosen; left before, right after training</small></p>",
-                  drawing_part(samples, before["prompts"][:16]),
-                  "<h2>Answers, before and after</h2><p><small>the first held-out questions, not chosen; the true choice is bold</small></p>",
-                  answer_part(before["answers"][:8], after.get("answers"))]
+        parts += [
+            "<h2>Drawings, before and after</h2><p><small>the first held-out prompts, not chosen; left before, right after training</small></p>",
+            drawing_part(samples, before["prompts"][:16]),
+            "<h2>Answers, before and after</h2><p><small>the first held-out questions, not chosen; the true choice is bold</small></p>",
+            answer_part(before["answers"][:8], after.get("answers")),
+        ]
     parts += ["<h2>Health</h2>", panels(drawn)]
-    if pairs: parts += ["<h2>Pairs</h2>", table([[escape(k), in_words(v)] for k, v in pairs["counts"].items()])]
-    parts += ["<h2>Settings</h2>", f'<pre>{escape(s["command"])}</pre>' if "command" in s else "",
-              "<details><summary>all settings</summary>" + table([[k, in_words(v)] for k, v in s.items()]) + "</details>"]
-    return (f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
-            f'<title>{METHOD_NAMES[s["method"]]}, seed {s["seed"]}</title><style>{STYLE}</style>') + "\n".join(parts)
+    if pairs:
+        parts += [
+            "<h2>Pairs</h2>",
+            table([[escape(k), in_words(v)] for k, v in pairs["counts"].items()]),
+        ]
+    parts += [
+        "<h2>Settings</h2>",
+        f"<pre>{escape(s['command'])}</pre>" if "command" in s else "",
+        "<details><summary>all settings</summary>"
+        + table([[k, in_words(v)] for k, v in s.items()])
+        + "</details>",
+    ]
+    return (
+        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{METHOD_NAMES[s['method']]}, seed {s['seed']}</title><style>{STYLE}</style>"
+    ) + "\n".join(parts)
 
 # %% ../nbs/11_report.ipynb #d282b891
-def write_report(run)->Path: # run folder -> run/report.html
+def write_report(run) -> Path:  # run folder -> run/report.html
     "Write a self-contained report.html into a run folder."
     run = Path(run)
     for name in ("settings.json", "metrics.jsonl"):
-        if not (run/name).exists(): raise ValueError(f"no report for '{run}': it holds no {name}, so nothing was measured there")
-    write_whole(run/"report.html", lambda p: p.write_text(page(run), encoding="utf-8"))
-    return run/"report.html"
+        if not (run / name).exists():
+            raise ValueError(
+                f"no report for '{run}': it holds no {name}, so nothing was measured there"
+            )
+    write_whole(run / "report.html", lambda p: p.write_text(page(run), encoding="utf-8"))
+    return run / "report.html"

@@ -18,76 +18,101 @@ from .world import Scene, scene_scores
 # %% ../nbs/07_rewards.ipynb #79614a51
 FORM = re.compile(r"\s*<think>[^<]+</think>\s*<answer>\s*([^<]+?)\s*</answer>\s*")
 
+
 def parse_answer(
-    completion:str,
-)->str: # what stands between <answer> and </answer>, or None when the completion does not have the form
+    completion: str,
+) -> (
+    str
+):  # what stands between <answer> and </answer>, or None when the completion does not have the form
     "The answer of a well-formed completion."
     match = FORM.fullmatch(completion)
     return match[1] if match else None
 
-def well_formed(completion:str)->bool:
+
+def well_formed(completion: str) -> bool:
     "Whether a completion has the form <think>..</think><answer>..</answer>."
     return parse_answer(completion) is not None
 
 # %% ../nbs/07_rewards.ipynb #f232a558
 def is_right(
-    said:str,   # what stands between <answer> and </answer>
-    truth:dict, # U record: answer, and choices or matcher
-)->bool:        # None where nobody can tell
+    said: str,  # what stands between <answer> and </answer>
+    truth: dict,  # U record: answer, and choices or matcher
+) -> bool:  # None where nobody can tell
     "Whether an answer agrees with the truth under the record's matcher."
-    matcher, choices, answer = truth.get("matcher") or "choice", list(truth["choices"] or []), truth["answer"]
+    matcher, choices, answer = (
+        truth.get("matcher") or "choice",
+        list(truth["choices"] or []),
+        truth["answer"],
+    )
     if matcher == "number":
         a, b = parse_number(said), parse_number(answer)
         return None if b is None else a is not None and same_number(a, b)
-    if matcher == "text": return plain_words(said) == plain_words(answer) if plain_words(answer) else None
-    if not choices: return None
+    if matcher == "text":
+        return plain_words(said) == plain_words(answer) if plain_words(answer) else None
+    if not choices:
+        return None
     words = [c.lower() for c in choices]
-    if said.lower() in words: return said.lower() == answer.lower()  # words first: a choice may itself be a letter
+    if said.lower() in words:
+        return said.lower() == answer.lower()  # words first: a choice may itself be a letter
     return said.lower() == "abcdefgh"[choices.index(answer)]
 
+
 def answer_accuracy(
-    prompts:list,     # questions (unused: the truth is in the record)
-    completions:list, # texts
-    truths:list,      # U records: answer, and choices or matcher
-)->list:              # 1.0, 0.0, or None where nobody can tell
+    prompts: list,  # questions (unused: the truth is in the record)
+    completions: list,  # texts
+    truths: list,  # U records: answer, and choices or matcher
+) -> list:  # 1.0, 0.0, or None where nobody can tell
     "1 when a well-formed completion gives the right answer."
     right = [is_right(parse_answer(text) or "", truth) for text, truth in zip(completions, truths)]
     return [None if r is None else float(r) for r in right]
 
 # %% ../nbs/07_rewards.ipynb #6d6b8643
 def scene_reward(
-    prompts:list,      # captions (unused: the truth is in the scene)
-    images:np.ndarray, # (n, 48, 48, 3) uint8
-    truths:list,       # G records; "scene" is JSON, or "" when nobody knows
-)->list:               # scores in [0, 1], or None without a scene
+    prompts: list,  # captions (unused: the truth is in the scene)
+    images: np.ndarray,  # (n, 48, 48, 3) uint8
+    truths: list,  # G records; "scene" is JSON, or "" when nobody knows
+) -> list:  # scores in [0, 1], or None without a scene
     "The pixel verifier's overlap of stated and shown facts."
     known = [i for i, t in enumerate(truths) if t.get("scene")]
-    out = [None]*len(truths)
+    out = [None] * len(truths)
     if known:
-        for i, s in zip(known, scene_scores(np.asarray(images)[known], [Scene.from_json(truths[i]["scene"]) for i in known])): out[i] = float(s)
+        for i, s in zip(
+            known,
+            scene_scores(
+                np.asarray(images)[known], [Scene.from_json(truths[i]["scene"]) for i in known]
+            ),
+        ):
+            out[i] = float(s)
     return out
 
 # %% ../nbs/07_rewards.ipynb #8616071f
 def target_similarity(
-    features, # function: list of images -> (n, D) L2-normalised tensor; frozen
-):            # reward: (prompts, images, truths) -> list
+    features,  # function: list of images -> (n, D) L2-normalised tensor; frozen
+):  # reward: (prompts, images, truths) -> list
     "Reward a drawing by its cosine to the record's own image, negatives as 0."
+
     def reward(prompts, images, truths):
         made, target = features(list(images)), features([t["image"] for t in truths])
-        return (made*target).sum(1).clamp(min=0).tolist()
+        return (made * target).sum(1).clamp(min=0).tolist()
+
     return reward
 
 # %% ../nbs/07_rewards.ipynb #e2950746
 def reward_matrix(
-    reward,       # function of (prompts, outputs, truths)
-    prompts:list, # P prompts
-    outputs,      # P*K outputs, the K of a prompt together
-    truths:list,  # P records
-    k:int,
-)->torch.Tensor:  # (P, K), NaN where missing
+    reward,  # function of (prompts, outputs, truths)
+    prompts: list,  # P prompts
+    outputs,  # P*K outputs, the K of a prompt together
+    truths: list,  # P records
+    k: int,
+) -> torch.Tensor:  # (P, K), NaN where missing
     "Call a reward once over all rollouts of a step."
     each = lambda xs: [x for x in xs for _ in range(k)]
     values = reward(each(prompts), outputs, each(truths))
     n = len(values) if hasattr(values, "__len__") else "no list of"
-    if n != len(prompts)*k: raise ValueError(f"the reward returned {n} values for {len(prompts)*k} rollouts: it must return one each, None where it cannot tell")
-    return torch.tensor([float("nan") if v is None else float(v) for v in values]).view(len(prompts), k)
+    if n != len(prompts) * k:
+        raise ValueError(
+            f"the reward returned {n} values for {len(prompts) * k} rollouts: it must return one each, None where it cannot tell"
+        )
+    return torch.tensor([float("nan") if v is None else float(v) for v in values]).view(
+        len(prompts), k
+    )

@@ -28,57 +28,74 @@ from transformers.cache_utils import DynamicLayer
 @dataclass(frozen=True)
 class Sampling:
     "The distribution that rollouts are drawn from and scored under; it travels with them."
-    temperature: float = 1.0     # paper: 1; 0 is greedy, for evaluation only
-    cfg_weight: float = 5.0      # guidance of images (paper: 5)
+
+    temperature: float = 1.0  # paper: 1; 0 is greedy, for evaluation only
+    cfg_weight: float = 5.0  # guidance of images (paper: 5)
     cfg_scoring: str = "guided"  # guided, cond or none (paper: not given)
-    max_new_tokens: int = 24     # of an answer; an image always has the N tokens of its grid
+    max_new_tokens: int = 24  # of an answer; an image always has the N tokens of its grid
 
     def __post_init__(self):
         if self.cfg_scoring not in ("guided", "cond", "none"):
-            raise ValueError(f"unknown cfg_scoring '{self.cfg_scoring}': choose one of guided, cond, none")
-        if not self.temperature >= 0: raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not self.cfg_weight >= 0: raise ValueError(f"cfg_weight must be 0 or more (1 is no guidance), got {self.cfg_weight}")
-        if self.max_new_tokens < 1: raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+            raise ValueError(
+                f"unknown cfg_scoring '{self.cfg_scoring}': choose one of guided, cond, none"
+            )
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not self.cfg_weight >= 0:
+            raise ValueError(
+                f"cfg_weight must be 0 or more (1 is no guidance), got {self.cfg_weight}"
+            )
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
     @property
-    def samples_guided(self)->bool: return self.cfg_scoring != "none" and self.cfg_weight != 1
+    def samples_guided(self) -> bool:
+        return self.cfg_scoring != "none" and self.cfg_weight != 1
 
     @property
-    def scores_guided(self)->bool: return self.cfg_scoring == "guided" and self.cfg_weight != 1
+    def scores_guided(self) -> bool:
+        return self.cfg_scoring == "guided" and self.cfg_weight != 1
 
 # %% ../nbs/06_rollout.ipynb #f5279fc7
 def draw(
-    probs:Tensor, # (R, V) each row sums to 1, up to rounding
-    u:Tensor,     # (R,) uniform in [0, 1)
-)->Tensor:        # (R,) token ids
+    probs: Tensor,  # (R, V) each row sums to 1, up to rounding
+    u: Tensor,  # (R,) uniform in [0, 1)
+) -> Tensor:  # (R,) token ids
     "Inverse CDF: the first token whose cumulative probability exceeds u."
     cdf = probs.cumsum(-1)
-    return torch.searchsorted(cdf, u[:, None]*cdf[:, -1:], right=True).squeeze(1)  # a float32 u < 1 keeps the product below the last sum
+    return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(
+        1
+    )  # a float32 u < 1 keeps the product below the last sum
 
 # %% ../nbs/06_rollout.ipynb #72d9cb2d
 def noise(
-    seed:int,
-    step:int,
-    prompt_ids:list, # (P,) a str or int each; the same id in one step means the same noise
-    k:int,           # rollouts a prompt
-    T:int,           # tokens a rollout, or more
-)->Tensor:           # (P*k, T) uniform in [0, 1)
+    seed: int,
+    step: int,
+    prompt_ids: list,  # (P,) a str or int each; the same id in one step means the same noise
+    k: int,  # rollouts a prompt
+    T: int,  # tokens a rollout, or more
+) -> Tensor:  # (P*k, T) uniform in [0, 1)
     "Uniform numbers that depend on (seed, step, prompt, rollout) alone."
     digests = [hashlib.blake2b(str(p).encode(), digest_size=8).digest() for p in prompt_ids]
     counters = [(0, 0, r, int.from_bytes(d, "little")) for d in digests for r in range(k)]
-    rows = [np.random.Generator(np.random.Philox(key=[seed, step], counter=c)).random(T, np.float32) for c in counters]
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, step], counter=c)).random(T, np.float32)
+        for c in counters
+    ]
     return torch.from_numpy(np.stack(rows))
 
 # %% ../nbs/06_rollout.ipynb #847ea349
-def positions(mask:Tensor)->Tensor: # (R, L) 1 where a token is real -> (R, L) position ids
+def positions(mask: Tensor) -> Tensor:  # (R, L) 1 where a token is real -> (R, L) position ids
     "Positions that ignore left padding."
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 # %% ../nbs/06_rollout.ipynb #e6337a28
 def unconditional(
-    mask:Tensor, # (P, L) left-padded attention mask of the conditional prompts
-    bos:int, pad:int, boi:int,
-)->Tensor:       # (P, L) ids: BOS, then pads, then BOI, as long as the prompt
+    mask: Tensor,  # (P, L) left-padded attention mask of the conditional prompts
+    bos: int,
+    pad: int,
+    boi: int,
+) -> Tensor:  # (P, L) ids: BOS, then pads, then BOI, as long as the prompt
     "The prompt that says nothing."
     ids = torch.full_like(mask, pad).scatter(1, mask.argmax(1, keepdim=True), bos)
     ids[:, -1] = boi
@@ -88,152 +105,244 @@ def unconditional(
 @dataclass(frozen=True, eq=False)
 class TextPrompts:
     "Questions about images, ready for the trunk."
-    task = "u"
-    input_ids: Tensor      # (P, L) left-padded
-    attention_mask: Tensor # (P, L)
-    features: Tensor|None  # (P, N, D) of the frozen vision tower, or None: questions without an image
-    pixels: Tensor|None = None # (P, 3, H, W) instead, when the tower is trained
 
-    def __len__(self): return len(self.input_ids)
+    task = "u"
+    input_ids: Tensor  # (P, L) left-padded
+    attention_mask: Tensor  # (P, L)
+    features: (
+        Tensor | None
+    )  # (P, N, D) of the frozen vision tower, or None: questions without an image
+    pixels: Tensor | None = None  # (P, 3, H, W) instead, when the tower is trained
+
+    def __len__(self):
+        return len(self.input_ids)
 
     def __getitem__(self, rows):
-        return TextPrompts(*(None if x is None else x[rows] for x in (self.input_ids, self.attention_mask, self.features, self.pixels)))
+        return TextPrompts(
+            *(
+                None if x is None else x[rows]
+                for x in (self.input_ids, self.attention_mask, self.features, self.pixels)
+            )
+        )
 
 # %% ../nbs/06_rollout.ipynb #096f9439
 @dataclass(frozen=True, eq=False)
 class ImagePrompts:
     "Prompts to draw, ending in BOI."
+
     task = "g"
-    input_ids: Tensor      # (P, L) left-padded
-    attention_mask: Tensor # (P, L)
+    input_ids: Tensor  # (P, L) left-padded
+    attention_mask: Tensor  # (P, L)
 
-    def __len__(self): return len(self.input_ids)
+    def __len__(self):
+        return len(self.input_ids)
 
-    def __getitem__(self, rows): return ImagePrompts(self.input_ids[rows], self.attention_mask[rows])
+    def __getitem__(self, rows):
+        return ImagePrompts(self.input_ids[rows], self.attention_mask[rows])
 
 # %% ../nbs/06_rollout.ipynb #8390d322
 @dataclass(frozen=True, eq=False)
 class Rollouts:
     "K completions of each prompt, and what the sampler knew when it drew them."
-    prompts: TextPrompts|ImagePrompts
+
+    prompts: TextPrompts | ImagePrompts
     k: int
-    group: Tensor       # (R,) the prompt of each row
-    tokens: Tensor      # (R, T) text ids or image ids, by the task
-    mask: Tensor        # (R, T) bool: through the first EOS; all of an image
-    ended: Tensor       # (R,) bool: False for a text cut off by max_new_tokens
-    logp: Tensor        # (R, T) float32 under the scored distribution; 0 off the mask
-    sample_logp: Tensor # (R, T) float32 under the sampling distribution
+    group: Tensor  # (R,) the prompt of each row
+    tokens: Tensor  # (R, T) text ids or image ids, by the task
+    mask: Tensor  # (R, T) bool: through the first EOS; all of an image
+    ended: Tensor  # (R,) bool: False for a text cut off by max_new_tokens
+    logp: Tensor  # (R, T) float32 under the scored distribution; 0 off the mask
+    sample_logp: Tensor  # (R, T) float32 under the sampling distribution
     sampling: Sampling
 
     @property
-    def task(self)->str: return self.prompts.task
+    def task(self) -> str:
+        return self.prompts.task
 
-    def __len__(self): return len(self.tokens)
+    def __len__(self):
+        return len(self.tokens)
 
-    def by_row(self)->dict: # name -> tensor of R rows
+    def by_row(self) -> dict:  # name -> tensor of R rows
         "What every row has its own of."
-        return {name: getattr(self, name) for name in ("group", "tokens", "mask", "ended", "logp", "sample_logp")}
+        return {
+            name: getattr(self, name)
+            for name in ("group", "tokens", "mask", "ended", "logp", "sample_logp")
+        }
 
-    def index(self, rows)->"Rollouts": # rows: a slice, a list or a tensor
+    def index(self, rows) -> "Rollouts":  # rows: a slice, a list or a tensor
         "Some of the rows."
         return replace(self, **{name: x[rows] for name, x in self.by_row().items()})
 
+
 def join(
-    parts:list, # Rollouts of the same prompts
-    pad:int,    # token id that fills up shorter rows
-)->Rollouts:
+    parts: list,  # Rollouts of the same prompts
+    pad: int,  # token id that fills up shorter rows
+) -> Rollouts:
     "Their rows, one part after the other."
-    if len(parts) == 1: return parts[0]
+    if len(parts) == 1:
+        return parts[0]
     T, each = max(p.tokens.shape[1] for p in parts), [p.by_row() for p in parts]
-    wide = lambda name, x: F.pad(x, (0, T - x.shape[1]), value=pad if name == "tokens" else 0) if x.ndim == 2 else x
-    return replace(parts[0], **{name: torch.cat([wide(name, rows[name]) for rows in each]) for name in each[0]})
+    wide = lambda name, x: (
+        F.pad(x, (0, T - x.shape[1]), value=pad if name == "tokens" else 0) if x.ndim == 2 else x
+    )
+    return replace(
+        parts[0], **{name: torch.cat([wide(name, rows[name]) for rows in each]) for name in each[0]}
+    )
 
 # %% ../nbs/06_rollout.ipynb #903a7ee4
-def through_first(stop:Tensor)->Tensor: # (R, T) bool -> (R, T) bool
+def through_first(stop: Tensor) -> Tensor:  # (R, T) bool -> (R, T) bool
     "True up to the first True of each row, that one included."
     return stop.cumsum(1) - stop.long() == 0
 
 # %% ../nbs/06_rollout.ipynb #ed24edb5
 class Slots(DynamicLayer):
     "One layer's keys and values, with room for the tokens to come."
+
     def __init__(
         self,
-        layer:DynamicLayer, # prefilled, one row a prompt
-        rows:Tensor,        # (R,) the row of `layer` that each rollout continues
-        room:int,           # tokens to come
+        layer: DynamicLayer,  # prefilled, one row a prompt
+        rows: Tensor,  # (R,) the row of `layer` that each rollout continues
+        room: int,  # tokens to come
     ):
         super().__init__()
-        self.dtype, self.device, self.is_initialized = attended_dtype(layer.keys), layer.keys.device, True
-        self.buffers = [F.pad(x.index_select(0, rows).to(self.dtype), (0, 0, 0, room)) for x in (layer.keys, layer.values)]  # (R, heads, L+room, D/heads)
+        self.dtype, self.device, self.is_initialized = (
+            attended_dtype(layer.keys),
+            layer.keys.device,
+            True,
+        )
+        self.buffers = [
+            F.pad(x.index_select(0, rows).to(self.dtype), (0, 0, 0, room))
+            for x in (layer.keys, layer.values)
+        ]  # (R, heads, L+room, D/heads)
         self.keys, self.values = (b.narrow(2, 0, layer.keys.shape[2]) for b in self.buffers)
 
     def update(self, keys, values, *args, **kwargs):
         start, new = self.keys.shape[2], keys.shape[2]
-        for buffer, x in zip(self.buffers, (keys, values)): buffer.narrow(2, start, new).copy_(x)
+        for buffer, x in zip(self.buffers, (keys, values)):
+            buffer.narrow(2, start, new).copy_(x)
         self.keys, self.values = (b.narrow(2, 0, start + new) for b in self.buffers)
         return self.keys, self.values
 
-def attended_dtype(x:Tensor)->torch.dtype:
+
+def attended_dtype(x: Tensor) -> torch.dtype:
     "The dtype in which attention reads x."
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return (
+        torch.get_autocast_dtype(x.device.type)
+        if torch.is_autocast_enabled(x.device.type)
+        else x.dtype
+    )
 
 # %% ../nbs/06_rollout.ipynb #fb4cd935
 class Prompt(DynamicLayer):
     "One layer's keys and values of the prompts."
+
     def update(self, keys, values, *args, **kwargs):
-        if not self.is_initialized:  # sampling keeps what attention reads; a gradient is not to be rounded
-            self.keys, self.values = (x if x.requires_grad else x.to(attended_dtype(x)) for x in (keys, values))
+        if (
+            not self.is_initialized
+        ):  # sampling keeps what attention reads; a gradient is not to be rounded
+            self.keys, self.values = (
+                x if x.requires_grad else x.to(attended_dtype(x)) for x in (keys, values)
+            )
             self.is_initialized = True
         return keys, values
 
+
 class Continued(DynamicLayer):
     "The same, handed out to the rows of their rollouts."
-    def __init__(self, layer:Prompt, rows:Tensor): # (R,) the row of `layer` that each rollout continues
+
+    def __init__(
+        self, layer: Prompt, rows: Tensor
+    ):  # (R,) the row of `layer` that each rollout continues
         super().__init__()
-        self.keys, self.values, self.rows, self.is_initialized = layer.keys, layer.values, rows, True
+        self.keys, self.values, self.rows, self.is_initialized = (
+            layer.keys,
+            layer.values,
+            rows,
+            True,
+        )
 
     def update(self, keys, values, *args, **kwargs):
-        return tuple(torch.cat([old.index_select(0, self.rows), new], 2) for old, new in ((self.keys, keys), (self.values, values)))
+        return tuple(
+            torch.cat([old.index_select(0, self.rows), new], 2)
+            for old, new in ((self.keys, keys), (self.values, values))
+        )
 
 # %% ../nbs/06_rollout.ipynb #f422a13c
 def patch_to(cls):
     "Decorator: add a function to a class, so that each method can have its own cell."
-    def add(function): setattr(cls, function.__name__, function); return function
+
+    def add(function):
+        setattr(cls, function.__name__, function)
+        return function
+
     return add
 
 # %% ../nbs/06_rollout.ipynb #a4f147ad
 class JanusPolicy(nn.Module):
     "A Janus model as RL sees it: sample text, sample images, score both."
+
     def __init__(
         self,
-        model, processor,
-        precision:str="fp32", # or "bf16": autocast of the trunk over whatever the weights are
-        chunk:int=2**24,      # logits at a time in the scorer
-        cuda_graphs:bool=False, # record the sampler's steps on a GPU
+        model,
+        processor,
+        precision: str = "fp32",  # or "bf16": autocast of the trunk over whatever the weights are
+        chunk: int = 2**24,  # logits at a time in the scorer
+        cuda_graphs: bool = False,  # record the sampler's steps on a GPU
     ):
         super().__init__()
         if model.config.model_type != "janus":
-            raise ValueError(f"a policy needs a Janus checkpoint, and this one is '{model.config.model_type}'")
-        self.model, self.processor, self.precision, self.chunk, self.cuda_graphs = model, processor, precision, chunk, cuda_graphs
+            raise ValueError(
+                f"a policy needs a Janus checkpoint, and this one is '{model.config.model_type}'"
+            )
+        self.model, self.processor, self.precision, self.chunk, self.cuda_graphs = (
+            model,
+            processor,
+            precision,
+            chunk,
+            cuda_graphs,
+        )
         ids = model.generation_config
-        self.bos, self.pad, self.boi = ids.bos_token_id, ids.pad_token_id, (getattr(ids, "generation_kwargs", None) or {}).get("boi_token_id")
-        for name, value in dict(bos=self.bos, pad=self.pad, eos=ids.eos_token_id, boi=self.boi).items():
-            if value is None: raise ValueError(f"the checkpoint's generation config names no {name} token id: set it (boi under generation_kwargs)")
+        self.bos, self.pad, self.boi = (
+            ids.bos_token_id,
+            ids.pad_token_id,
+            (getattr(ids, "generation_kwargs", None) or {}).get("boi_token_id"),
+        )
+        for name, value in dict(
+            bos=self.bos, pad=self.pad, eos=ids.eos_token_id, boi=self.boi
+        ).items():
+            if value is None:
+                raise ValueError(
+                    f"the checkpoint's generation config names no {name} token id: set it (boi under generation_kwargs)"
+                )
         eos = torch.tensor(ids.eos_token_id, device=model.device).reshape(-1)  # one id or several
         self.register_buffer("eos", eos, persistent=False)
         self.image_tokens = model.model.vision_model.config.num_image_tokens
-        for name, n in dict(VQ=model.config.vq_config.num_patches**2, processor=processor.num_image_tokens).items():
-            if n != self.image_tokens: raise ValueError(f"the vision tower has {self.image_tokens} image tokens but the {name} has {n}: they must be equal")
-        for frozen in (model.model.vision_model, model.model.vqmodel): frozen.requires_grad_(False)
-        for head in (model.lm_head, model.model.generation_head): head.float()
+        for name, n in dict(
+            VQ=model.config.vq_config.num_patches**2, processor=processor.num_image_tokens
+        ).items():
+            if n != self.image_tokens:
+                raise ValueError(
+                    f"the vision tower has {self.image_tokens} image tokens but the {name} has {n}: they must be equal"
+                )
+        for frozen in (model.model.vision_model, model.model.vqmodel):
+            frozen.requires_grad_(False)
+        for head in (model.lm_head, model.model.generation_head):
+            head.float()
         self.eval()
 
     @property
-    def device(self)->torch.device: return self.model.device
+    def device(self) -> torch.device:
+        return self.model.device
 
-    def autocast(self, cache:bool): # cache: keep the weights' bfloat16 copies until the end, as many steps of sampling want
+    def autocast(
+        self, cache: bool
+    ):  # cache: keep the weights' bfloat16 copies until the end, as many steps of sampling want
         "The precision of the trunk."
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cache) if self.precision == "bf16" else nullcontext()
+        return (
+            torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cache)
+            if self.precision == "bf16"
+            else nullcontext()
+        )
 
 # %% ../nbs/06_rollout.ipynb #20398e60
 @patch_to(JanusPolicy)
@@ -242,69 +351,105 @@ def _tokenize(self, texts, images=None, **kwargs):
     image = [] if images is None else [{"type": "image"}]
     chats = [[{"role": "user", "content": image + [{"type": "text", "text": t}]}] for t in texts]
     text = self.processor.apply_chat_template(chats, add_generation_prompt=True)
-    return self.processor(text=text, images=images, padding=True, padding_side="left", return_tensors="pt", **kwargs).to(self.device)
+    return self.processor(
+        text=text, images=images, padding=True, padding_side="left", return_tensors="pt", **kwargs
+    ).to(self.device)
+
 
 @patch_to(JanusPolicy)
 def text_prompts(
     self,
-    questions:list,   # (P,) str
-    images:list=None, # (P,) PIL, or None: questions without images
-)->TextPrompts:
+    questions: list,  # (P,) str
+    images: list = None,  # (P,) PIL, or None: questions without images
+) -> TextPrompts:
     "Questions, and the frozen features of their images."
     if images is not None and len(images) != len(questions):
-        raise ValueError(f"{len(questions)} questions but {len(images)} images: give one image a question")
+        raise ValueError(
+            f"{len(questions)} questions but {len(images)} images: give one image a question"
+        )
     batch, tower = self._tokenize(questions, images), self.model.model.vision_model
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    if images is None: return TextPrompts(ids, mask, None)
+    if images is None:
+        return TextPrompts(ids, mask, None)
     pixels = batch["pixel_values"].to(tower.dtype)
-    if any(p.requires_grad for p in tower.parameters()): return TextPrompts(ids, mask, None, pixels)
-    with torch.no_grad(), self.autocast(False): return TextPrompts(ids, mask, tower(pixels).last_hidden_state)
+    if any(p.requires_grad for p in tower.parameters()):
+        return TextPrompts(ids, mask, None, pixels)
+    with torch.no_grad(), self.autocast(False):
+        return TextPrompts(ids, mask, tower(pixels).last_hidden_state)
+
 
 @patch_to(JanusPolicy)
-def image_prompts(self, prompts:list)->ImagePrompts: # (P,) str
+def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     "Prompts to draw; each ends in BOI."
     batch = self._tokenize(prompts, generation_mode="image")
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    if (ids.gather(1, mask.argmax(1, keepdim=True)) != self.bos).any() or (ids[:, -1] != self.boi).any():
-        raise ValueError("the processor does not frame an image prompt in BOS .. BOI: its tokenizer and the generation config disagree")
+    if (ids.gather(1, mask.argmax(1, keepdim=True)) != self.bos).any() or (
+        ids[:, -1] != self.boi
+    ).any():
+        raise ValueError(
+            "the processor does not frame an image prompt in BOS .. BOI: its tokenizer and the generation config disagree"
+        )
     return ImagePrompts(ids, mask)
 
 # %% ../nbs/06_rollout.ipynb #55a7043f
 @patch_to(JanusPolicy)
-def embed(self, task:str, tokens:Tensor)->Tensor: # (R, T) -> (R, T, D)
+def embed(self, task: str, tokens: Tensor) -> Tensor:  # (R, T) -> (R, T, D)
     "Completion tokens as trunk inputs: text ids and image ids have separate tables."
-    x = self.model.get_input_embeddings()(tokens) if task == "u" else self.model.prepare_embeddings_for_image_generation(tokens)
+    x = (
+        self.model.get_input_embeddings()(tokens)
+        if task == "u"
+        else self.model.prepare_embeddings_for_image_generation(tokens)
+    )
     return x.to(self.model.model.language_model.norm.weight.dtype)
 
-@patch_to(JanusPolicy)
-def head(self, task:str, states:Tensor, R:int=None, w:float=1.)->Tensor: # (R or 2R, .., D) -> (R, .., V) float32; without R, a row each
-    "The logits of the task's own vocabulary, guided before the last linear layer: its result is the same, and half as large."
-    with torch.autocast(states.device.type, enabled=False):
-        if task == "u": return self.model.lm_head(states.float())
-        head = self.model.model.generation_head
-        return head.vision_head(guide(head.activation_fn(head.proj_out(states.float())), R or len(states), w))
 
 @patch_to(JanusPolicy)
-def trunk(self, x, mask, position_ids, cache)->Tensor: # -> (R, T, D)
+def head(
+    self, task: str, states: Tensor, R: int = None, w: float = 1.0
+) -> Tensor:  # (R or 2R, .., D) -> (R, .., V) float32; without R, a row each
+    "The logits of the task's own vocabulary, guided before the last linear layer: its result is the same, and half as large."
+    with torch.autocast(states.device.type, enabled=False):
+        if task == "u":
+            return self.model.lm_head(states.float())
+        head = self.model.model.generation_head
+        return head.vision_head(
+            guide(head.activation_fn(head.proj_out(states.float())), R or len(states), w)
+        )
+
+
+@patch_to(JanusPolicy)
+def trunk(self, x, mask, position_ids, cache) -> Tensor:  # -> (R, T, D)
     "The shared language model, from embeddings to states."
-    return self.model.model.language_model(inputs_embeds=x, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True).last_hidden_state
+    return self.model.model.language_model(
+        inputs_embeds=x,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
 
 # %% ../nbs/06_rollout.ipynb #2676df47
 @patch_to(JanusPolicy)
 def prefill(
     self,
-    prompts:TextPrompts|ImagePrompts,
-    group:Tensor,  # (R,) the prompt of each row
-    twice:bool,    # append the unconditional rows
-    room:int=0,    # tokens to come, when sampling; 0: a cache that lets gradients through
-)->tuple:          # last states (R or 2R, 1, D), cache, mask (R or 2R, L)
+    prompts: TextPrompts | ImagePrompts,
+    group: Tensor,  # (R,) the prompt of each row
+    twice: bool,  # append the unconditional rows
+    room: int = 0,  # tokens to come, when sampling; 0: a cache that lets gradients through
+) -> tuple:  # last states (R or 2R, 1, D), cache, mask (R or 2R, L)
     "Run each prompt once and give every rollout its own row of the result."
     if self.training and self.model.model.language_model.layers[0].gradient_checkpointing:
-        raise ValueError("gradient checkpointing of transformers drops the cache of the prompt, so scores would ignore the prompt: use policy.checkpoint_layers()")
+        raise ValueError(
+            "gradient checkpointing of transformers drops the cache of the prompt, so scores would ignore the prompt: use policy.checkpoint_layers()"
+        )
     ids, mask, rows, core = prompts.input_ids, prompts.attention_mask, group, self.model.model
     x = self.embed("u", ids)
     if prompts.task == "u" and (prompts.features is not None or prompts.pixels is not None):
-        features = prompts.features if prompts.pixels is None else core.vision_model(prompts.pixels).last_hidden_state
+        features = (
+            prompts.features
+            if prompts.pixels is None
+            else core.vision_model(prompts.pixels).last_hidden_state
+        )
         seen = core.aligner(features).to(x.dtype)
         x = x.masked_scatter((ids == self.model.config.image_token_id)[..., None], seen)
     if twice:
@@ -314,71 +459,105 @@ def prefill(
     prompt, cache = DynamicCache(), DynamicCache()
     prompt.layers = [Prompt() for _ in core.language_model.layers]
     states = self.trunk(x, mask, positions(mask), prompt)[:, -1:]
-    if room: cache.layers = [Slots(prompt.layers.pop(0), rows, room) for _ in core.language_model.layers]  # each leaves as its rows take over
-    else: cache.layers = [Continued(layer, rows) for layer in prompt.layers]
+    if room:
+        cache.layers = [
+            Slots(prompt.layers.pop(0), rows, room) for _ in core.language_model.layers
+        ]  # each leaves as its rows take over
+    else:
+        cache.layers = [Continued(layer, rows) for layer in prompt.layers]
     return states.index_select(0, rows), cache, mask[rows]
 
 # %% ../nbs/06_rollout.ipynb #ddf66f02
 def guide(
-    logits:Tensor, # (R, .., V), or (2R, .., V): conditional, then unconditional
-    R:int,
-    w:float,       # CFG weight
-)->Tensor:         # (R, .., V)
+    logits: Tensor,  # (R, .., V), or (2R, .., V): conditional, then unconditional
+    R: int,
+    w: float,  # CFG weight
+) -> Tensor:  # (R, .., V)
     "Classifier-free guidance: uncond + w (cond - uncond)."
-    if len(logits) == R: return logits
+    if len(logits) == R:
+        return logits
     cond, uncond = logits.chunk(2)
-    return uncond + w*(cond - uncond)
+    return uncond + w * (cond - uncond)
 
 # %% ../nbs/06_rollout.ipynb #6ad66346
 @patch_to(JanusPolicy)
-def stepper(self, state, cache, mask, T): # -> function: inputs (R, 1, D), t -> states (R, 1, D)
+def stepper(self, state, cache, mask, T):  # -> function: inputs (R, 1, D), t -> states (R, 1, D)
     "One token further."
     place, L = mask.sum(1, keepdim=True), mask.shape[1]
-    hide = None if mask.all() else F.pad((1 - mask.to(state))*torch.finfo(state.dtype).min, (0, T))[:, None, None]
-    return lambda x, t: self.trunk(x, None if hide is None else hide[..., :L+t+1], place + t, cache)
+    hide = (
+        None
+        if mask.all()
+        else F.pad((1 - mask.to(state)) * torch.finfo(state.dtype).min, (0, T))[:, None, None]
+    )
+    return lambda x, t: self.trunk(
+        x, None if hide is None else hide[..., : L + t + 1], place + t, cache
+    )
 
 # %% ../nbs/06_rollout.ipynb #faeade2a
 class Named(DynamicLayer):
     "The first n slots of a layer, whatever they hold; a tensor names the next one to fill."
-    def __init__(self, slots:Slots, at:Tensor, n:int): # at (1,)
+
+    def __init__(self, slots: Slots, at: Tensor, n: int):  # at (1,)
         super().__init__()
         self.buffers, self.at, self.is_initialized = slots.buffers, at, True
         self.keys, self.values = (b.narrow(2, 0, n) for b in self.buffers)
 
     def update(self, keys, values, *args, **kwargs):
-        for buffer, x in zip(self.buffers, (keys, values)): buffer.index_copy_(2, self.at, x.to(buffer.dtype))
+        for buffer, x in zip(self.buffers, (keys, values)):
+            buffer.index_copy_(2, self.at, x.to(buffer.dtype))
         return self.keys, self.values
 
-def record(step, device:torch.device): # step: works in place and asks nothing of the device -> the same, in one launch
+
+def record(
+    step, device: torch.device
+):  # step: works in place and asks nothing of the device -> the same, in one launch
     "A CUDA graph of a step; a CPU has nothing to record."
-    if device.type != "cuda": return step
+    if device.type != "cuda":
+        return step
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"): step()  # other threads may go on
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()  # other threads may go on
     return graph.replay
 
 # %% ../nbs/06_rollout.ipynb #ff494a06
-STRETCH = 64 # tokens between recordings
+STRETCH = 64  # tokens between recordings
+
 
 @patch_to(JanusPolicy)
-def recorded_stepper(self, state, cache, mask, T): # -> as `stepper`
+def recorded_stepper(self, state, cache, mask, T):  # -> as `stepper`
     "One token further, in place: the first step of a stretch runs as it is, the second is recorded, the others replay it."
-    at, place, inputs, step = mask.new_full((1,), mask.shape[1]), mask.sum(1, keepdim=True), torch.empty_like(state), None
-    hide = (F.pad(1 - mask, (0, T), value=1).to(state)*torch.finfo(state.dtype).min)[:, None, None]  # (R, 1, 1, L+T)
-    def over(n): # slots
+    at, place, inputs, step = (
+        mask.new_full((1,), mask.shape[1]),
+        mask.sum(1, keepdim=True),
+        torch.empty_like(state),
+        None,
+    )
+    hide = (F.pad(1 - mask, (0, T), value=1).to(state) * torch.finfo(state.dtype).min)[
+        :, None, None
+    ]  # (R, 1, 1, L+T)
+
+    def over(n):  # slots
         named = DynamicCache()
         named.layers = [Named(slots, at, n) for slots in cache.layers]
+
         def step():
-            hide.index_fill_(3, at, 0.)
+            hide.index_fill_(3, at, 0.0)
             state.copy_(self.trunk(inputs, hide[..., :n], place, named))
-            place.add_(1); at.add_(1)
+            place.add_(1)
+            at.add_(1)
+
         return step
+
     def further(x, t):
         nonlocal step
         inputs.copy_(x)
-        if t % STRETCH == 0: step = over(min(hide.shape[-1], mask.shape[1] + t + STRETCH))
-        elif t % STRETCH == 1: step = record(step, x.device)
+        if t % STRETCH == 0:
+            step = over(min(hide.shape[-1], mask.shape[1] + t + STRETCH))
+        elif t % STRETCH == 1:
+            step = record(step, x.device)
         step()
         return state
+
     return further
 
 # %% ../nbs/06_rollout.ipynb #75e9837a
@@ -400,75 +579,123 @@ def _decode(self, prompts, group, u, sampling):
             token = mixed.argmax(-1)
             scored = drawn = torch.zeros_like(mixed[:, 0])
         else:
-            probs = (mixed/sampling.temperature).softmax(-1)
+            probs = (mixed / sampling.temperature).softmax(-1)
             token = draw(probs, u[t])
             scored = drawn = probs.gather(1, token[:, None])[:, 0].log()
-            if apart: scored = (logits[:R]/sampling.temperature).log_softmax(-1).gather(1, token[:, None])[:, 0]
+            if apart:
+                scored = (
+                    (logits[:R] / sampling.temperature)
+                    .log_softmax(-1)
+                    .gather(1, token[:, None])[:, 0]
+                )
         out.append((token, scored, drawn))
-        if task == "u": ended |= torch.isin(token, self.eos)
-        if t + 1 == T or task == "u" and (t + 1) % ask == 0 and ended.all(): break
+        if task == "u":
+            ended |= torch.isin(token, self.eos)
+        if t + 1 == T or task == "u" and (t + 1) % ask == 0 and ended.all():
+            break
         x = self.embed(task, token[:, None])
         state = further(x.repeat(2, 1, 1) if twice else x, t)
     return tuple(torch.stack(x, 1) for x in zip(*out))
 
 # %% ../nbs/06_rollout.ipynb #ea718bd7
 @patch_to(JanusPolicy)
-def length(self, task:str, sampling:Sampling)->int:
+def length(self, task: str, sampling: Sampling) -> int:
     "The most tokens that a completion can have."
     return self.image_tokens if task == "g" else sampling.max_new_tokens
 
+
 @patch_to(JanusPolicy)
-def vocabulary(self, task:str)->int:
+def vocabulary(self, task: str) -> int:
     "How many tokens the task's head knows."
-    return (self.model.lm_head if task == "u" else self.model.model.generation_head.vision_head).out_features
+    return (
+        self.model.lm_head if task == "u" else self.model.model.generation_head.vision_head
+    ).out_features
+
 
 @patch_to(JanusPolicy)
 def rows_that_fit(
     self,
-    gb:float,                         # for keys, values and logits
-    prompts:TextPrompts|ImagePrompts,
-    sampling:Sampling,
-)->int:
+    gb: float,  # for keys, values and logits
+    prompts: TextPrompts | ImagePrompts,
+    sampling: Sampling,
+) -> int:
     "Rollouts to draw at once."
-    c, dtype = self.model.config.text_config, self.model.dtype if self.precision == "fp32" else torch.bfloat16
-    width = 2*c.num_hidden_layers*c.num_key_value_heads*(c.hidden_size//c.num_attention_heads)*dtype.itemsize
+    c, dtype = (
+        self.model.config.text_config,
+        self.model.dtype if self.precision == "fp32" else torch.bfloat16,
+    )
+    width = (
+        2
+        * c.num_hidden_layers
+        * c.num_key_value_heads
+        * (c.hidden_size // c.num_attention_heads)
+        * dtype.itemsize
+    )
     twice = prompts.task == "g" and sampling.samples_guided
     apart = twice and not sampling.scores_guided  # two rows of logits, too
-    row = (1 + twice)*width*(prompts.input_ids.shape[1] + self.length(prompts.task, sampling)) + (1 + apart)*6*4*self.vocabulary(prompts.task)
-    return max(1, int(gb*1e9/row))
+    row = (1 + twice) * width * (
+        prompts.input_ids.shape[1] + self.length(prompts.task, sampling)
+    ) + (1 + apart) * 6 * 4 * self.vocabulary(prompts.task)
+    return max(1, int(gb * 1e9 / row))
 
 # %% ../nbs/06_rollout.ipynb #f3d20c60
 @patch_to(JanusPolicy)
 def sample(
     self,
-    prompts:TextPrompts|ImagePrompts, # P prompts
-    k:int,                            # rollouts of each
-    noise:Tensor|None,                # (P*k, T or more) from `noise`; greedy sampling needs none
-    sampling:Sampling,
-    rows:Tensor=None,                 # only these of the P*k rows
-    gb:float=8.,                      # memory for keys, values and logits
-)->Rollouts:
+    prompts: TextPrompts | ImagePrompts,  # P prompts
+    k: int,  # rollouts of each
+    noise: Tensor | None,  # (P*k, T or more) from `noise`; greedy sampling needs none
+    sampling: Sampling,
+    rows: Tensor = None,  # only these of the P*k rows
+    gb: float = 8.0,  # memory for keys, values and logits
+) -> Rollouts:
     "Draw k completions of every prompt, as many at once as fit, and record their log-probs."
-    R, T = len(prompts)*k, self.length(prompts.task, sampling)
-    if sampling.temperature == 0: noise = torch.zeros(R, T)
+    R, T = len(prompts) * k, self.length(prompts.task, sampling)
+    if sampling.temperature == 0:
+        noise = torch.zeros(R, T)
     if len(noise) != R or noise.shape[1] < T:
-        raise ValueError(f"noise has shape {tuple(noise.shape)}, but {len(prompts)} prompts x {k} rollouts of {T} tokens need ({R}, {T})")
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)}, but {len(prompts)} prompts x {k} rollouts of {T} tokens need ({R}, {T})"
+        )
     group, parts = torch.arange(len(prompts)).repeat_interleave(k), []
-    for part in (torch.arange(R) if rows is None else rows).split(self.rows_that_fit(gb, prompts, sampling)):
+    for part in (torch.arange(R) if rows is None else rows).split(
+        self.rows_that_fit(gb, prompts, sampling)
+    ):
         of, u = group[part].to(self.device), noise[part].to(self.device)
-        with self.autocast(True): tokens, logp, sample_logp = (x.clone() for x in self._decode(prompts, of, u, sampling))
-        stop = torch.isin(tokens, self.eos) if prompts.task == "u" else torch.zeros_like(tokens, dtype=torch.bool)
+        with self.autocast(True):
+            tokens, logp, sample_logp = (x.clone() for x in self._decode(prompts, of, u, sampling))
+        stop = (
+            torch.isin(tokens, self.eos)
+            if prompts.task == "u"
+            else torch.zeros_like(tokens, dtype=torch.bool)
+        )
         mask, ended = through_first(stop), stop.any(1) | (prompts.task == "g")
-        whole = Rollouts(prompts, k, of, tokens.masked_fill(~mask, self.pad), mask, ended, logp*mask, sample_logp*mask, sampling)
+        whole = Rollouts(
+            prompts,
+            k,
+            of,
+            tokens.masked_fill(~mask, self.pad),
+            mask,
+            ended,
+            logp * mask,
+            sample_logp * mask,
+            sampling,
+        )
         n = int(mask.sum(1).max())
-        parts.append(replace(whole, **{name: x[:, :n] for name, x in whole.by_row().items() if x.ndim == 2}))
+        parts.append(
+            replace(whole, **{name: x[:, :n] for name, x in whole.by_row().items() if x.ndim == 2})
+        )
     return join(parts, self.pad)
 
 # %% ../nbs/06_rollout.ipynb #bf62d039
 @patch_to(JanusPolicy)
-def states(self, rollouts:Rollouts)->Tensor: # (R or 2R, T, D): conditional, then unconditional
+def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional, then unconditional
     "The states that predict each completion token; of a prompt, its last."
-    task, tokens, twice = rollouts.task, rollouts.tokens, rollouts.task == "g" and rollouts.sampling.scores_guided
+    task, tokens, twice = (
+        rollouts.task,
+        rollouts.tokens,
+        rollouts.task == "g" and rollouts.sampling.scores_guided,
+    )
     used, group = rollouts.group.unique(return_inverse=True)
     states, cache, mask = self.prefill(rollouts.prompts[used], group, twice)
     if (new := tokens.shape[1] - 1) > 0:
@@ -477,57 +704,89 @@ def states(self, rollouts:Rollouts)->Tensor: # (R or 2R, T, D): conditional, the
         states = torch.cat([states, more], 1)
     return states
 
+
 @patch_to(JanusPolicy)
-def logits(self, rollouts:Rollouts)->Tensor: # (R, T, V) float32, before the temperature
+def logits(self, rollouts: Rollouts) -> Tensor:  # (R, T, V) float32, before the temperature
     "Logits of the scored distribution at every completion token: to look at, for training never needs them all."
-    return self.head(rollouts.task, self.states(rollouts), len(rollouts), rollouts.sampling.cfg_weight)
+    return self.head(
+        rollouts.task, self.states(rollouts), len(rollouts), rollouts.sampling.cfg_weight
+    )
 
 # %% ../nbs/06_rollout.ipynb #ce22ab4d
 @patch_to(JanusPolicy)
-def _part(self, task, sampling, states, tokens)->Tensor: # states (1 or 2, n, D), tokens (n,) -> (n,)
+def _part(
+    self, task, sampling, states, tokens
+) -> Tensor:  # states (1 or 2, n, D), tokens (n,) -> (n,)
     "Log-probs of a few tokens."
-    logits = self.head(task, states.flatten(0, 1), len(tokens), sampling.cfg_weight)/sampling.temperature
+    logits = (
+        self.head(task, states.flatten(0, 1), len(tokens), sampling.cfg_weight)
+        / sampling.temperature
+    )
     return -F.cross_entropy(logits, tokens, reduction="none")
 
+
 @patch_to(JanusPolicy)
-def forward(self, rollouts:Rollouts, rows=None)->Tensor: # (R, T) float32 with gradient, 0 off the mask
+def forward(
+    self, rollouts: Rollouts, rows=None
+) -> Tensor:  # (R, T) float32 with gradient, 0 off the mask
     "Log-probs of the rollouts' tokens under the scored distribution."
-    if rows is not None: rollouts = rollouts.index(rows)
-    if rollouts.sampling.temperature == 0: raise ValueError("greedy rollouts (temperature 0) have no log-probs to score: sample with a temperature above 0")
-    with self.autocast(False): states = self.states(rollouts)
+    if rows is not None:
+        rollouts = rollouts.index(rows)
+    if rollouts.sampling.temperature == 0:
+        raise ValueError(
+            "greedy rollouts (temperature 0) have no log-probs to score: sample with a temperature above 0"
+        )
+    with self.autocast(False):
+        states = self.states(rollouts)
     states = states.unflatten(0, (-1, len(rollouts))).flatten(1, 2)  # (1 or 2, R*T, D)
-    n, part = max(1, self.chunk//self.vocabulary(rollouts.task)), partial(self._part, rollouts.task, rollouts.sampling)
+    n, part = (
+        max(1, self.chunk // self.vocabulary(rollouts.task)),
+        partial(self._part, rollouts.task, rollouts.sampling),
+    )
     parts = list(zip(states.split(n, 1), rollouts.tokens.flatten().split(n)))
-    logp = part(*parts[0]) if len(parts) == 1 else torch.cat([checkpoint(part, *p, use_reentrant=False, preserve_rng_state=False) for p in parts])
-    return logp.view_as(rollouts.tokens)*rollouts.mask
+    logp = (
+        part(*parts[0])
+        if len(parts) == 1
+        else torch.cat(
+            [checkpoint(part, *p, use_reentrant=False, preserve_rng_state=False) for p in parts]
+        )
+    )
+    return logp.view_as(rollouts.tokens) * rollouts.mask
 
 # %% ../nbs/06_rollout.ipynb #4365397b
 @patch_to(JanusPolicy)
 def checkpoint_layers(self):
     "Keep each layer's input alone for the backward pass."
     for layer in self.model.model.language_model.layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
 
 # %% ../nbs/06_rollout.ipynb #a09458b1
-def gap(rollouts:Rollouts, logp:Tensor)->float: # logp (R, T) by the scorer, with the weights that sampled
+def gap(
+    rollouts: Rollouts, logp: Tensor
+) -> float:  # logp (R, T) by the scorer, with the weights that sampled
     "Largest |log-prob as recorded - log-prob as replayed|."
-    return ((rollouts.logp - logp.detach()).abs()*rollouts.mask).max().item()
+    return ((rollouts.logp - logp.detach()).abs() * rollouts.mask).max().item()
 
 # %% ../nbs/06_rollout.ipynb #a602c9a8
 @patch_to(JanusPolicy)
-def texts(self, rollouts:Rollouts)->list: # (R,) str
+def texts(self, rollouts: Rollouts) -> list:  # (R,) str
     "Answers as written, special tokens included, the final EOS not."
     keep = rollouts.mask & ~torch.isin(rollouts.tokens, self.eos)
-    return self.processor.tokenizer.batch_decode([t[m].tolist() for t, m in zip(rollouts.tokens, keep)], clean_up_tokenization_spaces=False)
+    return self.processor.tokenizer.batch_decode(
+        [t[m].tolist() for t, m in zip(rollouts.tokens, keep)], clean_up_tokenization_spaces=False
+    )
+
 
 @patch_to(JanusPolicy)
 @torch.inference_mode()
 def images(
     self,
-    rollouts:Rollouts,
-    chunk:int=2**21,   # pixels at a time
-)->np.ndarray:         # (R, H, W, 3) uint8
+    rollouts: Rollouts,
+    chunk: int = 2**21,  # pixels at a time
+) -> np.ndarray:  # (R, H, W, 3) uint8
     "Drawings, decoded by the VQ autoencoder."
-    n = max(1, chunk//self.model.config.vision_config.image_size**2)
+    n = max(1, chunk // self.model.config.vision_config.image_size**2)
     pixels = [self.model.decode_image_tokens(t).float() for t in rollouts.tokens.split(n)]
-    return torch.cat([((x + 1)*127.5).round().clamp(0, 255).byte() for x in pixels]).cpu().numpy()
+    return torch.cat([((x + 1) * 127.5).round().clamp(0, 255).byte() for x in pixels]).cpu().numpy()

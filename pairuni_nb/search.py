@@ -19,52 +19,68 @@ from .similarity import check_widths
 
 # %% ../nbs/03b_search.ipynb #24259e21
 def clustered(
-    n:int,           # rows
-    d:int=256,       # width
-    seed:int=0,
-    spread:float=.6, # of a group, where 1 is the spread of the group centres
-    hidden:int=48,   # directions that the features really vary in
-    step:int=4096,   # rows made at a time
-)->np.ndarray:       # (n, d) float32, unit rows, all >= 0
+    n: int,  # rows
+    d: int = 256,  # width
+    seed: int = 0,
+    spread: float = 0.6,  # of a group, where 1 is the spread of the group centres
+    hidden: int = 48,  # directions that the features really vary in
+    step: int = 4096,  # rows made at a time
+) -> np.ndarray:  # (n, d) float32, unit rows, all >= 0
     "Features with groups, for tests and measurements; about 20 rows a group."
-    rng, groups = np.random.default_rng(seed), max(2, n//20)
-    centers, W = rng.standard_normal((groups, hidden), "f"), rng.standard_normal((hidden, d), "f")/hidden**.5
-    size = 1/np.sqrt(np.arange(1, groups + 1))
-    which, out = rng.choice(groups, n, p=size/size.sum()), np.empty((n, d), "f")
+    rng, groups = np.random.default_rng(seed), max(2, n // 20)
+    centers, W = (
+        rng.standard_normal((groups, hidden), "f"),
+        rng.standard_normal((hidden, d), "f") / hidden**0.5,
+    )
+    size = 1 / np.sqrt(np.arange(1, groups + 1))
+    which, out = rng.choice(groups, n, p=size / size.sum()), np.empty((n, d), "f")
     for i in range(0, n, step):
-        z = centers[which[i:i+step]]
-        z = (z + spread*rng.standard_normal(z.shape, "f"))@W
-        out[i:i+step] = unit(np.maximum(z + .1*rng.standard_normal(z.shape, "f"), 0))
+        z = centers[which[i : i + step]]
+        z = (z + spread * rng.standard_normal(z.shape, "f")) @ W
+        out[i : i + step] = unit(np.maximum(z + 0.1 * rng.standard_normal(z.shape, "f"), 0))
     return out
 
 # %% ../nbs/03b_search.ipynb #0bbe1080
 def check_rows(
-    features,              # (N, D) numbers
-    name:str="the features",
-    ids:list=None,         # what a row is called; None: its number
-)->np.ndarray:             # the same as float32 or float64
+    features,  # (N, D) numbers
+    name: str = "the features",
+    ids: list = None,  # what a row is called; None: its number
+) -> np.ndarray:  # the same as float32 or float64
     "Finite rows of length 1, or a ValueError that names the first row that is not."
     f = np.asarray(features)
-    if f.ndim != 2 or not f.size: raise ValueError(f"{name} have the shape {f.shape}: there must be at least one row, and one column")
-    if f.dtype not in (np.float32, np.float64): f = f.astype(np.float32)
+    if f.ndim != 2 or not f.size:
+        raise ValueError(
+            f"{name} have the shape {f.shape}: there must be at least one row, and one column"
+        )
+    if f.dtype not in (np.float32, np.float64):
+        f = f.astype(np.float32)
     length = np.sqrt(np.einsum("nd,nd->n", f, f))
-    for wrong, what in ((~np.isfinite(length), "holds NaN or infinity: encode that image again, or leave it out"),
-                        (length == 0, "is all zeros, so it has no direction: encode that image again, or leave it out"),
-                        (abs(length - 1) > 1e-4, "does not have length 1: L2-normalise the features")):
-        if wrong.any(): raise ValueError(f"{name}: row {wrong.argmax() if ids is None else f'of {ids[wrong.argmax()]}'} {what}")
+    for wrong, what in (
+        (~np.isfinite(length), "holds NaN or infinity: encode that image again, or leave it out"),
+        (
+            length == 0,
+            "is all zeros, so it has no direction: encode that image again, or leave it out",
+        ),
+        (abs(length - 1) > 1e-4, "does not have length 1: L2-normalise the features"),
+    ):
+        if wrong.any():
+            raise ValueError(
+                f"{name}: row {wrong.argmax() if ids is None else f'of {ids[wrong.argmax()]}'} {what}"
+            )
     return f
 
 # %% ../nbs/03b_search.ipynb #aea3d3b9
-def fast_dtype()->torch.dtype:
+def fast_dtype() -> torch.dtype:
     "bfloat16 where the processor multiplies it, else float32."
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return torch.bfloat16 if native else torch.float32
 
+
 def lowered(
-    f:np.ndarray,           # (N, D) unit rows
-    dtype:torch.dtype=None, # default: the fast one
-    step:int=1024,          # rows converted at a time
-)->tuple:                   # (N, D) tensor of that type, (N,) length of what each row lost
+    f: np.ndarray,  # (N, D) unit rows
+    dtype: torch.dtype = None,  # default: the fast one
+    step: int = 1024,  # rows converted at a time
+) -> tuple:  # (N, D) tensor of that type, (N,) length of what each row lost
     "Features in a shorter number format, and how much that cost."
     f = torch.as_tensor(f)
     low, lost = torch.empty(f.shape, dtype=dtype or fast_dtype()), torch.empty(len(f))
@@ -73,30 +89,39 @@ def lowered(
         e.copy_((x - y).norm(dim=1))
     return low, lost
 
+
 def error_bound(
-    lost_a, lost_b,    # what the rows of the two sides lost
-    d:int,             # width
-    dtype:torch.dtype, # of the rough product
-)->torch.Tensor:       # (N,) one bound a row of the first side
+    lost_a,
+    lost_b,  # what the rows of the two sides lost
+    d: int,  # width
+    dtype: torch.dtype,  # of the rough product
+) -> torch.Tensor:  # (N,) one bound a row of the first side
     "How far a rough product, cut at 1, can be from the exact one."
-    inputs = 1.01*(lost_a + lost_b.max())  # the lengths are not exactly 1
-    result = torch.finfo(dtype).eps/4      # of a number below 1
-    total = d*2.**-23                      # D products summed in float32
+    inputs = 1.01 * (lost_a + lost_b.max())  # the lengths are not exactly 1
+    result = torch.finfo(dtype).eps / 4  # of a number below 1
+    total = d * 2.0**-23  # D products summed in float32
     return inputs + result + total + 3e-4  # six decimals, and lengths up to 1.0001
 
 # %% ../nbs/03b_search.ipynb #9106b7ee
 def exact_similarity(
-    a:np.ndarray, b:np.ndarray, # (N, D), (M, D) unit rows
-    rows, cols,                 # (C,) which pairs; rows in ascending order
-)->np.ndarray:                  # (C,) cosines in double precision, six decimals
+    a: np.ndarray,
+    b: np.ndarray,  # (N, D), (M, D) unit rows
+    rows,
+    cols,  # (C,) which pairs; rows in ascending order
+) -> np.ndarray:  # (C,) cosines in double precision, six decimals
     "The similarity of a list of pairs."
     out, first = np.empty(len(rows)), np.flatnonzero(np.diff(rows, prepend=-1))
-    for i, j in zip(first, np.append(first[1:], len(rows))): out[i:j] = b[cols[i:j]].astype(float)@a[rows[i]].astype(float)
+    for i, j in zip(first, np.append(first[1:], len(rows))):
+        out[i:j] = b[cols[i:j]].astype(float) @ a[rows[i]].astype(float)
     return np.round(out, 6).clip(-1, 1)
 
+
 def keep_best(
-    index:np.ndarray, s:np.ndarray, # (N, n) neighbours so far and their similarity; -1: none yet. Both are written to
-    rows, cols, new,                # (C,) more of them: row, neighbour, similarity
+    index: np.ndarray,
+    s: np.ndarray,  # (N, n) neighbours so far and their similarity; -1: none yet. Both are written to
+    rows,
+    cols,
+    new,  # (C,) more of them: row, neighbour, similarity
 ):
     "Merge new neighbours into the n best of each row; ties to the lower index."
     r, k = np.nonzero(index >= 0)
@@ -108,108 +133,142 @@ def keep_best(
     index[rows[top], rank[top]], s[rows[top], rank[top]] = cols[top], new[top]
 
 # %% ../nbs/03b_search.ipynb #a49065a0
-def _contenders(A, B, eps, n, floor): # rough (N, D), (M, D); (N,) bound; how many; (N,) exact value to beat
+def _contenders(
+    A, B, eps, n, floor
+):  # rough (N, D), (M, D); (N,) bound; how many; (N,) exact value to beat
     "Row and column of every pair that can still be among the n best of its row."
-    R, bar = A@B.T, floor - eps
-    if n < len(B): bar = torch.maximum(bar, R.topk(n).values[:, -1].clamp(max=1) - 2*eps)
+    R, bar = A @ B.T, floor - eps
+    if n < len(B):
+        bar = torch.maximum(bar, R.topk(n).values[:, -1].clamp(max=1) - 2 * eps)
     return np.divmod(np.flatnonzero((R >= bar[:, None].to(R.dtype)).numpy()), len(B))
 
+
 def nearest(
-    a:np.ndarray,              # (N, D) unit rows
-    b:np.ndarray,              # (M, D) unit rows
-    n:int=10,                  # neighbours wanted of each row of a
-    above:float=-1.,           # only those more similar than this
-    tile:tuple=(1024, 16384),  # rows of a and of b compared at a time
-    dtype:torch.dtype=None,    # of the rough product; default: the fast one
-)->tuple:                      # (N, n) indices into b, best first, -1 where there is none; (N, n) their similarities
+    a: np.ndarray,  # (N, D) unit rows
+    b: np.ndarray,  # (M, D) unit rows
+    n: int = 10,  # neighbours wanted of each row of a
+    above: float = -1.0,  # only those more similar than this
+    tile: tuple = (1024, 16384),  # rows of a and of b compared at a time
+    dtype: torch.dtype = None,  # of the rough product; default: the fast one
+) -> tuple:  # (N, n) indices into b, best first, -1 where there is none; (N, n) their similarities
     "The n most similar rows of b for each row of a, exactly."
     a, b = check_rows(a, "the first features"), check_rows(b, "the second features")
     check_widths(a, b)
-    if n < 1: raise ValueError(f"{n} neighbours are wanted, but it must be at least 1")
+    if n < 1:
+        raise ValueError(f"{n} neighbours are wanted, but it must be at least 1")
     index, s, (height, width) = np.full((len(a), n), -1), np.full((len(a), n), float(above)), tile
-    bar = tqdm(total=len(a)*len(b), desc="neighbours", unit="pair", unit_scale=True, delay=2)
+    bar = tqdm(total=len(a) * len(b), desc="neighbours", unit="pair", unit_scale=True, delay=2)
     for j in range(0, len(b), width):
-        B, lost_b = lowered(b[j:j+width], dtype)
+        B, lost_b = lowered(b[j : j + width], dtype)
         for i in range(0, len(a), height):
-            A, lost = lowered(a[i:i+height], dtype)
-            rows, cols = _contenders(A, B, error_bound(lost, lost_b, a.shape[1], A.dtype), n, torch.as_tensor(s[i:i+height, -1]))
-            new = exact_similarity(a[i:i+height], b[j:j+width], rows, cols)
+            A, lost = lowered(a[i : i + height], dtype)
+            rows, cols = _contenders(
+                A,
+                B,
+                error_bound(lost, lost_b, a.shape[1], A.dtype),
+                n,
+                torch.as_tensor(s[i : i + height, -1]),
+            )
+            new = exact_similarity(a[i : i + height], b[j : j + width], rows, cols)
             ok = new > above
-            keep_best(index[i:i+height], s[i:i+height], rows[ok], cols[ok] + j, new[ok])
-            bar.update(len(A)*len(B))
+            keep_best(index[i : i + height], s[i : i + height], rows[ok], cols[ok] + j, new[ok])
+            bar.update(len(A) * len(B))
     bar.close()
     return index, s
 
 # %% ../nbs/03b_search.ipynb #efea2cec
 def assign(
-    low:torch.Tensor,     # (N, D) unit rows, any number format
-    centers:torch.Tensor, # (K, D)
-    step:int=4096,        # rows at a time
-)->tuple:                 # (N,) labels, (N,) squared distances, (N,) how much farther the second nearest centre is
+    low: torch.Tensor,  # (N, D) unit rows, any number format
+    centers: torch.Tensor,  # (K, D)
+    step: int = 4096,  # rows at a time
+) -> (
+    tuple
+):  # (N,) labels, (N,) squared distances, (N,) how much farther the second nearest centre is
     "The nearest centre of each row; near ties as the number format sees them."
-    C, half = centers.to(low.dtype), (-centers.square().sum(1)/2).to(low.dtype)
+    C, half = centers.to(low.dtype), (-centers.square().sum(1) / 2).to(low.dtype)
     best = [F.linear(x, C, half).topk(min(2, len(C))) for x in low.split(step)]
     score, which = torch.cat([b.values for b in best]).float(), torch.cat([b.indices for b in best])
-    return which[:, 0], 1 - 2*score[:, 0], 2*(score[:, 0] - score[:, -1])
+    return which[:, 0], 1 - 2 * score[:, 0], 2 * (score[:, 0] - score[:, -1])
+
 
 def means(
-    x:torch.Tensor,      # (N, D)
-    labels:torch.Tensor, # (N,)
-    k:int,
-)->torch.Tensor:         # (k, D); the mean of nothing is 0
+    x: torch.Tensor,  # (N, D)
+    labels: torch.Tensor,  # (N,)
+    k: int,
+) -> torch.Tensor:  # (k, D); the mean of nothing is 0
     "The mean of each cluster."
     n = torch.bincount(labels, minlength=k).clamp(min=1)
-    return torch.zeros(k, x.shape[1]).index_add_(0, labels, x)/n[:, None]
+    return torch.zeros(k, x.shape[1]).index_add_(0, labels, x) / n[:, None]
 
 # %% ../nbs/03b_search.ipynb #9720608c
 def jump(
-    centers:torch.Tensor,   # (K, D), changed in place
-    x, labels, gap, margin, # rows, and what `assign` says about them
-    m:int,                  # how many jump; those of empty clusters do anyway
-    rng:torch.Generator,
+    centers: torch.Tensor,  # (K, D), changed in place
+    x,
+    labels,
+    gap,
+    margin,  # rows, and what `assign` says about them
+    m: int,  # how many jump; those of empty clusters do anyway
+    rng: torch.Generator,
 ):
     "The least useful centres go to random rows of the worst clusters."
     k = len(centers)
     missed, spent = [torch.zeros(k).index_add_(0, labels, v) for v in (margin, gap)]
     m = max(m, k - len(labels.unique()))
     order = torch.randperm(len(x), generator=rng)
-    member = torch.zeros(k, dtype=torch.long).index_copy_(0, labels[order], order)  # some row of each cluster
+    member = torch.zeros(k, dtype=torch.long).index_copy_(
+        0, labels[order], order
+    )  # some row of each cluster
     centers[missed.topk(m, largest=False).indices] = x[member[spent.topk(m).indices]]
 
+
 def kmeans(
-    features:np.ndarray,    # (N, D) unit rows
-    k:int,                  # clusters wanted
-    seed:int=0,
-    jumps:float=.15,        # share of the centres that jump at first
-    passes:tuple=(2, 6, 3), # over the data: without jumps, with fewer and fewer, without
-    dtype:torch.dtype=None, # of the distances; default: the fast one
-)->tuple:                   # labels (N,), centres (k, D), inertia at each pass
+    features: np.ndarray,  # (N, D) unit rows
+    k: int,  # clusters wanted
+    seed: int = 0,
+    jumps: float = 0.15,  # share of the centres that jump at first
+    passes: tuple = (2, 6, 3),  # over the data: without jumps, with fewer and fewer, without
+    dtype: torch.dtype = None,  # of the distances; default: the fast one
+) -> tuple:  # labels (N,), centres (k, D), inertia at each pass
     "k-means by a few full passes (Lloyd's) with jumps."
     x = torch.as_tensor(check_rows(features), dtype=torch.float32)
-    if not 1 <= k <= len(x): raise ValueError(f"{k} clusters are wanted, but it must be between 1 and the number of images, {len(x)}")
+    if not 1 <= k <= len(x):
+        raise ValueError(
+            f"{k} clusters are wanted, but it must be between 1 and the number of images, {len(x)}"
+        )
     low, rng, spent = lowered(x, dtype)[0], torch.Generator().manual_seed(seed), []
     centers = x[torch.randperm(len(x), generator=rng)[:k]]
     for p in tqdm(range(sum(passes)), desc="k-means", unit="pass", delay=2):
         labels, gap, margin = assign(low, centers)
         spent.append(float(gap.double().sum()))
         if p + 1 < sum(passes):  # the last pass only assigns
-            centers, share = means(x, labels, k), 1 - (p - passes[0])/max(1, passes[1])
-            jump(centers, x, labels, gap, margin, int(jumps*k*share) if 0 < share <= 1 else 0, rng)
+            centers, share = means(x, labels, k), 1 - (p - passes[0]) / max(1, passes[1])
+            jump(
+                centers,
+                x,
+                labels,
+                gap,
+                margin,
+                int(jumps * k * share) if 0 < share <= 1 else 0,
+                rng,
+            )
     return labels.numpy(), centers.numpy(), spent
 
 # %% ../nbs/03b_search.ipynb #da7d0657
 def inertia(
-    features:np.ndarray, # (N, D)
-    centers:np.ndarray,  # (K, D)
-    step:int=4096,
-)->float:
+    features: np.ndarray,  # (N, D)
+    centers: np.ndarray,  # (K, D)
+    step: int = 4096,
+) -> float:
     "What k-means makes small: the sum of squared distances to the nearest centre, in full precision."
     x, c = [torch.as_tensor(v, dtype=torch.float32) for v in (features, centers)]
-    least = [(b.square().sum(1) + (c.square().sum(1) - 2*b@c.T).amin(1)).double().sum() for b in x.split(step)]
+    least = [
+        (b.square().sum(1) + (c.square().sum(1) - 2 * b @ c.T).amin(1)).double().sum()
+        for b in x.split(step)
+    ]
     return float(sum(least))
 
 # %% ../nbs/03b_search.ipynb #969e10d2
-def unique_images(images)->np.ndarray: # PIL images -> ascending indices
+def unique_images(images) -> np.ndarray:  # PIL images -> ascending indices
     "The first of each set of identical pictures."
     first = {}
     for i, image in enumerate(images):
@@ -217,51 +276,72 @@ def unique_images(images)->np.ndarray: # PIL images -> ascending indices
         first.setdefault(hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest(), i)
     return np.array(list(first.values()))
 
+
 def unique_rows(
-    features:np.ndarray,    # (N, D) unit rows
-    above:float,            # a row more similar than this to an earlier one that is kept is dropped
-    block:int=1024,         # rows compared at a time with 16 times as many
-    dtype:torch.dtype=None, # of the rough product; default: the fast one
-)->np.ndarray:              # ascending indices of the rows that are kept
+    features: np.ndarray,  # (N, D) unit rows
+    above: float,  # a row more similar than this to an earlier one that is kept is dropped
+    block: int = 1024,  # rows compared at a time with 16 times as many
+    dtype: torch.dtype = None,  # of the rough product; default: the fast one
+) -> np.ndarray:  # ascending indices of the rows that are kept
     "Rows without near copies, exactly."
     f = check_rows(features)
     (low, lost), keep = lowered(f, dtype), np.ones(len(f), bool)
     for i in tqdm(range(0, len(f), block), desc="near copies", delay=2):
-        A, end = low[i:i+block], min(i + block, len(f))
-        eps, floor = error_bound(lost[i:end], lost[:end], f.shape[1], low.dtype), torch.full((len(A),), float(above))
-        for j in range(0, end, 16*block):
-            rows, cols = _contenders(A, low[j:min(j + 16*block, end)], eps, len(f), floor)
+        A, end = low[i : i + block], min(i + block, len(f))
+        eps, floor = (
+            error_bound(lost[i:end], lost[:end], f.shape[1], low.dtype),
+            torch.full((len(A),), float(above)),
+        )
+        for j in range(0, end, 16 * block):
+            rows, cols = _contenders(A, low[j : min(j + 16 * block, end)], eps, len(f), floor)
             earlier = (cols + j < rows + i) & keep[cols + j]
             rows, cols = rows[earlier], cols[earlier] + j
             for r, c, s in zip(rows + i, cols, exact_similarity(f[i:end], f, rows, cols)):
-                if s > above and keep[c]: keep[r] = False  # rows ascend, so c is decided
+                if s > above and keep[c]:
+                    keep[r] = False  # rows ascend, so c is decided
     return np.flatnonzero(keep)
 
 # %% ../nbs/03b_search.ipynb #45a1598f
 def nearest_faiss(
-    a:np.ndarray,    # (N, D) unit rows
-    b:np.ndarray,    # (M, D) unit rows
-    n:int=10,        # neighbours wanted of each row of a
-    above:float=-1., # only those more similar than this
-    probes:int=32,   # cells looked into: more is slower and finds more
-    kind:str=None,   # index as faiss's factory writes it; default: 4 sqrt(M) cells, 8 bits a number
-    step:int=1024,   # rows of a searched at a time
-)->tuple:            # as from nearest
+    a: np.ndarray,  # (N, D) unit rows
+    b: np.ndarray,  # (M, D) unit rows
+    n: int = 10,  # neighbours wanted of each row of a
+    above: float = -1.0,  # only those more similar than this
+    probes: int = 32,  # cells looked into: more is slower and finds more
+    kind: str = None,  # index as faiss's factory writes it; default: 4 sqrt(M) cells, 8 bits a number
+    step: int = 1024,  # rows of a searched at a time
+) -> tuple:  # as from nearest
     "Most of the n most similar rows of b for each row of a: approximate, for sets beyond a million."
-    try: import faiss
-    except ImportError as e: raise ValueError("the approximate search needs faiss: pip install faiss-cpu, or search exactly") from e
+    try:
+        import faiss
+    except ImportError as e:
+        raise ValueError(
+            "the approximate search needs faiss: pip install faiss-cpu, or search exactly"
+        ) from e
     a, b = check_rows(a, "the first features"), check_rows(b, "the second features")
     check_widths(a, b)
-    if n < 1: raise ValueError(f"{n} neighbours are wanted, but it must be at least 1")
-    cells = max(1, min(int(4*len(b)**.5), len(b)//40))
+    if n < 1:
+        raise ValueError(f"{n} neighbours are wanted, but it must be at least 1")
+    cells = max(1, min(int(4 * len(b) ** 0.5), len(b) // 40))
     index = faiss.index_factory(a.shape[1], kind or f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.train(np.asarray(b[np.random.default_rng(0).permutation(len(b))[:64*cells]], np.float32))
-    for i in range(0, len(b), 65536): index.add(np.asarray(b[i:i+65536], np.float32))
+    index.train(
+        np.asarray(b[np.random.default_rng(0).permutation(len(b))[: 64 * cells]], np.float32)
+    )
+    for i in range(0, len(b), 65536):
+        index.add(np.asarray(b[i : i + 65536], np.float32))
     faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
     found, s = np.full((len(a), n), -1), np.full((len(a), n), float(above))
     for i in tqdm(range(0, len(a), step), desc="neighbours, roughly", delay=2):
-        rough = index.search(np.asarray(a[i:i+step], np.float32), 2*n)[1]  # twice as many, since 8 bits rank roughly
+        rough = index.search(np.asarray(a[i : i + step], np.float32), 2 * n)[
+            1
+        ]  # twice as many, since 8 bits rank roughly
         rows, k = np.nonzero(rough >= 0)
-        new = exact_similarity(a[i:i+step], b, rows, rough[rows, k])
-        keep_best(found[i:i+step], s[i:i+step], rows[new > above], rough[rows, k][new > above], new[new > above])
+        new = exact_similarity(a[i : i + step], b, rows, rough[rows, k])
+        keep_best(
+            found[i : i + step],
+            s[i : i + step],
+            rows[new > above],
+            rough[rows, k][new > above],
+            new[new > above],
+        )
     return found, s

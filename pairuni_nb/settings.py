@@ -13,116 +13,186 @@ from dataclasses import dataclass, fields, replace
 # %% ../nbs/00_settings.ipynb #e05f62b0
 MIXES = ("pairs", "aligned", "retrieved", "random", "unpaired", "u-only", "g-only")
 
+
 @dataclass(frozen=True)
 class PairSettings:
     "How records become pairs (Algorithm 1)."
-    mix: str = "pairs"       # which pairs to keep, or a baseline: pairs, aligned, retrieved, random, unpaired, u-only, g-only
-    n_u: int = 2000          # toy U records to draw when no data is given (paper: Orsta-47k)
-    n_g: int = 2000          # toy G records to draw when no data is given (paper: BLIP3o-60k)
-    clusters: int = 400      # k-means clusters, so at most this many aligned pairs (paper: not given)
-    top_n: int = 10          # most similar U records that a G record may take (paper: not given)
-    delta: float = 0.6       # a retrieved pair is more similar than this (paper: 0.6)
-    order: str = "g"         # who chooses first: g (Algorithm 1), best (the most similar pair) or optimal (the largest sum)
-    dedup: float|None = None # first drop images more similar than this to an earlier one of their side; 1: copies only, 0: keep all; without one, records of yours that repeat image and texts
-    search: str = "exact"    # exact neighbours, or faiss beyond a million
-    similarity: str = "image"   # s_p of a retrieved pair: image (paper), text, joint, or mixture; medoids are always of images
-    encoder: str = "pixels"     # reads images: pixels, efficientnet-lite0, or a transformers image model (paper: ResNet-50)
-    text_encoder: str = "words" # reads texts: words, minilm, or a sentence-transformers model
-    joint_encoder: str = ""     # reads both: a CLIP or SigLIP, or a file that fit_bridge made (03_encoders)
-    weights: tuple[float, float, float] = (.5, .5, 0.) # of image, text and joint in a mixture
-    cache: str = ""             # folder that keeps features between runs; without one they are computed each time
-    device: str = "auto"        # where encoders run: auto, cpu or cuda
-    seed: int = 0            # of the toy records, the clustering and the baselines
+
+    mix: str = "pairs"  # which pairs to keep, or a baseline: pairs, aligned, retrieved, random, unpaired, u-only, g-only
+    n_u: int = 2000  # toy U records to draw when no data is given (paper: Orsta-47k)
+    n_g: int = 2000  # toy G records to draw when no data is given (paper: BLIP3o-60k)
+    clusters: int = 400  # k-means clusters, so at most this many aligned pairs (paper: not given)
+    top_n: int = 10  # most similar U records that a G record may take (paper: not given)
+    delta: float = 0.6  # a retrieved pair is more similar than this (paper: 0.6)
+    order: str = "g"  # who chooses first: g (Algorithm 1), best (the most similar pair) or optimal (the largest sum)
+    dedup: float | None = (
+        None  # first drop images more similar than this to an earlier one of their side; 1: copies only, 0: keep all; without one, records of yours that repeat image and texts
+    )
+    search: str = "exact"  # exact neighbours, or faiss beyond a million
+    similarity: str = "image"  # s_p of a retrieved pair: image (paper), text, joint, or mixture; medoids are always of images
+    encoder: str = "pixels"  # reads images: pixels, efficientnet-lite0, or a transformers image model (paper: ResNet-50)
+    text_encoder: str = "words"  # reads texts: words, minilm, or a sentence-transformers model
+    joint_encoder: str = (
+        ""  # reads both: a CLIP or SigLIP, or a file that fit_bridge made (03_encoders)
+    )
+    weights: tuple[float, float, float] = (0.5, 0.5, 0.0)  # of image, text and joint in a mixture
+    cache: str = (
+        ""  # folder that keeps features between runs; without one they are computed each time
+    )
+    device: str = "auto"  # where encoders run: auto, cpu or cuda
+    seed: int = 0  # of the toy records, the clustering and the baselines
 
 # %% ../nbs/00_settings.ipynb #380e0b04
 @dataclass(frozen=True)
 class CompletionSettings:
     "The language model of `--complete llm`, and how hard it is pressed."
-    model: str = "o3"            # name at the endpoint; it must see images (paper: GPT-o3)
-    base_url: str = ""           # OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; without one, OpenAI's
-    concurrency: int = 8         # calls in flight at once
-    requests_per_minute: int = 0 # requests started within any minute, tries again included; 0 sets no limit
-    retries: int = 6             # times a failed call is made again
-    rewrites: int = 2            # times a rejected or malformed reply is asked for again (paper: not given)
-    timeout: float = 120.0       # seconds to wait for a reply
-    max_tokens: int = 4096       # longest reply, hidden reasoning included
-    image_side: int = 768        # pixels; larger images are shrunk before they are sent
+
+    model: str = "o3"  # name at the endpoint; it must see images (paper: GPT-o3)
+    base_url: str = (
+        ""  # OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; without one, OpenAI's
+    )
+    concurrency: int = 8  # calls in flight at once
+    requests_per_minute: int = (
+        0  # requests started within any minute, tries again included; 0 sets no limit
+    )
+    retries: int = 6  # times a failed call is made again
+    rewrites: int = 2  # times a rejected or malformed reply is asked for again (paper: not given)
+    timeout: float = 120.0  # seconds to wait for a reply
+    max_tokens: int = 4096  # longest reply, hidden reasoning included
+    image_side: int = 768  # pixels; larger images are shrunk before they are sent
 
 # %% ../nbs/00_settings.ipynb #99322fb2
 METHODS = ("pair-grpo", "grpo")
 
+
 @dataclass(frozen=True)
 class TrainSettings:
     "One run of Pair-GRPO. Defaults are the laptop's (janus-nano)."
-    method: str = "pair-grpo"      # pair-grpo, or grpo: the same with every pair weight 1
-    weighting: str = "sqrt"        # weight of a retrieved pair: sqrt, linear or none of its similarity (paper: sqrt)
-    steps: int = 90                # optimiser steps (paper: at most 1200)
-    pairs_per_step: int = 16       # pairs per step, P (paper: 16 in all)
-    rollouts: int = 8              # rollouts per prompt, K, for text and image alike (paper: 8 for 1B, 4 for 7B)
-    lr: float = 1.5e-4             # learning rate of AdamW, falling linearly to 0 (paper: 1e-6; schedule not given)
-    clip_eps: float = 0.2          # clip range of the ratio (paper: not given)
-    num_iterations: int = 1        # updates per batch of rollouts (paper: not given)
-    micro_batch: int = 64          # rollouts per forward and backward pass; the update does not depend on it
-    loss_type: str = "grpo"        # loss aggregation by TRL's names: grpo, bnpo, dr_grpo, dapo (paper: not given)
-    beta: float = 0.0              # KL weight against the frozen start (paper: 0)
-    max_grad_norm: float = 1.0     # gradient clipping
-    temperature: float = 1.0       # of sampling, and so of scoring (paper: 1)
-    cfg_weight: float = 5.0        # classifier-free guidance (paper: 5)
-    cfg_scoring: str = "guided"    # distribution that is scored: guided, cond or none (paper: not given)
-    max_new_tokens: int = 24       # length of an answer (paper: not given)
-    eval_every: int = 30           # steps between held-out evaluations
-    eval_items: int = 500          # held-out items a side before and after; a quarter of them during training
-    save_every: int = 30           # steps between checkpoints
-    precision: str = "fp32"        # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
-    gradient_checkpointing: bool = False # recompute each layer in the backward pass: less memory, up to a third more time (paper: not given)
-    rollout_gb: float = 8.0        # memory for the keys and values of the rollouts drawn at once (paper: not given)
-    cuda_graphs: bool = False      # record the sampler's steps on a GPU, to launch each at once; a CPU takes the same steps (paper: not given)
-    lora_rank: int = 0             # train only LoRA of this rank in the language model; 0: all of it (paper: not given)
-    train_vision: bool = False     # train the vision tower too; the VQ autoencoder never is (paper: not given)
-    shard: bool = False            # split weights and optimiser over the processes (FSDP), instead of copies (paper: not given)
-    seed: int = 0                  # of everything: data order, rollout noise, held-out set
+
+    method: str = "pair-grpo"  # pair-grpo, or grpo: the same with every pair weight 1
+    weighting: str = (
+        "sqrt"  # weight of a retrieved pair: sqrt, linear or none of its similarity (paper: sqrt)
+    )
+    steps: int = 90  # optimiser steps (paper: at most 1200)
+    pairs_per_step: int = 16  # pairs per step, P (paper: 16 in all)
+    rollouts: int = (
+        8  # rollouts per prompt, K, for text and image alike (paper: 8 for 1B, 4 for 7B)
+    )
+    lr: float = (
+        1.5e-4  # learning rate of AdamW, falling linearly to 0 (paper: 1e-6; schedule not given)
+    )
+    clip_eps: float = 0.2  # clip range of the ratio (paper: not given)
+    num_iterations: int = 1  # updates per batch of rollouts (paper: not given)
+    micro_batch: int = (
+        64  # rollouts per forward and backward pass; the update does not depend on it
+    )
+    loss_type: str = (
+        "grpo"  # loss aggregation by TRL's names: grpo, bnpo, dr_grpo, dapo (paper: not given)
+    )
+    beta: float = 0.0  # KL weight against the frozen start (paper: 0)
+    max_grad_norm: float = 1.0  # gradient clipping
+    temperature: float = 1.0  # of sampling, and so of scoring (paper: 1)
+    cfg_weight: float = 5.0  # classifier-free guidance (paper: 5)
+    cfg_scoring: str = (
+        "guided"  # distribution that is scored: guided, cond or none (paper: not given)
+    )
+    max_new_tokens: int = 24  # length of an answer (paper: not given)
+    eval_every: int = 30  # steps between held-out evaluations
+    eval_items: int = (
+        500  # held-out items a side before and after; a quarter of them during training
+    )
+    save_every: int = 30  # steps between checkpoints
+    precision: str = "fp32"  # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
+    gradient_checkpointing: bool = False  # recompute each layer in the backward pass: less memory, up to a third more time (paper: not given)
+    rollout_gb: float = (
+        8.0  # memory for the keys and values of the rollouts drawn at once (paper: not given)
+    )
+    cuda_graphs: bool = False  # record the sampler's steps on a GPU, to launch each at once; a CPU takes the same steps (paper: not given)
+    lora_rank: int = (
+        0  # train only LoRA of this rank in the language model; 0: all of it (paper: not given)
+    )
+    train_vision: bool = (
+        False  # train the vision tower too; the VQ autoencoder never is (paper: not given)
+    )
+    shard: bool = False  # split weights and optimiser over the processes (FSDP), instead of copies (paper: not given)
+    seed: int = 0  # of everything: data order, rollout noise, held-out set
 
 # %% ../nbs/00_settings.ipynb #9f15d32c
-PRO = TrainSettings(steps=1200, lr=1e-6, micro_batch=16, max_new_tokens=512, precision="bf16", gradient_checkpointing=True,
-                    eval_every=100, eval_items=100, save_every=100)  # lr and steps are the paper's, the rest is ours
+PRO = TrainSettings(
+    steps=1200,
+    lr=1e-6,
+    micro_batch=16,
+    max_new_tokens=512,
+    precision="bf16",
+    gradient_checkpointing=True,
+    eval_every=100,
+    eval_items=100,
+    save_every=100,
+)  # lr and steps are the paper's, the rest is ours
+
 
 @dataclass(frozen=True)
 class Preset:
     "What a whole job starts from. Every part can be changed by a flag."
+
     train: TrainSettings
-    model: str = ""   # Janus checkpoint; without one, janus-nano
+    model: str = ""  # Janus checkpoint; without one, janus-nano
     reward: str = ""  # of drawings; without one, what the pairs allow
-    data: str = "toy" # where pairs come from when none are given: toy, a folder with u, g, held-u and held-g, or nowhere ("")
+    data: str = "toy"  # where pairs come from when none are given: toy, a folder with u, g, held-u and held-g, or nowhere ("")
     pair: PairSettings = PairSettings()
-    card: str = "H100" # GPU that the settings were chosen for
-    devices: int = 1   # how many of them (paper: 8)
+    card: str = "H100"  # GPU that the settings were chosen for
+    devices: int = 1  # how many of them (paper: 8)
 
-PRESETS = {"nano": Preset(TrainSettings()),
-           "nano-emoji": Preset(TrainSettings(steps=60, lr=3e-5, max_new_tokens=48, cfg_weight=1., eval_items=100), "nano-emoji",
-                                "concept:data/things", "data/things", PairSettings(encoder="efficientnet-lite0")),
-           "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
-           "janus-pro-7b": Preset(replace(PRO, rollouts=4, micro_batch=8, shard=True), "deepseek-community/Janus-Pro-7B", data="", devices=8),
-           "janus-pro-1b-24gb": Preset(replace(PRO, rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6., lora_rank=32),
-                                       "deepseek-community/Janus-Pro-1B", data="", card="4090")}
 
-def preset(name:str)->Preset:
+PRESETS = {
+    "nano": Preset(TrainSettings()),
+    "nano-emoji": Preset(
+        TrainSettings(steps=60, lr=3e-5, max_new_tokens=48, cfg_weight=1.0, eval_items=100),
+        "nano-emoji",
+        "concept:data/things",
+        "data/things",
+        PairSettings(encoder="efficientnet-lite0"),
+    ),
+    "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
+    "janus-pro-7b": Preset(
+        replace(PRO, rollouts=4, micro_batch=8, shard=True),
+        "deepseek-community/Janus-Pro-7B",
+        data="",
+        devices=8,
+    ),
+    "janus-pro-1b-24gb": Preset(
+        replace(PRO, rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6.0, lora_rank=32),
+        "deepseek-community/Janus-Pro-1B",
+        data="",
+        card="4090",
+    ),
+}
+
+
+def preset(name: str) -> Preset:
     "The preset of that name."
     one_of("preset", name, tuple(PRESETS))
     return PRESETS[name]
 
-def one_of(name:str, value:str, allowed:tuple):
+
+def one_of(name: str, value: str, allowed: tuple):
     "Raise one clear sentence when a named setting has an unknown value."
-    if value not in allowed: raise ValueError(f"unknown {name} '{value}': choose one of {', '.join(allowed)}")
+    if value not in allowed:
+        raise ValueError(f"unknown {name} '{value}': choose one of {', '.join(allowed)}")
 
 # %% ../nbs/00_settings.ipynb #0bbb4ba2
-def check(s:TrainSettings|PairSettings):
+def check(s: TrainSettings | PairSettings):
     "Raise a ValueError that names the bad value."
     if isinstance(s, PairSettings):
         one_of("mix", s.mix, MIXES)
-        one_of("order", s.order, ("g", "best", "optimal")); one_of("search", s.search, ("exact", "faiss"))
-        one_of("similarity", s.similarity, ("image", "text", "joint", "mixture")); one_of("device", s.device, ("auto", "cpu", "cuda"))
-        if s.dedup is not None and not 0 <= s.dedup <= 1: raise ValueError(f"dedup must lie in [0, 1], got {s.dedup}")
-        if not 0 <= s.delta <= 1: raise ValueError(f"delta must lie in [0, 1], got {s.delta}")
+        one_of("order", s.order, ("g", "best", "optimal"))
+        one_of("search", s.search, ("exact", "faiss"))
+        one_of("similarity", s.similarity, ("image", "text", "joint", "mixture"))
+        one_of("device", s.device, ("auto", "cpu", "cuda"))
+        if s.dedup is not None and not 0 <= s.dedup <= 1:
+            raise ValueError(f"dedup must lie in [0, 1], got {s.dedup}")
+        if not 0 <= s.delta <= 1:
+            raise ValueError(f"delta must lie in [0, 1], got {s.delta}")
         positive = ("n_u", "n_g", "clusters", "top_n")
     else:
         one_of("method", s.method, METHODS)
@@ -130,14 +200,39 @@ def check(s:TrainSettings|PairSettings):
         one_of("cfg_scoring", s.cfg_scoring, ("guided", "cond", "none"))
         one_of("precision", s.precision, ("fp32", "bf16"))
         for name in ("lora_rank", "beta", "cfg_weight"):
-            if getattr(s, name) < 0: raise ValueError(f"{name} must be 0 or more, got {getattr(s, name)}")
-        if s.lora_rank and (s.shard or s.train_vision): raise ValueError("lora_rank trains additions to the language model alone: leave shard and train_vision off, or set lora_rank to 0")
-        if s.rollouts < 2: raise ValueError(f"rollouts must be at least 2, got {s.rollouts}: a group of one has no advantage")
-        if s.eval_items < 4: raise ValueError(f"eval_items must be at least 4, got {s.eval_items}: a quarter of them is scored during training")
-        positive = ("steps", "pairs_per_step", "lr", "clip_eps", "num_iterations", "micro_batch", "temperature", "max_new_tokens",
-                    "eval_every", "save_every", "max_grad_norm", "rollout_gb")
+            if getattr(s, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(s, name)}")
+        if s.lora_rank and (s.shard or s.train_vision):
+            raise ValueError(
+                "lora_rank trains additions to the language model alone: leave shard and train_vision off, or set lora_rank to 0"
+            )
+        if s.rollouts < 2:
+            raise ValueError(
+                f"rollouts must be at least 2, got {s.rollouts}: a group of one has no advantage"
+            )
+        if s.eval_items < 4:
+            raise ValueError(
+                f"eval_items must be at least 4, got {s.eval_items}: a quarter of them is scored during training"
+            )
+        positive = (
+            "steps",
+            "pairs_per_step",
+            "lr",
+            "clip_eps",
+            "num_iterations",
+            "micro_batch",
+            "temperature",
+            "max_new_tokens",
+            "eval_every",
+            "save_every",
+            "max_grad_norm",
+            "rollout_gb",
+        )
     for f in fields(s):
-        if isinstance(getattr(s, f.name), float) and not math.isfinite(getattr(s, f.name)): raise ValueError(f"{f.name} must be a finite number, got {getattr(s, f.name)}")
-    if s.seed < 0: raise ValueError(f"seed must be 0 or more, got {s.seed}")
+        if isinstance(getattr(s, f.name), float) and not math.isfinite(getattr(s, f.name)):
+            raise ValueError(f"{f.name} must be a finite number, got {getattr(s, f.name)}")
+    if s.seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {s.seed}")
     for name in positive:
-        if not getattr(s, name) > 0: raise ValueError(f"{name} must be positive, got {getattr(s, name)}")
+        if not getattr(s, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(s, name)}")

@@ -15,102 +15,153 @@ from .encoders import features, load_encoder, load_joint, unit
 def check_widths(a, b):
     "Both sides come from one encoder."
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"features of different widths, {a.shape[1]} and {b.shape[1]}: encode both sides with the same encoder")
+        raise ValueError(
+            f"features of different widths, {a.shape[1]} and {b.shape[1]}: encode both sides with the same encoder"
+        )
+
 
 def similarity(
-    a:np.ndarray, # (N, D) unit rows
-    b:np.ndarray, # (M, D) unit rows
-)->np.ndarray:    # (N, M) in [0, 1]
+    a: np.ndarray,  # (N, D) unit rows
+    b: np.ndarray,  # (M, D) unit rows
+) -> np.ndarray:  # (N, M) in [0, 1]
     "s_p = max(0, cosine), to six decimals."
     check_widths(a, b)
-    return np.round(np.asarray(a, float)@np.asarray(b, float).T, 6).clip(0, 1)
+    return np.round(np.asarray(a, float) @ np.asarray(b, float).T, 6).clip(0, 1)
 
 # %% ../nbs/03_similarity.ipynb #2664cf79
 def record_text(
-    record:dict,
-    side:str,  # u or g
-)->str:
+    record: dict,
+    side: str,  # u or g
+) -> str:
     "What a record says on that side."
     return record["prompt"] if side == "g" else f"{record['question']} {record['answer']}"
 
 # %% ../nbs/03_similarity.ipynb #93b0077e
 SIMILARITIES = ("image", "text", "joint", "mixture")
 
+
 def part_weights(
-    similarity:str,    # one of SIMILARITIES
-    weights:tuple,     # of image, text and joint in a mixture
-    joint_encoder:str, # "" where there is none
-)->dict:               # part -> weight, above 0
+    similarity: str,  # one of SIMILARITIES
+    weights: tuple,  # of image, text and joint in a mixture
+    joint_encoder: str,  # "" where there is none
+) -> dict:  # part -> weight, above 0
     "Which parts a similarity has."
-    if similarity not in SIMILARITIES: raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
-    if similarity == "mixture" and (len(weights) != 3 or min(weights) < 0 or not abs(sum(weights) - 1) < 1e-6):
-        raise ValueError(f"weights are {weights}, but a mixture needs three of at least 0 that sum to 1: of image, text and joint")
-    parts = {part: w for part, w in zip(SIMILARITIES, weights) if w} if similarity == "mixture" else {similarity: 1.}
+    if similarity not in SIMILARITIES:
+        raise ValueError(
+            f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}"
+        )
+    if similarity == "mixture" and (
+        len(weights) != 3 or min(weights) < 0 or not abs(sum(weights) - 1) < 1e-6
+    ):
+        raise ValueError(
+            f"weights are {weights}, but a mixture needs three of at least 0 that sum to 1: of image, text and joint"
+        )
+    parts = (
+        {part: w for part, w in zip(SIMILARITIES, weights) if w}
+        if similarity == "mixture"
+        else {similarity: 1.0}
+    )
     if "joint" in parts and not joint_encoder:
-        raise ValueError("a joint similarity needs a joint_encoder: a CLIP or SigLIP by name or folder, or a file that fit_bridge made")
+        raise ValueError(
+            "a joint similarity needs a joint_encoder: a CLIP or SigLIP by name or folder, or a file that fit_bridge made"
+        )
     return parts
+
 
 class _Column:
     "The image or the text of every record, taken when asked for."
-    def __init__(self, records, side, kind): self.records, self.side, self.kind = records, side, kind
-    def __len__(self): return len(self.records)
-    def __getitem__(self, i): return record_text(self.records[i], self.side) if self.kind == "text" else self.records[i]["image"]
+
+    def __init__(self, records, side, kind):
+        self.records, self.side, self.kind = records, side, kind
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, i):
+        return (
+            record_text(self.records[i], self.side)
+            if self.kind == "text"
+            else self.records[i]["image"]
+        )
 
 # %% ../nbs/03_similarity.ipynb #4e7113bc
 def _together(images, texts, encoder):
     "Unit rows of images and texts added up in one space."
     if images.shape[1] != texts.shape[1]:
-        raise ValueError(f"encoder {encoder!r} puts images into {images.shape[1]} dimensions and texts into {texts.shape[1]}: a joint encoder has one space for both")
+        raise ValueError(
+            f"encoder {encoder!r} puts images into {images.shape[1]} dimensions and texts into {texts.shape[1]}: a joint encoder has one space for both"
+        )
     return unit(images + texts)
 
+
 def pair_features(
-    u_records:list,
-    g_records:list,
-    similarity:str="image",    # one of SIMILARITIES
-    encoder:str="pixels",      # reads images; names as in encoders.load_encoder
-    text_encoder:str="words",  # reads texts
-    joint_encoder="",          # reads both; a name, or what load_joint returned
-    weights:tuple=(.5, .5, 0), # of image, text and joint in a mixture
-    device:str="auto",         # auto, cpu or cuda
-    cache=None,                # folder, see encoders.features
-    images:tuple=None,         # (N_u, D), (N_g, D) features of the images, where they are known
-)->tuple:                      # (N_u, D), (N_g, D) unit rows: their inner product, cut at 0, is s_p
+    u_records: list,
+    g_records: list,
+    similarity: str = "image",  # one of SIMILARITIES
+    encoder: str = "pixels",  # reads images; names as in encoders.load_encoder
+    text_encoder: str = "words",  # reads texts
+    joint_encoder="",  # reads both; a name, or what load_joint returned
+    weights: tuple = (0.5, 0.5, 0),  # of image, text and joint in a mixture
+    device: str = "auto",  # auto, cpu or cuda
+    cache=None,  # folder, see encoders.features
+    images: tuple = None,  # (N_u, D), (N_g, D) features of the images, where they are known
+) -> tuple:  # (N_u, D), (N_g, D) unit rows: their inner product, cut at 0, is s_p
     "What each record is compared by."
     parts = part_weights(similarity, weights, joint_encoder)
+
     def read(name, kind):
         e = load_encoder(name, kind, device)
-        return [features(_Column(rows, side, kind), e, cache=cache, ids=[r["id"] for r in rows]) for rows, side in ((u_records, "u"), (g_records, "g"))]
+        return [
+            features(_Column(rows, side, kind), e, cache=cache, ids=[r["id"] for r in rows])
+            for rows, side in ((u_records, "u"), (g_records, "g"))
+        ]
+
     blocks = []
     for part, w in parts.items():
         if part == "joint":
             image, text = load_joint(joint_encoder, device)
-            both = [_together(i, t, image.name) for i, t in zip(read(image, "image"), read(text, "text"))]
-        elif part == "image" and images: both = images
-        else: both = read(encoder if part == "image" else text_encoder, part)
-        blocks.append([np.float32(w**.5)*f for f in both])
+            both = [
+                _together(i, t, image.name)
+                for i, t in zip(read(image, "image"), read(text, "text"))
+            ]
+        elif part == "image" and images:
+            both = images
+        else:
+            both = read(encoder if part == "image" else text_encoder, part)
+        blocks.append([np.float32(w**0.5) * f for f in both])
     return tuple(np.concatenate(side, 1) for side in zip(*blocks))
 
 # %% ../nbs/03_similarity.ipynb #22a9319f
 def chance(
-    s,          # similarities, of any shape
+    s,  # similarities, of any shape
     by_chance,  # similarities of random pairs
-)->np.ndarray:  # shares between 0 and 1, in the shape of s
+) -> np.ndarray:  # shares between 0 and 1, in the shape of s
     "How many random pairs are at least as similar."
     ordered = np.sort(np.ravel(by_chance))
-    return 1 - np.searchsorted(ordered, s)/len(ordered)
+    return 1 - np.searchsorted(ordered, s) / len(ordered)
 
 # %% ../nbs/03_similarity.ipynb #0c996f56
 def draw_similarities(
-    kinds:dict,   # "aligned", "retrieved" and "random", or what you call them in this order -> similarities
-    delta:float,  # the threshold
+    kinds: dict,  # "aligned", "retrieved" and "random", or what you call them in this order -> similarities
+    delta: float,  # the threshold
     ax,
-    title:str="",
+    title: str = "",
 ):
     "Distributions of similarity by kind of pair: filled, hollow, dotted."
-    styles = dict(histtype="stepfilled", color="lightgray"), dict(histtype="step", color="black", lw=1.5), dict(histtype="step", color="black", ls=":", lw=1.5)
-    for (name, s), style in zip(kinds.items(), styles): ax.hist(s, bins=50, range=(0, 1.0001), density=True, label=name, **style)
+    styles = (
+        dict(histtype="stepfilled", color="lightgray"),
+        dict(histtype="step", color="black", lw=1.5),
+        dict(histtype="step", color="black", ls=":", lw=1.5),
+    )
+    for (name, s), style in zip(kinds.items(), styles):
+        ax.hist(s, bins=50, range=(0, 1.0001), density=True, label=name, **style)
     ax.axvline(delta, color="tab:red", lw=1)
     share = chance(delta, kinds[list(kinds)[-1]])
-    ax.set(xlim=(0, 1.01), xlabel="similarity $s_p$", yticks=[], title=f"{title}: {share:.1%} of random pairs reach {delta}")
+    ax.set(
+        xlim=(0, 1.01),
+        xlabel="similarity $s_p$",
+        yticks=[],
+        title=f"{title}: {share:.1%} of random pairs reach {delta}",
+    )
     ax.title.set_fontsize(9)
     return ax

@@ -19,27 +19,42 @@ def indent_code(
     source: str,  # Python code
 ) -> str:  # the same code, four spaces in; the inside of multi-line strings untouched
     "Indent code without altering its strings"
-    inside = {line for node in ast.walk(ast.parse(source))
-              if isinstance(node, ast.JoinedStr) or isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))
-              for line in range(node.lineno, node.end_lineno)}
+    inside = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.JoinedStr)
+        or isinstance(node, ast.Constant)
+        and isinstance(node.value, (str, bytes))
+        for line in range(node.lineno, node.end_lineno)
+    }
     lines = source.strip("\n").split("\n")
-    return "\n".join(line if i in inside or not line else "    " + line for i, line in enumerate(lines))
+    return "\n".join(
+        line if i in inside or not line else "    " + line for i, line in enumerate(lines)
+    )
 
 # %% ../nbs/99_testgen.ipynb #a99t0013
 MARKS = ("slow", "gpu", "browser")  # directives that become pytest marks
+
 
 def is_test(
     node: ast.stmt,  # a statement at the top of a cell
 ) -> bool:  # whether pytest would collect it
     "Is this statement a test function or class?"
-    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name.lower().startswith("test")
+    return isinstance(
+        node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    ) and node.name.lower().startswith("test")
+
 
 def calls_test(
     node: ast.stmt,  # a statement at the top of a cell
 ) -> bool:  # whether it only calls a test
     "Is this statement a bare call such as `test_x()`?"
-    return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-            and isinstance(node.value.func, ast.Name) and node.value.func.id.startswith("test_"))
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        and node.value.func.id.startswith("test_")
+    )
 
 # %% ../nbs/99_testgen.ipynb #a99t0014
 def keep_functions(
@@ -49,12 +64,17 @@ def keep_functions(
     "Put marks above the tests of a cell and drop the calls of them"
     lines = source.strip("\n").split("\n")
     for node in reversed(ast.parse("\n".join(lines)).body):
-        if calls_test(node): del lines[node.lineno - 1:node.end_lineno]
+        if calls_test(node):
+            del lines[node.lineno - 1 : node.end_lineno]
         elif is_test(node):
             first = min([node.lineno] + [d.lineno for d in node.decorator_list])
-            lines[first - 1:first - 1] = [f"@pytest.mark.{m}" for m in marks]
-        elif any(isinstance(n, ast.Assert) for n in ast.walk(node)) and not hasattr(node, "decorator_list"):
-            raise ValueError("has an assert outside any function; name the cell (`#| test some_name`) or write a function")
+            lines[first - 1 : first - 1] = [f"@pytest.mark.{m}" for m in marks]
+        elif any(isinstance(n, ast.Assert) for n in ast.walk(node)) and not hasattr(
+            node, "decorator_list"
+        ):
+            raise ValueError(
+                "has an assert outside any function; name the cell (`#| test some_name`) or write a function"
+            )
     return "\n".join(lines).strip("\n")
 
 # %% ../nbs/99_testgen.ipynb #a99t0015
@@ -63,28 +83,48 @@ def as_test(
 ) -> str:  # code for the test file
     "Turn one marked cell into test code"
     marks = [m for m in MARKS if m in cell.directives_]
-    if not cell.directives_["test"]: return keep_functions(cell.source, marks)
+    if not cell.directives_["test"]:
+        return keep_functions(cell.source, marks)
     name = "test_" + "_".join(cell.directives_["test"])
-    if not name.isidentifier(): raise ValueError(f"has the test name {name!r}, which is no Python name; use letters, digits and _")
-    return "".join(f"@pytest.mark.{m}\n" for m in marks) + f"def {name}():\n" + indent_code(cell.source)
+    if not name.isidentifier():
+        raise ValueError(
+            f"has the test name {name!r}, which is no Python name; use letters, digits and _"
+        )
+    return (
+        "".join(f"@pytest.mark.{m}\n" for m in marks)
+        + f"def {name}():\n"
+        + indent_code(cell.source)
+    )
 
 # %% ../nbs/99_testgen.ipynb #a99t0022
 def names_made(
     source: str,  # Python code
 ) -> set:  # names it defines or imports at its top level
     "The names that code leaves behind"
-    return {s.get_name() for s in symtable.symtable(source, "cell", "exec").get_symbols() if s.is_assigned() or s.is_imported()}
+    return {
+        s.get_name()
+        for s in symtable.symtable(source, "cell", "exec").get_symbols()
+        if s.is_assigned() or s.is_imported()
+    }
 
 # %% ../nbs/99_testgen.ipynb #a99t0023
 def names_needed(
     source: str,  # Python code
 ) -> set:  # names it reads, but nobody in it defines
     "The names that code expects from outside"
+
     def tables(table):
         yield table
-        for child in table.get_children(): yield from tables(child)
+        for child in table.get_children():
+            yield from tables(child)
+
     top = symtable.symtable(source, "cell", "exec")
-    read = {s.get_name() for t in tables(top) for s in t.get_symbols() if s.is_referenced() and (t is top or s.is_global())}
+    read = {
+        s.get_name()
+        for t in tables(top)
+        for s in t.get_symbols()
+        if s.is_referenced() and (t is top or s.is_global())
+    }
     return read - names_made(source) - set(dir(builtins)) - {"__file__"}
 
 # %% ../nbs/99_testgen.ipynb #a99t0027
@@ -97,9 +137,14 @@ def import_lines(
     for cell in cells:
         lines |= {name: f"from {module} import {name}" for name in names_made(cell.source)}
         for node in ast.parse(cell.source).body:
-            if not isinstance(node, (ast.Import, ast.ImportFrom)): continue
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
             for alias in node.names:
-                one = ast.ImportFrom(node.module, [alias], node.level) if isinstance(node, ast.ImportFrom) else ast.Import([alias])
+                one = (
+                    ast.ImportFrom(node.module, [alias], node.level)
+                    if isinstance(node, ast.ImportFrom)
+                    else ast.Import([alias])
+                )
                 lines[alias.asname or alias.name.split(".")[0]] = ast.unparse(one)
     return lines
 
@@ -109,7 +154,9 @@ def read_cells(
 ) -> list:  # its code cells; `directives_` says how each is marked, `source` is the rest
     "The code cells of a notebook, directives taken off"
     from nbdev.process import NBProcessor
+
     return [c for c in NBProcessor(path).nb.cells if c.cell_type == "code"]
+
 
 def exported_cells(
     cells: list,  # from `read_cells`
@@ -117,14 +164,18 @@ def exported_cells(
     "The cells marked for export"
     return [c for c in cells if {"export", "exports", "exporti"} & set(c.directives_)]
 
+
 def module_name(
     cells: list,  # from `read_cells`
 ) -> str | None:  # what `#| default_exp` says
     "The module a notebook writes"
-    return next((c.directives_["default_exp"][0] for c in cells if "default_exp" in c.directives_), None)
+    return next(
+        (c.directives_["default_exp"][0] for c in cells if "default_exp" in c.directives_), None
+    )
 
 # %% ../nbs/99_testgen.ipynb #a99t0032
 HEADER = "# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/"  # nbdev begins its modules with the same words
+
 
 def marked_code(
     path: Path,  # the notebook, for error messages
@@ -133,10 +184,14 @@ def marked_code(
     "Every test cell of a notebook as one piece of code"
     blocks = []
     for cell in cells:
-        if "test:" in cell.directives_: raise ValueError(f"{path.name}, cell {cell.id}: write `#| test name`, without a colon")
-        if "test" not in cell.directives_: continue
-        try: blocks.append(f"# %% ../nbs/{path.name} #{cell.id}\n{as_test(cell)}")
-        except (SyntaxError, ValueError) as error: raise ValueError(f"{path.name}, cell {cell.id}: {error}") from error
+        if "test:" in cell.directives_:
+            raise ValueError(f"{path.name}, cell {cell.id}: write `#| test name`, without a colon")
+        if "test" not in cell.directives_:
+            continue
+        try:
+            blocks.append(f"# %% ../nbs/{path.name} #{cell.id}\n{as_test(cell)}")
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{path.name}, cell {cell.id}: {error}") from error
     return "\n\n".join(blocks)
 
 # %% ../nbs/99_testgen.ipynb #a99t0033
@@ -147,15 +202,23 @@ def make_test_file(
     "The pytest file of one notebook"
     cells = read_cells(path)
     code, module = marked_code(path, cells), module_name(cells)
-    if not code: return None
-    if module is None: raise ValueError(f"{path.name}: has test cells but no `#| default_exp`; name its module")
+    if not code:
+        return None
+    if module is None:
+        raise ValueError(f"{path.name}: has test cells but no `#| default_exp`; name its module")
     names = [n.name for n in ast.parse(code).body if is_test(n)]
-    if twice := {n for n in names if names.count(n) > 1}: raise ValueError(f"{path.name}: two tests are called {sorted(twice)}; rename one")
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise ValueError(f"{path.name}: two tests are called {sorted(twice)}; rename one")
     known = import_lines(exported_cells(cells), f"{package}.{module}") | {"pytest": "import pytest"}
     needed = names_needed(code)
-    if unknown := needed - set(known): raise ValueError(f"{path.name}: tests use {sorted(unknown)}, defined in no exported or test cell")
+    if unknown := needed - set(known):
+        raise ValueError(
+            f"{path.name}: tests use {sorted(unknown)}, defined in no exported or test cell"
+        )
     ours = f"from {package}.{module} import "
-    lines = {known[n] for n in needed if not known[n].startswith(ours)} | {ours + ", ".join(sorted(n for n in needed if known[n].startswith(ours)))}
+    lines = {known[n] for n in needed if not known[n].startswith(ours)} | {
+        ours + ", ".join(sorted(n for n in needed if known[n].startswith(ours)))
+    }
     imports = "\n".join(sorted(line for line in lines if line != ours))
     return f"test_{module.replace('.', '_')}.py", f"{HEADER}{path.name}.\n\n{imports}\n\n{code}\n"
 
@@ -167,8 +230,10 @@ def modules_imported(
     "The modules of the package that code imports"
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import): found |= {a.name for a in node.names}
-        if isinstance(node, ast.ImportFrom) and not node.level: found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
     return {name.removeprefix(package + ".") for name in found if name.startswith(package + ".")}
 
 # %% ../nbs/99_testgen.ipynb #a99t0041
@@ -179,9 +244,13 @@ def backward_imports(
     "Imports from the same or a later notebook"
     cells = {path.name: read_cells(path) for path in sorted(folder.glob("*.ipynb"))}
     home = {module_name(c): name for name, c in cells.items()}
-    return [f"{name}: imports {module} from {home[module]}, which does not come before it; move the code or the notebook"
-            for name, own in cells.items() for cell in exported_cells(own)
-            for module in sorted(modules_imported(cell.source, package)) if module in home and home[module] >= name]
+    return [
+        f"{name}: imports {module} from {home[module]}, which does not come before it; move the code or the notebook"
+        for name, own in cells.items()
+        for cell in exported_cells(own)
+        for module in sorted(modules_imported(cell.source, package))
+        if module in home and home[module] >= name
+    ]
 
 # %% ../nbs/99_testgen.ipynb #a99t0044
 def project(
@@ -189,9 +258,9 @@ def project(
 ) -> tuple:  # (root, the package's name)
     "The nearest folder above that holds settings.ini"
     for root in [start, *start.parents]:
-        if (root/"settings.ini").exists():
+        if (root / "settings.ini").exists():
             config = ConfigParser(delimiters=["="])
-            config.read(root/"settings.ini", encoding="utf-8")
+            config.read(root / "settings.ini", encoding="utf-8")
             return root, config["DEFAULT"]["lib_path"]
     raise ValueError(f"{start}: no settings.ini here or above; run this inside the project")
 
@@ -200,7 +269,9 @@ def is_generated(
     path: Path,  # a .py file
 ) -> bool:  # whether an export wrote it
     "Does this file begin as an export begins one?"
-    return any(line.startswith(HEADER) for line in path.read_text(encoding="utf-8").splitlines()[:5])
+    return any(
+        line.startswith(HEADER) for line in path.read_text(encoding="utf-8").splitlines()[:5]
+    )
 
 # %% ../nbs/99_testgen.ipynb #a99t0046
 def export_notebook(
@@ -211,18 +282,29 @@ def export_notebook(
     "Clean one notebook, write its module and its tests"
     from nbdev.clean import nbdev_clean
     from nbdev.export import nb_export
+
     nbdev_clean(fname=str(path))
     cells = read_cells(path)
     module = module_name(cells)
-    if module is None and exported_cells(cells): raise ValueError(f"{path.name}: has cells to export but no `#| default_exp`; name its module")
+    if module is None and exported_cells(cells):
+        raise ValueError(
+            f"{path.name}: has cells to export but no `#| default_exp`; name its module"
+        )
     for cell in exported_cells(cells):
-        try: ast.parse(cell.source)
-        except SyntaxError as error: raise ValueError(f"{path.name}, cell {cell.id}, line {error.lineno}: {error.msg}") from error
+        try:
+            ast.parse(cell.source)
+        except SyntaxError as error:
+            raise ValueError(
+                f"{path.name}, cell {cell.id}, line {error.lineno}: {error.msg}"
+            ) from error
     nb_export(path)
-    files = {root/package/f"{module.replace('.', '/')}.py"} if module else set()
+    files = {root / package / f"{module.replace('.', '/')}.py"} if module else set()
     if made := make_test_file(path, package):
-        target = root/"tests"/made[0]
-        if target.exists() and not is_generated(target): raise ValueError(f"{path.name}: its tests belong in {target.name}, which was written by hand; rename that file")
+        target = root / "tests" / made[0]
+        if target.exists() and not is_generated(target):
+            raise ValueError(
+                f"{path.name}: its tests belong in {target.name}, which was written by hand; rename that file"
+            )
         target.parent.mkdir(exist_ok=True)
         target.write_text(made[1], encoding="utf-8")
         files.add(target)
@@ -236,15 +318,21 @@ def export(
 ) -> None:
     "Notebooks to modules and tests; one wrong notebook does not stop the others"
     from nbdev.config import add_init
+
     files, errors = set(), []
-    for path in sorted(only or (root/"nbs").glob("*.ipynb")):
-        try: files |= export_notebook(path, root, package)
-        except ValueError as error: errors.append(str(error))
-    add_init(root/package)
-    if errors: raise ValueError("\n".join(errors))
-    if only: return
-    for path in [*(root/package).rglob("*.py"), *(root/"tests").rglob("*.py")]:
-        if is_generated(path) and path not in files: path.unlink()
+    for path in sorted(only or (root / "nbs").glob("*.ipynb")):
+        try:
+            files |= export_notebook(path, root, package)
+        except ValueError as error:
+            errors.append(str(error))
+    add_init(root / package)
+    if errors:
+        raise ValueError("\n".join(errors))
+    if only:
+        return
+    for path in [*(root / package).rglob("*.py"), *(root / "tests").rglob("*.py")]:
+        if is_generated(path) and path not in files:
+            path.unlink()
 
 # %% ../nbs/99_testgen.ipynb #a99t0049
 def sources(
@@ -252,8 +340,16 @@ def sources(
     package: str,  # e.g. `pairuni_nb`
 ) -> dict:  # path inside the project -> lines
     "The files that an export reads or writes"
-    found = [*(root/"nbs").glob("*.ipynb"), *(root/package).rglob("*.py"), *(root/"tests").rglob("*.py")]
-    return {str(p.relative_to(root)): p.read_text(encoding="utf-8").splitlines() for p in found if p.name != "_modidx.py"}
+    found = [
+        *(root / "nbs").glob("*.ipynb"),
+        *(root / package).rglob("*.py"),
+        *(root / "tests").rglob("*.py"),
+    ]
+    return {
+        str(p.relative_to(root)): p.read_text(encoding="utf-8").splitlines()
+        for p in found
+        if p.name != "_modidx.py"
+    }
 
 # %% ../nbs/99_testgen.ipynb #a99t0050
 def check(
@@ -262,25 +358,47 @@ def check(
 ) -> str:  # a diff and sentences; empty when all is well
     "What an export would change, and imports that go backward"
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)/root.name
+        copy = Path(folder) / root.name
         for name in ("nbs", package, "tests"):
-            if (root/name).exists(): shutil.copytree(root/name, copy/name, ignore=shutil.ignore_patterns("__pycache__", "assets", ".*"))
-        shutil.copy(root/"settings.ini", copy)
-        run = subprocess.run([sys.executable, "-m", "pairuni_nb.testgen"], cwd=copy, capture_output=True, text=True)
-        if run.returncode: return run.stderr
+            if (root / name).exists():
+                shutil.copytree(
+                    root / name,
+                    copy / name,
+                    ignore=shutil.ignore_patterns("__pycache__", "assets", ".*"),
+                )
+        shutil.copy(root / "settings.ini", copy)
+        run = subprocess.run(
+            [sys.executable, "-m", "pairuni_nb.testgen"], cwd=copy, capture_output=True, text=True
+        )
+        if run.returncode:
+            return run.stderr
         old, new = sources(root, package), sources(copy, package)
-    changes = [line[:200] for name in sorted(old | new) for line in
-               difflib.unified_diff(old.get(name, []), new.get(name, []), name, name + " (exported)", n=1, lineterm="")]
-    return "\n".join(changes + backward_imports(root/"nbs", package))
+    changes = [
+        line[:200]
+        for name in sorted(old | new)
+        for line in difflib.unified_diff(
+            old.get(name, []), new.get(name, []), name, name + " (exported)", n=1, lineterm=""
+        )
+    ]
+    return "\n".join(changes + backward_imports(root / "nbs", package))
 
 # %% ../nbs/99_testgen.ipynb #a99t0055
 def main() -> None:
     "Command line of `pairuni-export`"
-    parser = argparse.ArgumentParser("pairuni-export", description="Write the modules and the tests from the notebooks.")
+    parser = argparse.ArgumentParser(
+        "pairuni-export", description="Write the modules and the tests from the notebooks."
+    )
     parser.add_argument("notebooks", nargs="*", type=Path, help="export only these; default: all")
-    parser.add_argument("--check", action="store_true", help="change nothing; show what an export would change and fail if anything")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="change nothing; show what an export would change and fail if anything",
+    )
     args = parser.parse_args()
-    if find_spec("nbdev") is None: sys.exit("pairuni-export needs nbdev, which only developers install: pip install -e '.[dev]'")
+    if find_spec("nbdev") is None:
+        sys.exit(
+            "pairuni-export needs nbdev, which only developers install: pip install -e '.[dev]'"
+        )
     only = [path.resolve() for path in args.notebooks]
     try:
         root, package = project(Path.cwd())
@@ -289,8 +407,11 @@ def main() -> None:
             problems = check(root, package)
             print(problems or "in step")
             sys.exit(1 if problems else 0)
-        else: export(root, package, only)
-    except ValueError as error: sys.exit(str(error))
+        else:
+            export(root, package, only)
+    except ValueError as error:
+        sys.exit(str(error))
 
 # %% ../nbs/99_testgen.ipynb #a99t0056
-if __name__ == "__main__" and "__file__" in globals(): main()  # `python -m pairuni_nb.testgen`, but not this notebook
+if __name__ == "__main__" and "__file__" in globals():
+    main()  # `python -m pairuni_nb.testgen`, but not this notebook

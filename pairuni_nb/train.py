@@ -40,68 +40,100 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .evaluate import evaluate
 from .janus_nano import load_janus
-from .pair_grpo import WEIGHTINGS, group_advantage, loss_normalizer, modulate, pair_weight, policy_loss
+from pairuni_nb.pair_grpo import (
+    WEIGHTINGS,
+    group_advantage,
+    loss_normalizer,
+    modulate,
+    pair_weight,
+    policy_loss,
+)
 from .pairing import stored_rows
 from .records_io import write_whole
-from .rewards import answer_accuracy, reward_matrix, scene_reward, target_similarity, well_formed
+from pairuni_nb.rewards import (
+    answer_accuracy,
+    reward_matrix,
+    scene_reward,
+    target_similarity,
+    well_formed,
+)
 from .rollout import JanusPolicy, Rollouts, Sampling, gap, join, noise
 from .settings import TrainSettings, check, one_of
 from .world import question_text, records
 
 # %% ../nbs/10_train.ipynb #1e5f6120
 def rows_of_step(
-    n:int,    # pairs in the data set
-    P:int,    # pairs per step
-    seed:int,
-    step:int,
-)->list:      # P indices
+    n: int,  # pairs in the data set
+    P: int,  # pairs per step
+    seed: int,
+    step: int,
+) -> list:  # P indices
     "The pairs of a step: epoch after epoch, each in its own seeded order."
-    at = range(step*P, (step+1)*P)
-    order = {epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in {i//n for i in at}}
-    return [int(order[i//n][i % n]) for i in at]
+    at = range(step * P, (step + 1) * P)
+    order = {
+        epoch: np.random.default_rng([seed, epoch]).permutation(n) for epoch in {i // n for i in at}
+    }
+    return [int(order[i // n][i % n]) for i in at]
 
 # %% ../nbs/10_train.ipynb #f090d0c4
 def side_rows(
-    rows:list, # pair rows
-    task:str,  # "u" or "g"
-)->list:       # records of that side, each with its pair's index among the rows
+    rows: list,  # pair rows
+    task: str,  # "u" or "g"
+) -> list:  # records of that side, each with its pair's index among the rows
     "The records of one side of some pairs."
     keys = ("id", "image", "scene")
     own = ("question", "choices", "answer", "matcher") if task == "u" else ("prompt",)
-    return [{k: r[f"{task}_{k}"] for k in keys} | {k: r[k] for k in own} | {"pair": i}
-            for i, r in enumerate(rows) if r["question" if task == "u" else "prompt"] is not None]
+    return [
+        {k: r[f"{task}_{k}"] for k in keys} | {k: r[k] for k in own} | {"pair": i}
+        for i, r in enumerate(rows)
+        if r["question" if task == "u" else "prompt"] is not None
+    ]
 
 # %% ../nbs/10_train.ipynb #c0b74c6f
-def process()->tuple: # number of this process, how many there are
+def process() -> tuple:  # number of this process, how many there are
     "0 and 1 without a launcher."
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
 
-def own(rows:torch.Tensor)->tuple: # (n,) -> some of them, whether they count
+
+def own(rows: torch.Tensor) -> tuple:  # (n,) -> some of them, whether they count
     "This process's part of some rows; with more processes than rows, a stand-in that does not count, so that nobody waits."
     rank, n = process()
     mine = rows.tensor_split(n)[rank]
     return (mine, True) if len(mine) else (rows[:1], False)
 
-def from_all(value)->list:
+
+def from_all(value) -> list:
     "Every process's value, on each of them."
-    values = [value]*process()[1]
-    if len(values) > 1: dist.all_gather_object(values, value)
+    values = [value] * process()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
     return values
 
 # %% ../nbs/10_train.ipynb #5bbed485
 def roll_out(
-    policy:JanusPolicy,
-    truths:list,       # records of one side
-    task:str,
-    ids:list,          # a stable number for each record, for its noise
-    step:int,
-    s:TrainSettings,
-)->tuple:              # this process's Rollouts, their outputs (texts or images), whether they count
+    policy: JanusPolicy,
+    truths: list,  # records of one side
+    task: str,
+    ids: list,  # a stable number for each record, for its noise
+    step: int,
+    s: TrainSettings,
+) -> tuple:  # this process's Rollouts, their outputs (texts or images), whether they count
     "K answers, or K images, for each record."
     sampling = Sampling(s.temperature, s.cfg_weight, s.cfg_scoring, s.max_new_tokens)
-    if task == "u": prompts = policy.text_prompts([question_text(t["question"], t["choices"]) for t in truths], [t["image"] for t in truths])
-    else: prompts = policy.image_prompts([t["prompt"] for t in truths])
-    uniforms = noise(s.seed, step, [f"{task}{i}" for i in ids], s.rollouts, policy.length(task, sampling))
+    if task == "u":
+        prompts = policy.text_prompts(
+            [question_text(t["question"], t["choices"]) for t in truths],
+            [t["image"] for t in truths],
+        )
+    else:
+        prompts = policy.image_prompts([t["prompt"] for t in truths])
+    uniforms = noise(
+        s.seed, step, [f"{task}{i}" for i in ids], s.rollouts, policy.length(task, sampling)
+    )
     rows, counts = own(torch.arange(len(uniforms)))
     rollouts = policy.sample(prompts, s.rollouts, uniforms, sampling, rows, s.rollout_gb)
     return rollouts, policy.texts(rollouts) if task == "u" else policy.images(rollouts), counts
@@ -109,88 +141,127 @@ def roll_out(
 # %% ../nbs/10_train.ipynb #180464ab
 class Side:
     "One task's rollouts of a step with what the update needs."
-    def __init__(self,
-        rollouts:Rollouts,
-        rewards:torch.Tensor, # (P, K), NaN where missing
-        weights:torch.Tensor, # (P,)
-        outputs,              # texts or images
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        rewards: torch.Tensor,  # (P, K), NaN where missing
+        weights: torch.Tensor,  # (P,)
+        outputs,  # texts or images
     ):
         self.rollouts, self.rewards, self.outputs = rollouts, rewards, outputs
-        self.advantages = modulate(group_advantage(rewards), weights).flatten().to(rollouts.tokens.device)  # (R,)
+        self.advantages = (
+            modulate(group_advantage(rewards), weights).flatten().to(rollouts.tokens.device)
+        )  # (R,)
         self.old_logp, self.ref_logp = rollouts.logp, None
 
 # %% ../nbs/10_train.ipynb #27bc8521
 def together(
-    rollouts:Rollouts,    # this process's
-    values:torch.Tensor,  # (R,) their rewards
-    outputs,              # their outputs
-    counts:bool,
-    pad:int,
-)->tuple:                 # all processes' rollouts, rewards and texts; images stay where they are
+    rollouts: Rollouts,  # this process's
+    values: torch.Tensor,  # (R,) their rewards
+    outputs,  # their outputs
+    counts: bool,
+    pad: int,
+) -> tuple:  # all processes' rollouts, rewards and texts; images stay where they are
     "The step as one process would have it."
-    if process()[1] == 1: return rollouts, values, outputs
+    if process()[1] == 1:
+        return rollouts, values, outputs
     texts = outputs if rollouts.task == "u" else []
-    parts = [part for part in from_all(({n: x.cpu() for n, x in rollouts.by_row().items()}, values, texts) if counts else None) if part]
-    rows = [replace(rollouts, **{n: x.to(rollouts.tokens.device) for n, x in part[0].items()}) for part in parts]
-    return join(rows, pad), torch.cat([part[1] for part in parts]), sum((part[2] for part in parts), [])
+    parts = [
+        part
+        for part in from_all(
+            ({n: x.cpu() for n, x in rollouts.by_row().items()}, values, texts) if counts else None
+        )
+        if part
+    ]
+    rows = [
+        replace(rollouts, **{n: x.to(rollouts.tokens.device) for n, x in part[0].items()})
+        for part in parts
+    ]
+    return (
+        join(rows, pad),
+        torch.cat([part[1] for part in parts]),
+        sum((part[2] for part in parts), []),
+    )
+
 
 def collect(
-    policy:JanusPolicy,
-    rows:list,      # P pair rows
-    ids:list,       # their indices in the data set
-    step:int,
-    s:TrainSettings,
-    rewards:dict,   # {"u": function, "g": function}
-)->tuple:           # {task: Side}, seconds by phase
+    policy: JanusPolicy,
+    rows: list,  # P pair rows
+    ids: list,  # their indices in the data set
+    step: int,
+    s: TrainSettings,
+    rewards: dict,  # {"u": function, "g": function}
+) -> tuple:  # {task: Side}, seconds by phase
     "Roll out both sides of some pairs, reward them and weigh their advantages."
-    sides, sec = {}, dict(sec_rollout=0., sec_reward=0.)
+    sides, sec = {}, dict(sec_rollout=0.0, sec_reward=0.0)
     for task in "ug":
         truths = side_rows(rows, task)
-        if not truths: continue
+        if not truths:
+            continue
         t0 = time.perf_counter()
-        rollouts, outputs, counts = roll_out(policy, truths, task, [ids[t["pair"]] for t in truths], step, s)
+        rollouts, outputs, counts = roll_out(
+            policy, truths, task, [ids[t["pair"]] for t in truths], step, s
+        )
         t1 = time.perf_counter()
         of = [truths[g] for g in rollouts.group.tolist()]
-        values = reward_matrix(rewards[task], [t["question" if task == "u" else "prompt"] for t in of], outputs, of, 1)[:, 0]
+        values = reward_matrix(
+            rewards[task], [t["question" if task == "u" else "prompt"] for t in of], outputs, of, 1
+        )[:, 0]
         rollouts, values, outputs = together(rollouts, values, outputs, counts, policy.pad)
         pairs = [rows[t["pair"]] for t in truths]
-        weights = pair_weight(torch.tensor([r["similarity"] for r in pairs]), torch.tensor([r["kind"] != "retrieved" for r in pairs]),
-                              s.weighting if s.method == "pair-grpo" else "none")
+        weights = pair_weight(
+            torch.tensor([r["similarity"] for r in pairs]),
+            torch.tensor([r["kind"] != "retrieved" for r in pairs]),
+            s.weighting if s.method == "pair-grpo" else "none",
+        )
         sides[task] = Side(rollouts, values.view(len(truths), s.rollouts), weights, outputs)
-        sec["sec_rollout"] += t1 - t0; sec["sec_reward"] += time.perf_counter() - t1
+        sec["sec_rollout"] += t1 - t0
+        sec["sec_reward"] += time.perf_counter() - t1
     return sides, sec
 
 # %% ../nbs/10_train.ipynb #0af46091
 def passes(
-    n:int,           # rows
-    micro_batch:int, # rows of a pass, in each process
-):                   # yields rows of this process (m,), whether they count, whether they are the last
+    n: int,  # rows
+    micro_batch: int,  # rows of a pass, in each process
+):  # yields rows of this process (m,), whether they count, whether they are the last
     "Forward and backward passes, as many in every process."
-    for rows in torch.arange(n).split(micro_batch*process()[1]): yield *own(rows), rows[-1] == n-1
+    for rows in torch.arange(n).split(micro_batch * process()[1]):
+        yield *own(rows), rows[-1] == n - 1
 
-def larger(a:float, b:float)->float:
+
+def larger(a: float, b: float) -> float:
     "The larger of two numbers; NaN if one is, where Python's own `max` may hide it."
     return float(np.maximum(a, b))
 
-def of_all(stats:dict)->dict: # of this process -> of all
+
+def of_all(stats: dict) -> dict:  # of this process -> of all
     "Sums over the processes; of a largest value, the largest."
     each = from_all(stats)
-    return {k: reduce(larger if k.startswith(("ratio_max", "gap", "grad_norm")) else add, [e[k] for e in each]) for k in stats}
+    return {
+        k: reduce(
+            larger if k.startswith(("ratio_max", "gap", "grad_norm")) else add, [e[k] for e in each]
+        )
+        for k in stats
+    }
 
 # %% ../nbs/10_train.ipynb #e6a4f1d2
 def forget(policy):
     "Zero what ZeRO stage 3 keeps of the gradients of a step: it would add to those that the next step's first pass does not use."
-    if hasattr(policy, "zero_optimization_partition_weights") and policy.zero_optimization_partition_weights():
+    if (
+        hasattr(policy, "zero_optimization_partition_weights")
+        and policy.zero_optimization_partition_weights()
+    ):
         policy.optimizer.grad_partitions_flat_buffer.zero_()
 
 # %% ../nbs/10_train.ipynb #162d6d6d
 def update(
-    policy,               # scores rollouts: policy(rollouts, rows) -> (rows, T)
-    opt:torch.optim.Optimizer,
-    sides:dict,           # {task: Side}
-    s:TrainSettings,
-    accelerator:Accelerator,
-)->dict:                  # statistics of the update
+    policy,  # scores rollouts: policy(rollouts, rows) -> (rows, T)
+    opt: torch.optim.Optimizer,
+    sides: dict,  # {task: Side}
+    s: TrainSettings,
+    accelerator: Accelerator,
+) -> dict:  # statistics of the update
     "`num_iterations` clipped steps on one batch of rollouts."
     stats = {}
     for iteration in range(s.num_iterations):
@@ -199,402 +270,688 @@ def update(
             for rows, counts, last in passes(len(side.rollouts), s.micro_batch):
                 part, logp = side.rollouts.index(rows), policy(side.rollouts, rows)
                 ref = None if side.ref_logp is None else side.ref_logp[rows]
-                loss, st = policy_loss(logp, side.old_logp[rows], side.advantages[rows], part.mask, s.clip_eps, s.beta, ref, s.loss_type, normalizer)
-                accelerator.sync_gradients = last and task == list(sides)[-1]  # DeepSpeed's engine steps there, in its backward pass
-                accelerator.backward(loss*(counts*process()[1]))
-                share = counts*len(rows)/len(side.rollouts)
-                for k, v in st.items(): sums[k] = larger(sums.get(k, 0.), v.item()) if k == "ratio_max" else sums.get(k, 0.) + share*v.item()
-                sums["loss"] = sums.get("loss", 0.) + counts*loss.item()
-                if iteration == 0: stats[f"gap_{task}"] = larger(stats.get(f"gap_{task}", 0.), gap(part, logp))
+                loss, st = policy_loss(
+                    logp,
+                    side.old_logp[rows],
+                    side.advantages[rows],
+                    part.mask,
+                    s.clip_eps,
+                    s.beta,
+                    ref,
+                    s.loss_type,
+                    normalizer,
+                )
+                accelerator.sync_gradients = (
+                    last and task == list(sides)[-1]
+                )  # DeepSpeed's engine steps there, in its backward pass
+                accelerator.backward(loss * (counts * process()[1]))
+                share = counts * len(rows) / len(side.rollouts)
+                for k, v in st.items():
+                    sums[k] = (
+                        larger(sums.get(k, 0.0), v.item())
+                        if k == "ratio_max"
+                        else sums.get(k, 0.0) + share * v.item()
+                    )
+                sums["loss"] = sums.get("loss", 0.0) + counts * loss.item()
+                if iteration == 0:
+                    stats[f"gap_{task}"] = larger(stats.get(f"gap_{task}", 0.0), gap(part, logp))
             stats |= {f"{k}_{task}": v for k, v in sums.items()}
-        stats["grad_norm"] = float(accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm))
-        if not math.isfinite(stats["grad_norm"]): raise ValueError("the gradient of this step is not finite: lower lr, and go on from the last checkpoint with --resume")
-        opt.step(); opt.zero_grad(); forget(policy)
+        stats["grad_norm"] = float(
+            accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm)
+        )
+        if not math.isfinite(stats["grad_norm"]):
+            raise ValueError(
+                "the gradient of this step is not finite: lower lr, and go on from the last checkpoint with --resume"
+            )
+        opt.step()
+        opt.zero_grad()
+        forget(policy)
     return of_all(stats)
 
 # %% ../nbs/10_train.ipynb #9fab6a52
 def describe(
-    sides:dict,       # {task: Side}
-    eos:torch.Tensor, # ids that end an answer
-)->dict:              # metrics of one step's rollouts
+    sides: dict,  # {task: Side}
+    eos: torch.Tensor,  # ids that end an answer
+) -> dict:  # metrics of one step's rollouts
     "Rewards, advantage spread, flat groups, format and truncation."
     m = {}
     for task, side in sides.items():
         r, there = side.rewards, ~side.rewards.isnan()
         high, low = r.nan_to_num(-math.inf).amax(1), r.nan_to_num(math.inf).amin(1)
-        m |= {f"reward_{task}": r[there].mean().item(), f"missing_{task}": 1 - there.float().mean().item(),
-              f"flat_{task}": (high <= low).float().mean().item(), f"adv_std_{task}": side.advantages.std().item()}
+        m |= {
+            f"reward_{task}": r[there].mean().item(),
+            f"missing_{task}": 1 - there.float().mean().item(),
+            f"flat_{task}": (high <= low).float().mean().item(),
+            f"adv_std_{task}": side.advantages.std().item(),
+        }
     if "u" in sides:
         drawn = sides["u"].rollouts
         m["well_formed"] = float(np.mean([well_formed(t) for t in sides["u"].outputs]))
-        m["truncated"] = (drawn.mask[:, -1] & ~torch.isin(drawn.tokens[:, -1], eos)).float().mean().item()
+        m["truncated"] = (
+            (drawn.mask[:, -1] & ~torch.isin(drawn.tokens[:, -1], eos)).float().mean().item()
+        )
         m["answer_tokens"] = drawn.mask.sum(1).float().mean().item()
     return m
 
 # %% ../nbs/10_train.ipynb #1abcc445
-def write_json(path:Path, value): write_whole(path, lambda p: p.write_text(json.dumps(value, indent=1)))
+def write_json(path: Path, value):
+    write_whole(path, lambda p: p.write_text(json.dumps(value, indent=1)))
+
 
 def read_metrics(
-    run, # run folder
-)->list: # dicts, one a step
+    run,  # run folder
+) -> list:  # dicts, one a step
     "The metrics of a run."
-    lines = (Path(run)/"metrics.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # not one that a killed run never finished
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [
+        json.loads(line) for line in lines if line.endswith("\n")
+    ]  # not one that a killed run never finished
 
-def check_run(
-    out:Path,
-    resume:bool,
-):
+
+def check_run(out: Path, resume: bool):
     "Say in one sentence why a run folder cannot be used, if it cannot."
     if resume:
-        if not (out/"settings.json").exists(): raise ValueError(f"cannot resume: '{out}' holds no settings.json, so it is not a run folder")
-        if (out/"result.json").exists(): raise ValueError(f"cannot resume: the run in '{out}' is finished")
-    elif (out/"result.json").exists(): raise ValueError(f"'{out}' holds a finished run: choose another --out")
-    elif (out/"settings.json").exists(): raise ValueError(f"'{out}' holds a half-finished run: go on with --resume {out}, or choose another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())): raise ValueError(f"'{out}' is not an empty folder: choose another --out")
+        if not (out / "settings.json").exists():
+            raise ValueError(
+                f"cannot resume: '{out}' holds no settings.json, so it is not a run folder"
+            )
+        if (out / "result.json").exists():
+            raise ValueError(f"cannot resume: the run in '{out}' is finished")
+    elif (out / "result.json").exists():
+        raise ValueError(f"'{out}' holds a finished run: choose another --out")
+    elif (out / "settings.json").exists():
+        raise ValueError(
+            f"'{out}' holds a half-finished run: go on with --resume {out}, or choose another --out"
+        )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"'{out}' is not an empty folder: choose another --out")
 
 # %% ../nbs/10_train.ipynb #a478ac8e
 def contact_sheet(
-    images, # (n, H, W, 3) uint8
+    images,  # (n, H, W, 3) uint8
     cols=8,
     scale=2,
-)->Image.Image:
+) -> Image.Image:
     "Images side by side, enlarged without smoothing."
     n, H, W, _ = images.shape
-    rows = -(-n//cols)
-    sheet = np.full((rows*cols, H+4, W+4, 3), 255, np.uint8)
+    rows = -(-n // cols)
+    sheet = np.full((rows * cols, H + 4, W + 4, 3), 255, np.uint8)
     sheet[:n, 2:-2, 2:-2] = images
-    sheet = sheet.reshape(rows, cols, H+4, W+4, 3).transpose(0, 2, 1, 3, 4).reshape(rows*(H+4), -1, 3)
-    return Image.fromarray(sheet).resize((sheet.shape[1]*scale, sheet.shape[0]*scale), Image.NEAREST)
+    sheet = (
+        sheet.reshape(rows, cols, H + 4, W + 4, 3)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(rows * (H + 4), -1, 3)
+    )
+    return Image.fromarray(sheet).resize(
+        (sheet.shape[1] * scale, sheet.shape[0] * scale), Image.NEAREST
+    )
+
 
 def save_samples(
-    folder:Path,
-    name:str,    # "before" or "after"
-    result:dict, # from `evaluate`
-    n:int=32,
+    folder: Path,
+    name: str,  # "before" or "after"
+    result: dict,  # from `evaluate`
+    n: int = 32,
 ):
     "Keep the first few drawings and answers of an evaluation."
     folder.mkdir(exist_ok=True)
-    if len(result["images"]): write_whole(folder/f"{name}.png", contact_sheet(result["images"][:n]).save)
-    write_json(folder/f"{name}.json", dict(prompts=result["prompts"][:n], answers=result["samples"][:n], protocol=result["protocol"]))
+    if len(result["images"]):
+        write_whole(folder / f"{name}.png", contact_sheet(result["images"][:n]).save)
+    write_json(
+        folder / f"{name}.json",
+        dict(
+            prompts=result["prompts"][:n],
+            answers=result["samples"][:n],
+            protocol=result["protocol"],
+        ),
+    )
 
 # %% ../nbs/10_train.ipynb #62f35fbd
 STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
-def save_state(run:Path, policy, opt, step:int):
+
+def save_state(run: Path, policy, opt, step: int):
     "Trained weights, optimiser and step in one file; of DeepSpeed, the step alone, and the rest beside it, a file a process."
     state = dict(step=step)
-    if hasattr(policy, "save_checkpoint"): policy.save_checkpoint(run/"state"/str(step), "zero", save_latest=False, exclude_frozen_parameters=True)
-    else: state["model"], state["opt"] = get_state_dict(policy, opt, options=STATE)
+    if hasattr(policy, "save_checkpoint"):
+        policy.save_checkpoint(
+            run / "state" / str(step), "zero", save_latest=False, exclude_frozen_parameters=True
+        )
+    else:
+        state["model"], state["opt"] = get_state_dict(policy, opt, options=STATE)
     if process()[0] == 0:
-        write_whole(run/"state.pt", lambda p: torch.save(state, p))
-        for old in (run/"state").glob("*"):
-            if old.name != str(step): shutil.rmtree(old)
+        write_whole(run / "state.pt", lambda p: torch.save(state, p))
+        for old in (run / "state").glob("*"):
+            if old.name != str(step):
+                shutil.rmtree(old)
 
-def load_state(run:Path, policy, opt)->int: # steps done
+
+def load_state(run: Path, policy, opt) -> int:  # steps done
     "Go back to the last checkpoint."
-    if not (run/"state.pt").exists(): return 0
-    try: state = torch.load(run/"state.pt", map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"'{run}/state.pt' is damaged ({type(e).__name__}): remove it, and --resume starts the run over from its first step") from e
-    if ("model" in state) == hasattr(policy, "load_checkpoint"): raise ValueError(f"'{run}/state.pt' was saved {'without' if 'model' in state else 'with'} DeepSpeed: resume it so")
-    if "model" not in state: policy.load_checkpoint(run/"state"/str(state["step"]), "zero", load_module_strict=False)
-    else: set_state_dict(policy, opt, model_state_dict=state["model"], optim_state_dict=state["opt"], options=STATE)
+    if not (run / "state.pt").exists():
+        return 0
+    try:
+        state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(
+            f"'{run}/state.pt' is damaged ({type(e).__name__}): remove it, and --resume starts the run over from its first step"
+        ) from e
+    if ("model" in state) == hasattr(policy, "load_checkpoint"):
+        raise ValueError(
+            f"'{run}/state.pt' was saved {'without' if 'model' in state else 'with'} DeepSpeed: resume it so"
+        )
+    if "model" not in state:
+        policy.load_checkpoint(run / "state" / str(state["step"]), "zero", load_module_strict=False)
+    else:
+        set_state_dict(
+            policy,
+            opt,
+            model_state_dict=state["model"],
+            optim_state_dict=state["opt"],
+            options=STATE,
+        )
     return state["step"]
 
-def cut_metrics(run:Path, step:int):
+
+def cut_metrics(run: Path, step: int):
     "Forget the lines after a step, and a line that was never finished."
-    if not step: return (run/"metrics.jsonl").unlink(missing_ok=True)
-    lines = (run/"metrics.jsonl").read_text().splitlines(keepends=True)
+    if not step:
+        return (run / "metrics.jsonl").unlink(missing_ok=True)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_whole(run/"metrics.jsonl", lambda p: p.write_text("".join(kept)))
+    write_whole(run / "metrics.jsonl", lambda p: p.write_text("".join(kept)))
 
 # %% ../nbs/10_train.ipynb #1dbfd76c
 def held_out(
-    pairs,    # Dataset of pair rows
-    n:int,    # items a side, for the toy world
-    seed:int,
-)->tuple:     # U records, G records, indices of the pairs to train on
+    pairs,  # Dataset of pair rows
+    n: int,  # items a side, for the toy world
+    seed: int,
+) -> tuple:  # U records, G records, indices of the pairs to train on
     "Held-out records of both sides, and the pairs that are left to train on."
     if "" not in pairs["u_scene"] and "" not in pairs["g_scene"]:
-        return records("u", n, 10_000 + seed, "heldout"), records("g", n, 10_000 + seed, "heldout"), list(range(len(pairs)))
-    digest = [hashlib.sha1(f"{u}|{g}".encode()).digest()[0] for u, g in zip(pairs["u_id"], pairs["g_id"])]
+        return (
+            records("u", n, 10_000 + seed, "heldout"),
+            records("g", n, 10_000 + seed, "heldout"),
+            list(range(len(pairs))),
+        )
+    digest = [
+        hashlib.sha1(f"{u}|{g}".encode()).digest()[0] for u, g in zip(pairs["u_id"], pairs["g_id"])
+    ]
     kept = [i for i, d in enumerate(digest) if d % 10]
     held = [i for i, d in enumerate(digest) if d % 10 == 0]
-    if not kept or not held: raise ValueError(f"{len(pairs)} pairs are too few to hold some out: give at least 50")
-    first = lambda column: [i for i, x in zip(held, pairs.select(held)[column]) if x is not None][:n]
-    return side_rows(stored_rows(pairs, first("question")), "u"), side_rows(stored_rows(pairs, first("prompt")), "g"), kept
+    if not kept or not held:
+        raise ValueError(f"{len(pairs)} pairs are too few to hold some out: give at least 50")
+    first = lambda column: [i for i, x in zip(held, pairs.select(held)[column]) if x is not None][
+        :n
+    ]
+    return (
+        side_rows(stored_rows(pairs, first("question")), "u"),
+        side_rows(stored_rows(pairs, first("prompt")), "g"),
+        kept,
+    )
 
 # %% ../nbs/10_train.ipynb #47446f8c
-def default_rewards(policy:JanusPolicy, pairs)->dict: # {"u": function, "g": function}
+def default_rewards(policy: JanusPolicy, pairs) -> dict:  # {"u": function, "g": function}
     "Accuracy for answers; the verifier for drawings, or similarity to the target image where no scene is known."
-    if "" not in pairs["g_scene"]: return dict(u=answer_accuracy, g=scene_reward)
+    if "" not in pairs["g_scene"]:
+        return dict(u=answer_accuracy, g=scene_reward)
     tower, processor = copy.deepcopy(policy.model.model.vision_model), policy.processor
+
     @torch.no_grad()
     def features(images):
-        x = processor.image_processor([Image.fromarray(np.asarray(i)) for i in images], return_tensors="pt")["pixel_values"]
-        return torch.nn.functional.normalize(tower(x.to(policy.device, tower.dtype)).last_hidden_state.float().mean(1), dim=1).cpu()
+        x = processor.image_processor(
+            [Image.fromarray(np.asarray(i)) for i in images], return_tensors="pt"
+        )["pixel_values"]
+        return torch.nn.functional.normalize(
+            tower(x.to(policy.device, tower.dtype)).last_hidden_state.float().mean(1), dim=1
+        ).cpu()
+
     return dict(u=answer_accuracy, g=target_similarity(features))
 
 # %% ../nbs/10_train.ipynb #a3f9d4c9
-def add_lora(policy:JanusPolicy, rank:int)->JanusPolicy:
+def add_lora(policy: JanusPolicy, rank: int) -> JanusPolicy:
     "Freeze the model and add what LoRA trains to its language model."
-    try: from peft import LoraConfig, get_peft_model
-    except ImportError as e: raise ValueError("LoRA needs the package peft: pip install peft, or set lora_rank to 0") from e
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as e:
+        raise ValueError(
+            "LoRA needs the package peft: pip install peft, or set lora_rank to 0"
+        ) from e
     policy.requires_grad_(False)
     core = policy.model.model
-    core.language_model = get_peft_model(core.language_model, LoraConfig(r=rank, lora_alpha=2*rank, target_modules="all-linear"))
+    core.language_model = get_peft_model(
+        core.language_model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    )
     return policy
 
-def round_frozen(policy:JanusPolicy)->JanusPolicy:
+
+def round_frozen(policy: JanusPolicy) -> JanusPolicy:
     "Keep the frozen matrices of a bfloat16 trunk as autocast would cast them at every use."
     if policy.precision == "bf16":
         for m in policy.model.model.language_model.modules():
-            if isinstance(m, torch.nn.Linear) and not m.weight.requires_grad: m.to(torch.bfloat16)
+            if isinstance(m, torch.nn.Linear) and not m.weight.requires_grad:
+                m.to(torch.bfloat16)
     return policy
 
-def without_lora(policy:JanusPolicy): # scores rollouts: (rollouts, rows) -> (rows, T)
+
+def without_lora(policy: JanusPolicy):  # scores rollouts: (rollouts, rows) -> (rows, T)
     "The model as it was."
+
     def score(rollouts, rows):
-        with policy.model.model.language_model.disable_adapter(): return policy(rollouts, rows)
+        with policy.model.model.language_model.disable_adapter():
+            return policy(rollouts, rows)
+
     return score
 
-def merge_lora(policy:JanusPolicy):
+
+def merge_lora(policy: JanusPolicy):
     "Add what LoRA learned to the weights."
     core = policy.model.model
-    if hasattr(core.language_model, "merge_and_unload"): core.language_model = core.language_model.merge_and_unload()
+    if hasattr(core.language_model, "merge_and_unload"):
+        core.language_model = core.language_model.merge_and_unload()
 
 # %% ../nbs/10_train.ipynb #1afeff4d
-def processes(device:str)->PartialState:
+def processes(device: str) -> PartialState:
     "Join the other processes that `accelerate launch` started; one may wait two hours for another."
     wait, gpu = timedelta(hours=2), torch.cuda.is_available()
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true": return PartialState(cpu=device == "cpu", timeout=wait)
-    if not is_deepspeed_available(): raise ValueError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed, or shard with --shard")
-    if gpu and device == "cpu": raise ValueError("DeepSpeed trains on the GPUs that it finds: leave --device cpu out")
-    return PartialState(timeout=wait) if gpu else PartialState(timeout=wait, backend="gloo")  # which accelerate does not name for DeepSpeed
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        return PartialState(cpu=device == "cpu", timeout=wait)
+    if not is_deepspeed_available():
+        raise ValueError(
+            "the launcher asks for DeepSpeed, which is not installed: pip install deepspeed, or shard with --shard"
+        )
+    if gpu and device == "cpu":
+        raise ValueError("DeepSpeed trains on the GPUs that it finds: leave --device cpu out")
+    return (
+        PartialState(timeout=wait) if gpu else PartialState(timeout=wait, backend="gloo")
+    )  # which accelerate does not name for DeepSpeed
 
-def launch(
-    s:TrainSettings,
-    out:Path,
-    device:str,
-    tracker:str,
-)->Accelerator:
+
+def launch(s: TrainSettings, out: Path, device: str, tracker: str) -> Accelerator:
     "Device, processes and trackers."
     zero = processes(device).distributed_type is DistributedType.DEEPSPEED
-    accelerator = Accelerator(cpu=device == "cpu" and not zero, mixed_precision="no", log_with=tracker, project_dir=out,
-                              kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    accelerator = Accelerator(
+        cpu=device == "cpu" and not zero,
+        mixed_precision="no",
+        log_with=tracker,
+        project_dir=out,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.MEGATRON_LM):
-        raise ValueError(f"the launcher asks for {accelerator.distributed_type.value}: start the processes with plain `accelerate launch --multi_gpu`, and shard with --shard")
+        raise ValueError(
+            f"the launcher asks for {accelerator.distributed_type.value}: start the processes with plain `accelerate launch --multi_gpu`, and shard with --shard"
+        )
     if zero:
-        accelerator.deepspeed_plugin.deepspeed_config |= zero_config(accelerator.deepspeed_plugin.deepspeed_config, s)
+        accelerator.deepspeed_plugin.deepspeed_config |= zero_config(
+            accelerator.deepspeed_plugin.deepspeed_config, s
+        )
         unset_hf_deepspeed_config()  # else transformers splits the weights as it loads them
-    if s.shard and accelerator.num_processes == 1: raise ValueError("--shard needs several processes: start them with accelerate launch, or add --no-shard")
+    if s.shard and accelerator.num_processes == 1:
+        raise ValueError(
+            "--shard needs several processes: start them with accelerate launch, or add --no-shard"
+        )
     return accelerator
 
 # %% ../nbs/10_train.ipynb #5c1e7a90
 def zero_config(
-    config:dict,     # DeepSpeed's, as the launcher has it
-    s:TrainSettings,
-)->dict:             # what the settings say in its place
+    config: dict,  # DeepSpeed's, as the launcher has it
+    s: TrainSettings,
+) -> dict:  # what the settings say in its place
     "Refuse what a DeepSpeed config cannot have here, and give what it must have."
     zero = config["zero_optimization"]
-    ours = [k for k in ("optimizer", "scheduler") if k in config] + [k for k in ("fp16", "bf16", "amp", "torch_autocast") if config.get(k, {}).get("enabled")]
-    if ours: raise ValueError(f"the DeepSpeed config sets {' and '.join(ours)}: delete it there, optimiser and precision are settings of the run")
-    if not zero.get("stage"): raise ValueError("the DeepSpeed config splits nothing at ZeRO stage 0: choose stage 1, 2 or 3")
-    loses = "offload_optimizer" if (zero.get("offload_optimizer") or {}).get("device", "none") != "none" else "overlap_comm" if zero["stage"] == 1 and zero.get("overlap_comm") else ""
-    if loses: raise ValueError(f"the DeepSpeed config sets {loses}, which loses the gradients of weights that an update's last pass does not use: delete it there")
-    if s.shard: raise ValueError("--shard splits by FSDP and the launcher asks for DeepSpeed: add --no-shard, or start with configs/8_gpus.yaml")
-    if s.lora_rank: raise ValueError("LoRA has few moments and gradients to split: start it with configs/8_gpus.yaml, or set lora_rank to 0")
-    return dict(train_batch_size="auto", train_micro_batch_size_per_gpu=s.micro_batch, gradient_accumulation_steps=1, gradient_clipping=s.max_grad_norm)
+    ours = [k for k in ("optimizer", "scheduler") if k in config] + [
+        k for k in ("fp16", "bf16", "amp", "torch_autocast") if config.get(k, {}).get("enabled")
+    ]
+    if ours:
+        raise ValueError(
+            f"the DeepSpeed config sets {' and '.join(ours)}: delete it there, optimiser and precision are settings of the run"
+        )
+    if not zero.get("stage"):
+        raise ValueError(
+            "the DeepSpeed config splits nothing at ZeRO stage 0: choose stage 1, 2 or 3"
+        )
+    loses = (
+        "offload_optimizer"
+        if (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+        else "overlap_comm"
+        if zero["stage"] == 1 and zero.get("overlap_comm")
+        else ""
+    )
+    if loses:
+        raise ValueError(
+            f"the DeepSpeed config sets {loses}, which loses the gradients of weights that an update's last pass does not use: delete it there"
+        )
+    if s.shard:
+        raise ValueError(
+            "--shard splits by FSDP and the launcher asks for DeepSpeed: add --no-shard, or start with configs/8_gpus.yaml"
+        )
+    if s.lora_rank:
+        raise ValueError(
+            "LoRA has few moments and gradients to split: start it with configs/8_gpus.yaml, or set lora_rank to 0"
+        )
+    return dict(
+        train_batch_size="auto",
+        train_micro_batch_size_per_gpu=s.micro_batch,
+        gradient_accumulation_steps=1,
+        gradient_clipping=s.max_grad_norm,
+    )
 
 # %% ../nbs/10_train.ipynb #d40b92e7
-def shard(policy:JanusPolicy):
+def shard(policy: JanusPolicy):
     "Split what is trained over the processes, layer by layer."
     mesh = dist.init_device_mesh(policy.device.type, (dist.get_world_size(),))
-    for layer in policy.model.model.language_model.layers: fully_shard(layer, mesh=mesh)
-    fully_shard(policy, mesh=mesh, ignored_params={p for p in policy.parameters() if not p.requires_grad})
+    for layer in policy.model.model.language_model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(
+        policy, mesh=mesh, ignored_params={p for p in policy.parameters() if not p.requires_grad}
+    )
+
 
 @torch.no_grad()
-def copy_weights(policy, whole:JanusPolicy):
+def copy_weights(policy, whole: JanusPolicy):
     "Put a sharded policy's weights together in its whole copy."
     for a, b in zip(policy.parameters(), whole.parameters()):
-        if isinstance(a, DTensor): b.copy_(a.full_tensor())
+        if isinstance(a, DTensor):
+            b.copy_(a.full_tensor())
         elif hasattr(a, "ds_id") and a.requires_grad:  # ZeRO stage 3
             from deepspeed import zero
-            with zero.GatheredParameters(a): b.copy_(a)
+
+            with zero.GatheredParameters(a):
+                b.copy_(a)
 
 # %% ../nbs/10_train.ipynb #45ba9b3b
 def prepare(
-    model:str,               # checkpoint, or None
-    s:TrainSettings,
-    accelerator:Accelerator,
-)->tuple: # policy to train, policy to sample from, optimiser, reference: (rollouts, rows) -> log-probs, or None
+    model: str,  # checkpoint, or None
+    s: TrainSettings,
+    accelerator: Accelerator,
+) -> tuple:  # policy to train, policy to sample from, optimiser, reference: (rollouts, rows) -> log-probs, or None
     "A model as the settings want it."
-    policy = JanusPolicy(*load_janus(model, accelerator.device, torch.float32), s.precision, cuda_graphs=s.cuda_graphs)
-    policy.model.generation_config.update(guidance_scale=s.cfg_weight, max_new_tokens=s.max_new_tokens)  # its checkpoint says how it was sampled
-    if s.train_vision: policy.model.model.vision_model.requires_grad_(True)
-    if s.lora_rank: round_frozen(add_lora(policy, s.lora_rank))
-    ref = None if not s.beta else without_lora(policy) if s.lora_rank else round_frozen(copy.deepcopy(policy).requires_grad_(False))
-    if s.gradient_checkpointing: policy.checkpoint_layers()
+    policy = JanusPolicy(
+        *load_janus(model, accelerator.device, torch.float32),
+        s.precision,
+        cuda_graphs=s.cuda_graphs,
+    )
+    policy.model.generation_config.update(
+        guidance_scale=s.cfg_weight, max_new_tokens=s.max_new_tokens
+    )  # its checkpoint says how it was sampled
+    if s.train_vision:
+        policy.model.model.vision_model.requires_grad_(True)
+    if s.lora_rank:
+        round_frozen(add_lora(policy, s.lora_rank))
+    ref = (
+        None
+        if not s.beta
+        else without_lora(policy)
+        if s.lora_rank
+        else round_frozen(copy.deepcopy(policy).requires_grad_(False))
+    )
+    if s.gradient_checkpointing:
+        policy.checkpoint_layers()
     zero, janus = accelerator.deepspeed_plugin, policy
     if s.shard or zero and zero.zero_stage == 3:
         janus = copy.deepcopy(policy)
-        janus.model.model.language_model.requires_grad_(False); round_frozen(janus)
-    if s.shard: shard(policy)
-    opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr, betas=(.9, .99), weight_decay=0.)
-    if zero: policy, opt = accelerator.prepare(policy, opt)
-    elif not s.shard: policy = accelerator.prepare_model(policy)
+        janus.model.model.language_model.requires_grad_(False)
+        round_frozen(janus)
+    if s.shard:
+        shard(policy)
+    opt = torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad],
+        lr=s.lr,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+    )
+    if zero:
+        policy, opt = accelerator.prepare(policy, opt)
+    elif not s.shard:
+        policy = accelerator.prepare_model(policy)
     return policy, janus, opt, ref
 
 # %% ../nbs/10_train.ipynb #6ee97f75
 @torch.no_grad()
-def score(policy, rollouts:Rollouts, micro_batch:int)->torch.Tensor: # (R, T)
+def score(policy, rollouts: Rollouts, micro_batch: int) -> torch.Tensor:  # (R, T)
     "Log-probabilities without gradient, of the rows that this process will train on."
     logp = torch.zeros_like(rollouts.logp)
-    for rows, *_ in passes(len(rollouts), micro_batch): logp[rows] = policy(rollouts, rows)
+    for rows, *_ in passes(len(rollouts), micro_batch):
+        logp[rows] = policy(rollouts, rows)
     return logp
 
 # %% ../nbs/10_train.ipynb #e4d81a27
-def wait(device:torch.device):
+def wait(device: torch.device):
     "Until a GPU has done what it was given: then the clock is read."
-    if device.type == "cuda": torch.cuda.synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
 
 def train_step(
-    policy, opt, rows:list, ids:list, step:int, s:TrainSettings, rewards:dict, accelerator:Accelerator,
-    ref=None,   # frozen reference, when beta is not 0
-    janus=None, # what samples, if it is not the policy itself
-)->dict:        # metrics
+    policy,
+    opt,
+    rows: list,
+    ids: list,
+    step: int,
+    s: TrainSettings,
+    rewards: dict,
+    accelerator: Accelerator,
+    ref=None,  # frozen reference, when beta is not 0
+    janus=None,  # what samples, if it is not the policy itself
+) -> dict:  # metrics
     "One step: roll out, reward, weigh, update."
     t0 = time.perf_counter()
     sides, sec = collect(janus or accelerator.unwrap_model(policy), rows, ids, step, s, rewards)
     t1 = time.perf_counter()
     for side in sides.values():
-        if s.precision != "fp32": side.old_logp = score(policy, side.rollouts, s.micro_batch)
-        if ref is not None: side.ref_logp = score(ref, side.rollouts, s.micro_batch)
-    wait(accelerator.device); t2 = time.perf_counter()
-    stats = update(policy, opt, sides, s, accelerator)
-    if janus is not None: copy_weights(policy, janus)
+        if s.precision != "fp32":
+            side.old_logp = score(policy, side.rollouts, s.micro_batch)
+        if ref is not None:
+            side.ref_logp = score(ref, side.rollouts, s.micro_batch)
     wait(accelerator.device)
-    sec |= dict(sec_score=t2-t1, sec_update=time.perf_counter()-t2, sec_step=time.perf_counter()-t0)
+    t2 = time.perf_counter()
+    stats = update(policy, opt, sides, s, accelerator)
+    if janus is not None:
+        copy_weights(policy, janus)
+    wait(accelerator.device)
+    sec |= dict(
+        sec_score=t2 - t1, sec_update=time.perf_counter() - t2, sec_step=time.perf_counter() - t0
+    )
     return describe(sides, accelerator.unwrap_model(policy).eos) | stats | sec
 
 # %% ../nbs/10_train.ipynb #c93a2f10
 def check_rewards(
-    lines:list, # metrics so far
-    end:bool,   # no step follows
+    lines: list,  # metrics so far
+    end: bool,  # no step follows
 ):
     "Stop where nothing is rewarded; one step alone may be chance, unless it is the only one."
     for task in "ug":
         last = [m for m in lines if f"missing_{task}" in m][-2:]  # steps with that side
         if len(last) > (not end) and all(m[f"missing_{task}"] == 1 for m in last):
-            steps = "step" + "s"*(len(last) - 1) + " " + " and ".join(str(m["step"]) for m in last)
-            raise ValueError(f"every reward of {steps} is missing on side {task}: check that it knows these records, and that its server answers")
+            steps = (
+                "step" + "s" * (len(last) - 1) + " " + " and ".join(str(m["step"]) for m in last)
+            )
+            raise ValueError(
+                f"every reward of {steps} is missing on side {task}: check that it knows these records, and that its server answers"
+            )
 
-def check_judged(result:dict): # from `evaluate`
+
+def check_judged(result: dict):  # from `evaluate`
     "Stop before the first step where no held-out drawing has a reward."
     if result["protocol"]["n_g"] > 1 and result["figures"]["score_mean"] is None:
-        raise ValueError("every reward of the held-out drawings is missing: check that it knows these records, and that its server answers")
+        raise ValueError(
+            "every reward of the held-out drawings is missing: check that it knows these records, and that its server answers"
+        )
 
-def nothing_learned(lines:list, n:int=5)->str: # lines: metrics so far
+
+def nothing_learned(lines: list, n: int = 5) -> str:  # lines: metrics so far
     "A word, once, where all groups of a side have been flat for n steps."
     for task, name in dict(u="understanding", g="drawing").items():
         flat = [m[f"flat_{task}"] == 1 for m in lines if f"flat_{task}" in m]
-        if flat[-n:] == [True]*n and flat[-n-1:-n] != [True]:
+        if flat[-n:] == [True] * n and flat[-n - 1 : -n] != [True]:
             return f"for {n} steps all rewards of a group were equal on the side of {name}: nothing is learned there; look at its rewards, or at --temperature"
     return ""
 
 # %% ../nbs/10_train.ipynb #d5f4e882
-def log_line(run:Path, accelerator:Accelerator, step:int, metrics:dict):
+def log_line(run: Path, accelerator: Accelerator, step: int, metrics: dict):
     "One line of metrics.jsonl, and the trackers'."
     if accelerator.is_main_process:
-        with open(run/"metrics.jsonl", "a") as f: f.write(json.dumps(dict(step=step) | {k: v if v is None or math.isfinite(v) else None for k, v in metrics.items()}) + "\n")
+        with open(run / "metrics.jsonl", "a") as f:
+            f.write(
+                json.dumps(
+                    dict(step=step)
+                    | {k: v if v is None or math.isfinite(v) else None for k, v in metrics.items()}
+                )
+                + "\n"
+            )
     accelerator.log(metrics, step=step)
 
 # %% ../nbs/10_train.ipynb #00b66859
 def measure(
-    janus:JanusPolicy,
-    held:tuple,         # U records, G records
-    out:Path,
-    step:int,
-    s:TrainSettings,
-    reward,             # of images
-    accelerator:Accelerator,
-    name:str="",        # of the samples to keep
-)->dict:                # from `evaluate`; empty but in the first process
+    janus: JanusPolicy,
+    held: tuple,  # U records, G records
+    out: Path,
+    step: int,
+    s: TrainSettings,
+    reward,  # of images
+    accelerator: Accelerator,
+    name: str = "",  # of the samples to keep
+) -> dict:  # from `evaluate`; empty but in the first process
     "Score held-out records and log the figures; the other processes wait."
     result, t = {}, time.perf_counter()
     if accelerator.is_main_process:
         sampling = Sampling(s.temperature, s.cfg_weight, s.cfg_scoring, s.max_new_tokens)
         result = evaluate(janus, *held, sampling, s.seed, reward, s.rollout_gb)
-        if name == "before": check_judged(result)
-        if name: save_samples(out/"samples", name, result)
-        log_line(out, accelerator, step, {f"eval_{k}": v for k, v in result["figures"].items()} | dict(sec_eval=time.perf_counter()-t))
+        if name == "before":
+            check_judged(result)
+        if name:
+            save_samples(out / "samples", name, result)
+        log_line(
+            out,
+            accelerator,
+            step,
+            {f"eval_{k}": v for k, v in result["figures"].items()}
+            | dict(sec_eval=time.perf_counter() - t),
+        )
     accelerator.wait_for_everyone()
     return result
 
 # %% ../nbs/10_train.ipynb #bc7f80f3
 def train(
-    pairs,               # Dataset of pair rows (04_pairing)
-    out,                 # run folder
-    s:TrainSettings,
-    model:str=None,      # a Janus checkpoint's folder or name; None: the janus-nano that comes with the package
-    rewards:dict=None,   # {"u": function, "g": function}; missing ones are the defaults
-    device:str="auto",   # "auto", "cpu" or "cuda"
-    tracker:str=None,    # "tensorboard", "wandb" or "trackio"
-    held:tuple=None,     # U records, G records to score; None: a tenth of the pairs, which is then not trained on
-    resume:bool=False,   # go on from the run folder's last checkpoint
-)->dict:                 # held-out figures before and after; empty but in the first process
+    pairs,  # Dataset of pair rows (04_pairing)
+    out,  # run folder
+    s: TrainSettings,
+    model: str = None,  # a Janus checkpoint's folder or name; None: the janus-nano that comes with the package
+    rewards: dict = None,  # {"u": function, "g": function}; missing ones are the defaults
+    device: str = "auto",  # "auto", "cpu" or "cuda"
+    tracker: str = None,  # "tensorboard", "wandb" or "trackio"
+    held: tuple = None,  # U records, G records to score; None: a tenth of the pairs, which is then not trained on
+    resume: bool = False,  # go on from the run folder's last checkpoint
+) -> dict:  # held-out figures before and after; empty but in the first process
     "Train on pairs, evaluate on what was held out, and leave a run folder."
-    check(s); one_of("weighting", s.weighting, tuple(WEIGHTINGS)); out = Path(out); check_run(out, resume)
-    if wrong := set(rewards or {}) - {"u", "g"}: raise ValueError(f"rewards are named {', '.join(sorted(wrong))}: name them u (of answers) and g (of drawings)")
+    check(s)
+    one_of("weighting", s.weighting, tuple(WEIGHTINGS))
+    out = Path(out)
+    check_run(out, resume)
+    if wrong := set(rewards or {}) - {"u", "g"}:
+        raise ValueError(
+            f"rewards are named {', '.join(sorted(wrong))}: name them u (of answers) and g (of drawings)"
+        )
     set_seed(s.seed)
     accelerator = launch(s, out, device, tracker)
-    *held, kept = (*held, list(range(len(pairs)))) if held else held_out(pairs, s.eval_items, s.seed)
+    *held, kept = (
+        (*held, list(range(len(pairs)))) if held else held_out(pairs, s.eval_items, s.seed)
+    )
     policy, janus, opt, ref = prepare(model, s, accelerator)
-    judge = getattr(rewards["g"], "__name__", "a function").removesuffix("_reward") if rewards and "g" in rewards else ""
+    judge = (
+        getattr(rewards["g"], "__name__", "a function").removesuffix("_reward")
+        if rewards and "g" in rewards
+        else ""
+    )
     rewards = default_rewards(janus, pairs) | (rewards or {})
     start = load_state(out, policy, opt) if resume else 0
     copy_weights(policy, janus)
     if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True); cut_metrics(out, start)
-        if not resume: write_json(out/"settings.json", asdict(s) | dict(model=model, reward=judge, pairs=len(pairs)))
-    if tracker: accelerator.init_trackers("pairuni", config=asdict(s))
+        out.mkdir(parents=True, exist_ok=True)
+        cut_metrics(out, start)
+        if not resume:
+            write_json(
+                out / "settings.json", asdict(s) | dict(model=model, reward=judge, pairs=len(pairs))
+            )
+    if tracker:
+        accelerator.init_trackers("pairuni", config=asdict(s))
     accelerator.wait_for_everyone()  # until the metrics are cut
     t0, lines = time.perf_counter(), read_metrics(out) if start else []
-    if start == 0: measure(janus, held, out, 0, s, rewards["g"], accelerator, "before")
-    bar = tqdm(range(start, s.steps), initial=start, total=s.steps, desc=s.method, disable=not accelerator.is_main_process)
+    if start == 0:
+        measure(janus, held, out, 0, s, rewards["g"], accelerator, "before")
+    bar = tqdm(
+        range(start, s.steps),
+        initial=start,
+        total=s.steps,
+        desc=s.method,
+        disable=not accelerator.is_main_process,
+    )
     for step in bar:
         ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
-        for group in opt.param_groups: group["lr"] = s.lr*(1 - step/s.steps)
-        metrics = train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator, ref, janus)
-        log_line(out, accelerator, step+1, metrics)
-        lines.append(dict(step=step+1) | metrics); check_rewards(lines, step+1 == s.steps)
+        for group in opt.param_groups:
+            group["lr"] = s.lr * (1 - step / s.steps)
+        metrics = train_step(
+            policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator, ref, janus
+        )
+        log_line(out, accelerator, step + 1, metrics)
+        lines.append(dict(step=step + 1) | metrics)
+        check_rewards(lines, step + 1 == s.steps)
         bar.set_postfix({k: f"{metrics[k]:.2f}" for k in ("reward_u", "reward_g") if k in metrics})
-        if accelerator.is_main_process and (said := nothing_learned(lines)): bar.write(said, sys.stderr)
-        if step+1 < s.steps and (step+1) % s.eval_every == 0: measure(janus, [rows[:len(rows)//4] for rows in held], out, step+1, s, rewards["g"], accelerator)
-        if step+1 < s.steps and (step+1) % s.save_every == 0: save_state(out, policy, opt, step+1)
+        if accelerator.is_main_process and (said := nothing_learned(lines)):
+            bar.write(said, sys.stderr)
+        if step + 1 < s.steps and (step + 1) % s.eval_every == 0:
+            measure(
+                janus,
+                [rows[: len(rows) // 4] for rows in held],
+                out,
+                step + 1,
+                s,
+                rewards["g"],
+                accelerator,
+            )
+        if step + 1 < s.steps and (step + 1) % s.save_every == 0:
+            save_state(out, policy, opt, step + 1)
     after = measure(janus, held, out, s.steps, s, rewards["g"], accelerator, "after")
-    return finish(out, policy, janus, after, accelerator, time.perf_counter()-t0)
+    return finish(out, policy, janus, after, accelerator, time.perf_counter() - t0)
 
 # %% ../nbs/10_train.ipynb #1be4cc52
-def finish(out:Path, policy, janus:JanusPolicy, after:dict, accelerator:Accelerator, seconds:float)->dict:
+def finish(
+    out: Path, policy, janus: JanusPolicy, after: dict, accelerator: Accelerator, seconds: float
+) -> dict:
     "Save the checkpoint with its evaluation, and the result that marks a run as finished."
+
     def checkpoint(folder):
-        janus.model.save_pretrained(folder); janus.processor.save_pretrained(folder)
-        write_json(folder/"evaluation.json", dict(figures=after["figures"], protocol=after["protocol"]))
+        janus.model.save_pretrained(folder)
+        janus.processor.save_pretrained(folder)
+        write_json(
+            folder / "evaluation.json", dict(figures=after["figures"], protocol=after["protocol"])
+        )
+
     result = {}
-    janus.float(); copy_weights(policy, janus)  # what was rounded to sample
+    janus.float()
+    copy_weights(policy, janus)  # what was rounded to sample
     if accelerator.is_main_process:
         merge_lora(janus)
-        write_whole(out/"checkpoint", checkpoint)
-        before = {k.removeprefix("eval_"): v for k, v in read_metrics(out)[0].items() if k.startswith("eval_")}
-        result = dict(before=before, after=after["figures"], protocol=after["protocol"], seconds=seconds)
-        write_json(out/"result.json", result)
-        (out/"state.pt").unlink(missing_ok=True); shutil.rmtree(out/"state", ignore_errors=True)
+        write_whole(out / "checkpoint", checkpoint)
+        before = {
+            k.removeprefix("eval_"): v
+            for k, v in read_metrics(out)[0].items()
+            if k.startswith("eval_")
+        }
+        result = dict(
+            before=before, after=after["figures"], protocol=after["protocol"], seconds=seconds
+        )
+        write_json(out / "result.json", result)
+        (out / "state.pt").unlink(missing_ok=True)
+        shutil.rmtree(out / "state", ignore_errors=True)
     accelerator.end_training()
     return result
 
 # %% ../nbs/10_train.ipynb #f5f57b7a
-if __name__ == "__main__" and "__file__" in globals():  # accelerate launch -m pairuni_nb.train, not a notebook: the program `pairuni train`
+if (
+    __name__ == "__main__" and "__file__" in globals()
+):  # accelerate launch -m pairuni_nb.train, not a notebook: the program `pairuni train`
     import runpy, sys
+
     sys.argv.insert(1, "train")
     runpy.run_module("pairuni_nb.cli", run_name="__main__")

@@ -19,10 +19,26 @@ from PIL import Image
 
 # %% ../nbs/01_world.ipynb #bf0cd8c1
 SIZE, GRID, CELL = 48, 3, 16  # pixels a side, cells a side, pixels per cell
-COLOURS = {"red": (214, 45, 45), "blue": (45, 95, 225), "green": (40, 160, 75),
-           "yellow": (245, 195, 20), "purple": (150, 60, 190), "pink": (250, 130, 190)}
+COLOURS = {
+    "red": (214, 45, 45),
+    "blue": (45, 95, 225),
+    "green": (40, 160, 75),
+    "yellow": (245, 195, 20),
+    "purple": (150, 60, 190),
+    "pink": (250, 130, 190),
+}
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-POSITIONS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
+POSITIONS = (
+    "top-left",
+    "top",
+    "top-right",
+    "left",
+    "center",
+    "right",
+    "bottom-left",
+    "bottom",
+    "bottom-right",
+)
 STYLES = ("plain", "grid", "stripes", "dots")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = ("1", "2", "3", "4", "5")
@@ -31,145 +47,206 @@ DIGITS = ("1", "2", "3", "4", "5")
 @dataclass(frozen=True)
 class Scene:
     "What a picture shows; the truth behind every caption, question and score."
-    kind: str     # "placed", "counted", "chart" or "sum"
-    style: str    # one of STYLES
+
+    kind: str  # "placed", "counted", "chart" or "sum"
+    style: str  # one of STYLES
     cells: tuple  # nine entries, row by row: None or (shape, colour)
 
-    def to_json(self)->str: return json.dumps(asdict(self))
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text:str)->"Scene":
+    def from_json(cls, text: str) -> "Scene":
         d = json.loads(text)
         return cls(d["kind"], d["style"], tuple(tuple(c) if c else None for c in d["cells"]))
 
 # %% ../nbs/01_world.ipynb #4470be14
-_GLYPHS = {"1": "010110010010111", "2": "110001010100111", "3": "110001010001110", "4": "101101111001001",
-           "5": "111100110001110", "+": "000010111010000"}
+_GLYPHS = {
+    "1": "010110010010111",
+    "2": "110001010100111",
+    "3": "110001010001110",
+    "4": "101101111001001",
+    "5": "111100110001110",
+    "+": "000010111010000",
+}
+
 
 def _inside(shape, x, y):
     "Boolean mask of a shape over coordinates in [-1, 1] (x right, y down)."
-    if shape == "circle": return x**2 + y**2 < .62
-    if shape == "square": return np.maximum(abs(x), abs(y)) < .68
-    if shape == "triangle": return (y < .7) & (y > 2.1*abs(x) - .85)
-    if shape == "cross": return (np.minimum(abs(x), abs(y)) < .26) & (np.maximum(abs(x), abs(y)) < .78)
-    if shape == "bar": return abs(x) < .6
+    if shape == "circle":
+        return x**2 + y**2 < 0.62
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) < 0.68
+    if shape == "triangle":
+        return (y < 0.7) & (y > 2.1 * abs(x) - 0.85)
+    if shape == "cross":
+        return (np.minimum(abs(x), abs(y)) < 0.26) & (np.maximum(abs(x), abs(y)) < 0.78)
+    if shape == "bar":
+        return abs(x) < 0.6
     if shape == "star":
-        a = abs((np.arctan2(x, -y) + np.pi/5) % (2*np.pi/5) - np.pi/5)  # angle from the nearest tip
-        u, v, tip, notch = np.hypot(x, y)*np.cos(a), np.hypot(x, y)*np.sin(a), .88, .38*np.exp(1j*np.pi/5)
-        return (notch.real - tip)*v - notch.imag*(u - tip) > 0  # inner side of the edge from tip to notch
+        a = abs(
+            (np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5
+        )  # angle from the nearest tip
+        u, v, tip, notch = (
+            np.hypot(x, y) * np.cos(a),
+            np.hypot(x, y) * np.sin(a),
+            0.88,
+            0.38 * np.exp(1j * np.pi / 5),
+        )
+        return (notch.real - tip) * v - notch.imag * (
+            u - tip
+        ) > 0  # inner side of the edge from tip to notch
     glyph = np.array(list(_GLYPHS[shape])).reshape(5, 3) == "1"
-    col, row = np.floor((x + .6)/.4).astype(int), np.floor((y + .85)/.34).astype(int)
+    col, row = np.floor((x + 0.6) / 0.4).astype(int), np.floor((y + 0.85) / 0.34).astype(int)
     ok = (col >= 0) & (col < 3) & (row >= 0) & (row < 5)
     return ok & glyph[row.clip(0, 4), col.clip(0, 2)]
+
 
 def _background(style):
     "A 16 x 16 x 3 tile; its period divides the cell, so every cell of a style looks the same."
     y, x = np.mgrid[0:CELL, 0:CELL]
     tile = np.full((CELL, CELL, 3), (252, 250, 244), float)
-    if style == "grid": tile[(x % 8 == 3) | (y % 8 == 3)] = (175, 200, 170)
-    if style == "stripes": tile[(x + y) % 8 < 4] = (190, 225, 235)
-    if style == "dots": tile[((x % 8 - 3.5)**2 + (y % 8 - 3.5)**2) < 5] = (255, 190, 150)
+    if style == "grid":
+        tile[(x % 8 == 3) | (y % 8 == 3)] = (175, 200, 170)
+    if style == "stripes":
+        tile[(x + y) % 8 < 4] = (190, 225, 235)
+    if style == "dots":
+        tile[((x % 8 - 3.5) ** 2 + (y % 8 - 3.5) ** 2) < 5] = (255, 190, 150)
     return tile
 
 # %% ../nbs/01_world.ipynb #f9d5520e
-ITEMS = [None] + [(s, c) for s in SHAPES + ("bar",) for c in COLOURS] + [(g, "ink") for g in _GLYPHS]
+ITEMS = (
+    [None] + [(s, c) for s in SHAPES + ("bar",) for c in COLOURS] + [(g, "ink") for g in _GLYPHS]
+)
 _ITEM = {item: i for i, item in enumerate(ITEMS)}
 
+
 @cache
-def atlas()->np.ndarray: # (styles, items, 16, 16, 3) uint8
+def atlas() -> np.ndarray:  # (styles, items, 16, 16, 3) uint8
     "Every cell content drawn on every style."
-    fine = (np.arange(CELL*4) + .5)/(CELL*2) - 1
+    fine = (np.arange(CELL * 4) + 0.5) / (CELL * 2) - 1
     y, x = np.meshgrid(fine, fine, indexing="ij")
     tiles = []
     for style in STYLES:
         ground = _background(style)
         for item in ITEMS:
-            alpha = 0. if item is None else _inside(item[0], x, y).reshape(CELL, 4, CELL, 4).mean((1, 3))[..., None]
-            tiles.append(ground if item is None else ground*(1-alpha) + alpha*np.array(COLOURS.get(item[1], (20, 20, 20))))
+            alpha = (
+                0.0
+                if item is None
+                else _inside(item[0], x, y).reshape(CELL, 4, CELL, 4).mean((1, 3))[..., None]
+            )
+            tiles.append(
+                ground
+                if item is None
+                else ground * (1 - alpha) + alpha * np.array(COLOURS.get(item[1], (20, 20, 20)))
+            )
     return np.stack(tiles).round().astype(np.uint8).reshape(len(STYLES), len(ITEMS), CELL, CELL, 3)
 
 # %% ../nbs/01_world.ipynb #dc3145c4
-def render(scenes:list)->np.ndarray: # (B, 48, 48, 3) uint8
+def render(scenes: list) -> np.ndarray:  # (B, 48, 48, 3) uint8
     "Draw scenes: look each cell's template up and lay the nine side by side."
     style = np.array([STYLES.index(s.style) for s in scenes])
     item = np.array([[_ITEM[c] for c in s.cells] for s in scenes])
     cells = atlas()[style[:, None], item].reshape(-1, GRID, GRID, CELL, CELL, 3)
     return cells.transpose(0, 1, 3, 2, 4, 5).reshape(-1, SIZE, SIZE, 3)
 
-def to_pil(images:np.ndarray)->list: # (B, H, W, 3) uint8 -> PIL images
+
+def to_pil(images: np.ndarray) -> list:  # (B, H, W, 3) uint8 -> PIL images
     "Arrays to PIL images."
     return [Image.fromarray(im) for im in images]
+
 
 def show_images(images, titles=None, cols=6, size=1.5):
     "A grid of images with small titles; returns the figure."
     import matplotlib.pyplot as plt  # on first use: the world itself needs only NumPy
-    rows = -(-len(images)//cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(cols*size, rows*size*1.15), squeeze=False, layout="constrained")
-    for ax in axes.flat: ax.axis("off")
+
+    rows = -(-len(images) // cols)
+    fig, axes = plt.subplots(
+        rows, cols, figsize=(cols * size, rows * size * 1.15), squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat:
+        ax.axis("off")
     for i, (ax, im) in enumerate(zip(axes.flat, images)):
         ax.imshow(np.asarray(im), interpolation="nearest")
-        if titles: ax.set_title(titles[i], fontsize=7)
+        if titles:
+            ax.set_title(titles[i], fontsize=7)
     return fig
 
 # %% ../nbs/01_world.ipynb #d5ef27e9
 _STYLE_WORDS = {"plain": "", "grid": ", on a grid", "stripes": ", on stripes", "dots": ", on dots"}
 
-def bar_heights(scene)->dict: # {colour: height}, left to right
+
+def bar_heights(scene) -> dict:  # {colour: height}, left to right
     "Heights of a chart's three bars, read off its cells."
     columns = [[c for c in scene.cells[x::GRID] if c] for x in range(GRID)]
     return {col[0][1]: len(col) for col in columns}
 
-def caption(scene:Scene)->str:
+
+def caption(scene: Scene) -> str:
     "The prompt that asks for this scene."
     things = [c for c in scene.cells if c]
     if scene.kind == "counted":
         shape, colour = things[0]
         text = f"{NUMBERS[len(things)]} {colour} {shape}{'es' if shape == 'cross' else 's'}"
-    elif scene.kind == "chart": text = "a bar chart: " + ", ".join(f"{c} {h}" for c, h in bar_heights(scene).items())
-    elif scene.kind == "sum": text = f"the sum {' '.join(c[0] for c in things)}"
-    else: text = ", ".join(f"a {c[1]} {c[0]} {POSITIONS[i]}" for i, c in enumerate(scene.cells) if c)
+    elif scene.kind == "chart":
+        text = "a bar chart: " + ", ".join(f"{c} {h}" for c, h in bar_heights(scene).items())
+    elif scene.kind == "sum":
+        text = f"the sum {' '.join(c[0] for c in things)}"
+    else:
+        text = ", ".join(f"a {c[1]} {c[0]} {POSITIONS[i]}" for i, c in enumerate(scene.cells) if c)
     return text + _STYLE_WORDS[scene.style]
 
 # %% ../nbs/01_world.ipynb #378828b4
 KINDS = ("placed", "counted", "chart", "sum")
-MIX = {"u": dict(kinds=(.40, .25, .20, .15), styles=(.88, .04, .04, .04), roll=0),
-       "g": dict(kinds=(.55, .35, .06, .04), styles=(.46, .18, .18, .18), roll=2)}
+MIX = {
+    "u": dict(kinds=(0.40, 0.25, 0.20, 0.15), styles=(0.88, 0.04, 0.04, 0.04), roll=0),
+    "g": dict(kinds=(0.55, 0.35, 0.06, 0.04), styles=(0.46, 0.18, 0.18, 0.18), roll=2),
+}
+
 
 def _tail(options, roll, rng):
     "One option with Zipf weights 1/rank^0.7; `roll` shifts who is the head."
-    p = 1/np.arange(1, len(options)+1)**.7
-    return options[(rng.choice(len(options), p=p/p.sum()) + roll) % len(options)]
+    p = 1 / np.arange(1, len(options) + 1) ** 0.7
+    return options[(rng.choice(len(options), p=p / p.sum()) + roll) % len(options)]
+
 
 def _draw_scene(rng, mix):
     "One scene from a mix, held-out or not."
     kind, style = rng.choice(KINDS, p=mix["kinds"]), rng.choice(STYLES, p=mix["styles"])
-    colours, roll, cells = tuple(COLOURS), mix["roll"], [None]*9
+    colours, roll, cells = tuple(COLOURS), mix["roll"], [None] * 9
     if kind == "placed":
-        for i in rng.permutation(9)[:rng.choice((1, 2, 3), p=(.35, .4, .25))]:
+        for i in rng.permutation(9)[: rng.choice((1, 2, 3), p=(0.35, 0.4, 0.25))]:
             cells[i] = (_tail(SHAPES, roll, rng), _tail(colours, roll, rng))
     if kind == "counted":
         item = (_tail(SHAPES, roll, rng), _tail(colours, roll, rng))
-        for i in rng.permutation(9)[:rng.choice((2, 3, 4, 5), p=(.35, .3, .2, .15))]: cells[i] = item
+        for i in rng.permutation(9)[: rng.choice((2, 3, 4, 5), p=(0.35, 0.3, 0.2, 0.15))]:
+            cells[i] = item
     if kind == "chart":
-        for x, (colour, height) in enumerate(zip(rng.permutation(colours)[:3], rng.integers(1, 4, 3))):
-            for y in range(GRID - height, GRID): cells[3*y + x] = ("bar", str(colour))
-    if kind == "sum": cells[3:6] = ((_tail(DIGITS, 0, rng), "ink"), ("+", "ink"), (_tail(DIGITS, 0, rng), "ink"))
+        for x, (colour, height) in enumerate(
+            zip(rng.permutation(colours)[:3], rng.integers(1, 4, 3))
+        ):
+            for y in range(GRID - height, GRID):
+                cells[3 * y + x] = ("bar", str(colour))
+    if kind == "sum":
+        cells[3:6] = ((_tail(DIGITS, 0, rng), "ink"), ("+", "ink"), (_tail(DIGITS, 0, rng), "ink"))
     return Scene(str(kind), str(style), tuple(cells))
 
 # %% ../nbs/01_world.ipynb #17c8b9c8
-def split_of(scene:Scene)->str:
+def split_of(scene: Scene) -> str:
     "'heldout' for a fixed fifth of all captions, else 'train'."
     return "heldout" if hashlib.sha1(caption(scene).encode()).digest()[0] % 5 == 0 else "train"
 
+
 def sample_scene(
-    rng:np.random.Generator,
-    source:str,       # "u" or "g": whose mix to draw from
-    split:str=None,   # "train", "heldout" or None for both
-)->Scene:
+    rng: np.random.Generator,
+    source: str,  # "u" or "g": whose mix to draw from
+    split: str = None,  # "train", "heldout" or None for both
+) -> Scene:
     "One random scene of a source and split."
     while True:
         scene = _draw_scene(rng, MIX[source])
-        if split is None or split_of(scene) == split: return scene
+        if split is None or split_of(scene) == split:
+            return scene
 
 # %% ../nbs/01_world.ipynb #8550871d
 def _ask(scene, rng):
@@ -179,98 +256,152 @@ def _ask(scene, rng):
     others = lambda options, right: [o for o in options if o != right]
     if scene.kind == "sum":
         a, b = int(seen[0][1][0]), int(seen[2][1][0])
-        return "what is the sum?", f"{a} + {b}", str(a+b), others([str(n) for n in range(2, 11)], str(a+b))
+        return (
+            "what is the sum?",
+            f"{a} + {b}",
+            str(a + b),
+            others([str(n) for n in range(2, 11)], str(a + b)),
+        )
     if scene.kind == "counted":
-        return f"how many {shape}{'es' if shape == 'cross' else 's'}?", f"{colour} {shape}", NUMBERS[len(seen)], others(NUMBERS[2:6], NUMBERS[len(seen)])
+        return (
+            f"how many {shape}{'es' if shape == 'cross' else 's'}?",
+            f"{colour} {shape}",
+            NUMBERS[len(seen)],
+            others(NUMBERS[2:6], NUMBERS[len(seen)]),
+        )
     if scene.kind == "chart":
         height = str(bar_heights(scene)[colour])
         return f"how high is the {colour} bar?", f"{colour} bar", height, others("1234", height)
-    asks = [(f"what shape is {POSITIONS[i]}?", f"{colour} {POSITIONS[i]}", shape, others(SHAPES, shape)),
-            (f"what colour is {POSITIONS[i]}?", f"{shape} {POSITIONS[i]}", colour, others(COLOURS, colour))]
+    asks = [
+        (
+            f"what shape is {POSITIONS[i]}?",
+            f"{colour} {POSITIONS[i]}",
+            shape,
+            others(SHAPES, shape),
+        ),
+        (
+            f"what colour is {POSITIONS[i]}?",
+            f"{shape} {POSITIONS[i]}",
+            colour,
+            others(COLOURS, colour),
+        ),
+    ]
     if sum(c == (shape, colour) for c in scene.cells) == 1:
-        asks.append((f"where is the {colour} {shape}?", f"{colour} {shape}", POSITIONS[i], others(POSITIONS, POSITIONS[i])))
+        asks.append(
+            (
+                f"where is the {colour} {shape}?",
+                f"{colour} {shape}",
+                POSITIONS[i],
+                others(POSITIONS, POSITIONS[i]),
+            )
+        )
     return asks[rng.integers(len(asks))]
 
+
 def question(
-    scene:Scene,
-    rng:np.random.Generator,
-)->dict: # question, choices (4, shuffled), answer (one of them), evidence
+    scene: Scene, rng: np.random.Generator
+) -> dict:  # question, choices (4, shuffled), answer (one of them), evidence
     "A four-choice question about a scene."
     text, subject, answer, wrong = _ask(scene, rng)
     choices = [answer] + [str(w) for w in rng.permutation(wrong)[:3]]
-    return dict(question=text, choices=[choices[i] for i in rng.permutation(4)], answer=answer, evidence=f"{subject}: {answer}")
+    return dict(
+        question=text,
+        choices=[choices[i] for i in rng.permutation(4)],
+        answer=answer,
+        evidence=f"{subject}: {answer}",
+    )
 
-def question_text(question:str, choices:list)->str:
+
+def question_text(question: str, choices: list) -> str:
     "The question as the model reads it: the text, then the choices, if there are any."
     return question + "\n" + ", ".join(choices) if choices else question
 
 # %% ../nbs/01_world.ipynb #8d733798
 UNREADABLE = 55.0  # root-mean-square pixel error (0..255) above which a cell reads as "?"
 
-def read(images:np.ndarray)->list: # (B, 48, 48, 3) uint8 -> [(style, nine cells)]
+
+def read(images: np.ndarray) -> list:  # (B, 48, 48, 3) uint8 -> [(style, nine cells)]
     "Recover style and cells from pixels by nearest template."
     if (found := np.shape(images)[1:]) != (SIZE, SIZE, 3):
-        raise ValueError(f"a scene is read from {SIZE} x {SIZE} pixels, but a picture with a scene has {found[1]} x {found[0]}: leave the column scene out of your own records")
-    B, tiles = len(images), atlas().reshape(-1, CELL*CELL*3).astype(np.float32)
-    x = np.asarray(images, np.float32).reshape(B, GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5).reshape(B*9, -1)
-    error = (x**2).sum(1)[:, None] - 2*x@tiles.T + (tiles**2).sum(1)  # |x - t|^2 for every cell and template
-    error = (error.clip(0)/x.shape[1]).reshape(B, 9, len(STYLES), len(ITEMS))
+        raise ValueError(
+            f"a scene is read from {SIZE} x {SIZE} pixels, but a picture with a scene has {found[1]} x {found[0]}: leave the column scene out of your own records"
+        )
+    B, tiles = len(images), atlas().reshape(-1, CELL * CELL * 3).astype(np.float32)
+    x = (
+        np.asarray(images, np.float32)
+        .reshape(B, GRID, CELL, GRID, CELL, 3)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(B * 9, -1)
+    )
+    error = (
+        (x**2).sum(1)[:, None] - 2 * x @ tiles.T + (tiles**2).sum(1)
+    )  # |x - t|^2 for every cell and template
+    error = (error.clip(0) / x.shape[1]).reshape(B, 9, len(STYLES), len(ITEMS))
     style = error.min(3).sum(1).argmin(1)
     error = error[np.arange(B), :, style]
     best = error.argmin(2)
-    return [(STYLES[s], tuple(("?", "?") if e[i].min() > UNREADABLE**2 else ITEMS[k] for i, k in enumerate(b)))
-            for s, b, e in zip(style, best, error)]
+    return [
+        (
+            STYLES[s],
+            tuple(("?", "?") if e[i].min() > UNREADABLE**2 else ITEMS[k] for i, k in enumerate(b)),
+        )
+        for s, b, e in zip(style, best, error)
+    ]
 
 # %% ../nbs/01_world.ipynb #f100fd14
-def facts(kind:str, style:str, cells:tuple)->set:
+def facts(kind: str, style: str, cells: tuple) -> set:
     "What a picture states: (cell, attribute) facts, or numbered ones where the kind leaves cells open."
     found = set() if style == "plain" else {("style", style)}
     seen = Counter()
     for i, cell in enumerate(cells):
-        if cell is None: continue
+        if cell is None:
+            continue
         for what in cell if cell[1] != "ink" else cell[:1]:
             seen[what] += 1
             found.add((what, seen[what]) if kind == "counted" else (i, what))
     return found
 
+
 def scene_scores(
-    images:np.ndarray, # (B, 48, 48, 3) uint8
-    scenes:list,       # B scenes that the images should show
-)->np.ndarray:         # (B,) in [0, 1]
+    images: np.ndarray,  # (B, 48, 48, 3) uint8
+    scenes: list,  # B scenes that the images should show
+) -> np.ndarray:  # (B,) in [0, 1]
     "Jaccard overlap of the facts each scene states and its image shows."
     out = []
     for (style, cells), scene in zip(read(images), scenes):
         stated, shown = facts(scene.kind, scene.style, scene.cells), facts(scene.kind, style, cells)
-        out.append(len(stated & shown)/len(stated | shown))
+        out.append(len(stated & shown) / len(stated | shown))
     return np.array(out)
 
 # %% ../nbs/01_world.ipynb #91198660
 def verifier_rates(
-    scenes:list,
-    images:np.ndarray=None, # what to read; None: clean renders
-)->dict: # true: full marks on the right picture; swapped: on another caption's; mean_swapped: its mean score
+    scenes: list,
+    images: np.ndarray = None,  # what to read; None: clean renders
+) -> dict:  # true: full marks on the right picture; swapped: on another caption's; mean_swapped: its mean score
     "How often the verifier gives full marks, rightly and wrongly."
     images = render(scenes) if images is None else images
     true = scene_scores(images, scenes)
-    other = [scenes[(i+1) % len(scenes)] for i in range(len(scenes))]
+    other = [scenes[(i + 1) % len(scenes)] for i in range(len(scenes))]
     keep = np.array([caption(a) != caption(b) for a, b in zip(scenes, other)])
     swapped = scene_scores(images, other)[keep]
     return dict(true=(true == 1).mean(), swapped=(swapped == 1).mean(), mean_swapped=swapped.mean())
 
 # %% ../nbs/01_world.ipynb #59bca874
 def records(
-    source:str,         # "u" or "g"
-    n:int,
-    seed:int,
-    split:str="train",
-)->list:                # U: id, image, question, choices, answer, scene; G: id, image, prompt, scene
+    source: str,  # "u" or "g"
+    n: int,
+    seed: int,
+    split: str = "train",
+) -> list:  # U: id, image, question, choices, answer, scene; G: id, image, prompt, scene
     "Seeded records of one source: the toy world's stand-in for a dataset."
     rng = np.random.default_rng([seed, ord(source), split == "heldout"])
     scenes = [sample_scene(rng, source, split) for _ in range(n)]
     rows = []
     for i, (scene, image) in enumerate(zip(scenes, to_pil(render(scenes)))):
         row = dict(id=f"{source}{seed}-{i}", image=image, scene=scene.to_json())
-        if source == "u": row |= {k: v for k, v in question(scene, rng).items() if k != "evidence"}
-        else: row["prompt"] = caption(scene)
+        if source == "u":
+            row |= {k: v for k, v in question(scene, rng).items() if k != "evidence"}
+        else:
+            row["prompt"] = caption(scene)
         rows.append(row)
     return rows

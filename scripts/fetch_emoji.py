@@ -17,6 +17,7 @@ stays. Its wrong names come from other groups. A record carries `code` (the conc
 beside the columns that `pairuni pair` reads, so that retrieval can be scored against the truth.
 Nothing fetched is committed: data/ ignores itself.
 """
+
 import argparse
 import hashlib
 import io
@@ -32,10 +33,22 @@ from PIL import Image
 from pairuni_nb.records_io import save_records, to_rgb
 
 NPM = "https://registry.npmjs.org/"
-NOTO = ("emoji-datasource-google/-/emoji-datasource-google-16.0.0.tgz", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438")
-FLUENT = ("@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58")
-TWEMOJI = ("emoji-datasource-twitter/-/emoji-datasource-twitter-16.0.0.tgz", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877")
-NAMES = ("emojibase-data/-/emojibase-data-17.0.0.tgz", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
+NOTO = (
+    "emoji-datasource-google/-/emoji-datasource-google-16.0.0.tgz",
+    "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+)
+FLUENT = (
+    "@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz",
+    "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+)
+TWEMOJI = (
+    "emoji-datasource-twitter/-/emoji-datasource-twitter-16.0.0.tgz",
+    "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+)
+NAMES = (
+    "emojibase-data/-/emojibase-data-17.0.0.tgz",
+    "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+)
 SIZE, TAGS = 64, 4
 THINGS = ("animals & nature", "food & drink", "travel & places", "activities")
 
@@ -46,8 +59,10 @@ def fetch(package, folder):
     file = folder / path.rsplit("/", 1)[1]
     if not file.exists():
         print(f"fetching {NPM}{path}")
-        with urllib.request.urlopen(NPM + path) as response: content = response.read()
-        if hashlib.sha256(content).hexdigest() != sha256: raise SystemExit(f"{NPM}{path} has another sha256 than the pinned {sha256}: not used")
+        with urllib.request.urlopen(NPM + path) as response:
+            content = response.read()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise SystemExit(f"{NPM}{path} has another sha256 than the pinned {sha256}: not used")
         part = file.with_suffix(".part")
         part.write_bytes(content)
         part.rename(file)
@@ -68,16 +83,28 @@ def image(archive, name):
 def concepts(noto, fluent, names):
     "What both artists drew, by code point: facts in others' words, and the two pictures' files."
     drawn = {bare(Path(n).stem): n for n in fluent.getnames() if n.endswith(".webp")}
-    files = {bare(e["unified"]): f"package/img/google/64/{e['image']}" for e in json.load(noto.extractfile("package/emoji.json")) if e["has_img_google"]}
+    files = {
+        bare(e["unified"]): f"package/img/google/64/{e['image']}"
+        for e in json.load(noto.extractfile("package/emoji.json"))
+        if e["has_img_google"]
+    }
     said = json.load(names.extractfile("package/en/messages.json"))
     groups, subgroups = [{m["order"]: m for m in said[kind]} for kind in ("groups", "subgroups")]
     out = {}
     for e in json.load(names.extractfile("package/en/data.json")):
         code, group = bare(e["hexcode"]), groups[e["group"]]["key"] if "group" in e else "component"
         # no flags: the Fluent package fills them in from another maker; no components: they are parts of emoji
-        if code not in drawn or code not in files or group in ("flags", "component"): continue
-        out[code] = dict(code=code, name=e["label"].lower(), tags=[t.lower() for t in e.get("tags", [])], group=groups[e["group"]]["message"],
-                         subgroup=subgroups[e["subgroup"]]["key"], noto=files[code], fluent=drawn[code])
+        if code not in drawn or code not in files or group in ("flags", "component"):
+            continue
+        out[code] = dict(
+            code=code,
+            name=e["label"].lower(),
+            tags=[t.lower() for t in e.get("tags", [])],
+            group=groups[e["group"]]["message"],
+            subgroup=subgroups[e["subgroup"]]["key"],
+            noto=files[code],
+            fluent=drawn[code],
+        )
     return out
 
 
@@ -88,9 +115,11 @@ def lends(concept, far):
 
 def question(concept, everything, rng, far=False):
     "What it is, or which group it belongs to."
-    by_name = rng.random() < .5
+    by_name = rng.random() < 0.5
     what, key = ("what is this?", "name") if by_name else ("which group?", "group")
-    others = sorted({c[key] for c in everything if not by_name or lends(concept, far)(c)} - {concept[key]})
+    others = sorted(
+        {c[key] for c in everything if not by_name or lends(concept, far)(c)} - {concept[key]}
+    )
     choices = [concept[key]] + rng.sample(others, 3)
     rng.shuffle(choices)
     return dict(question=what, choices=choices, answer=concept[key])
@@ -98,28 +127,47 @@ def question(concept, everything, rng, far=False):
 
 def family(code):
     "A concept's code without people and their sex: a runner, a woman running and a man running are one family."
-    return "-".join(c for c in code.split("-") if c not in ("1f468", "1f469", "1f9d1", "200d", "2640", "2642")) or code
+    return (
+        "-".join(
+            c
+            for c in code.split("-")
+            if c not in ("1f468", "1f469", "1f9d1", "200d", "2640", "2642")
+        )
+        or code
+    )
 
 
 def held_out(found, seed):
     "The codes of about a tenth of each group's families."
     rng, groups = random.Random(seed), {}
-    for code, concept in found.items(): groups.setdefault(concept["group"], set()).add(family(code))
-    held = {f for group in sorted(groups) for f in rng.sample(sorted(groups[group]), -(-len(groups[group])//10))}
+    for code, concept in found.items():
+        groups.setdefault(concept["group"], set()).add(family(code))
+    held = {
+        f
+        for group in sorted(groups)
+        for f in rng.sample(sorted(groups[group]), -(-len(groups[group]) // 10))
+    }
     return {code for code in found if family(code) in held}
 
 
 def own_choices(row, kin, rng):
     "The same question; a wrong name from the other part makes way for one from this part's."
-    if row["question"] != "what is this?": return row
+    if row["question"] != "what is this?":
+        return row
     spare = sorted(kin - set(row["choices"]))
-    return row | dict(choices=[c if c in kin else spare.pop(rng.randrange(len(spare))) for c in row["choices"]])
+    return row | dict(
+        choices=[c if c in kin else spare.pop(rng.randrange(len(spare))) for c in row["choices"]]
+    )
 
 
 def third_artist(folder, codes):
     "Twemoji's pictures by code point."
     archive = fetch(TWEMOJI, folder)
-    files = {bare(e["unified"]): f"package/img/twitter/64/{e['image']}" for e in json.load(archive.extractfile("package/emoji.json")) if e["has_img_twitter"]}
+    files = {
+        bare(e["unified"]): f"package/img/twitter/64/{e['image']}"
+        for e in json.load(archive.extractfile("package/emoji.json"))
+        if e["has_img_twitter"]
+    }
     return {code: image(archive, files[code]) for code in codes if code in files}
 
 
@@ -132,11 +180,23 @@ def prompt(concept):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--things", action="store_true", help="only animals, plants, food, places, vehicles, sports and games")
-    parser.add_argument("--out", type=Path, help="folder that gets u/ and g/; without it data/emoji, or data/things")
-    parser.add_argument("--concepts", type=int, default=0, help="concepts, so images a side; 0: all")
-    parser.add_argument("--seed", type=int, default=0, help="which concepts, which questions, and the wrong choices")
-    parser.add_argument("--held-artist", action="store_true", help="write the third artist's pictures too")
+    parser.add_argument(
+        "--things",
+        action="store_true",
+        help="only animals, plants, food, places, vehicles, sports and games",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder that gets u/ and g/; without it data/emoji, or data/things"
+    )
+    parser.add_argument(
+        "--concepts", type=int, default=0, help="concepts, so images a side; 0: all"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="which concepts, which questions, and the wrong choices"
+    )
+    parser.add_argument(
+        "--held-artist", action="store_true", help="write the third artist's pictures too"
+    )
     args = parser.parse_args()
     data, out = Path("data"), args.out or Path("data/things" if args.things else "data/emoji")
     data.mkdir(exist_ok=True)
@@ -144,19 +204,33 @@ def main():
     noto, fluent, names = [fetch(package, data) for package in (NOTO, FLUENT, NAMES)]
     found = concepts(noto, fluent, names)
     rng, held = random.Random(args.seed), held_out(found, args.seed)
-    if args.things: found = {code: c for code, c in found.items() if c["group"] in THINGS and c["subgroup"] != "time"}
+    if args.things:
+        found = {
+            code: c for code, c in found.items() if c["group"] in THINGS and c["subgroup"] != "time"
+        }
     codes = sorted(rng.sample(sorted(found), args.concepts) if args.concepts else found)
     choose, rows = random.Random(args.seed), {}
     third = third_artist(data, codes) if args.held_artist else {}
     for concept in (found[code] for code in codes):
         code, part = concept["code"], "held-" if concept["code"] in held else ""
-        facts = {k: concept[k] for k in ("code", "name", "tags", "group", "subgroup")} | dict(scene="")
-        kin = {c["name"] for c in filter(lends(concept, args.things), found.values()) if (c["code"] in held) == (code in held)} | {concept["name"]}
-        asked = own_choices(question(concept, found.values(), rng, args.things), kin, choose) | facts
-        add = lambda side, artist, picture, said: rows.setdefault(part + side, []).append(dict(id=f"{artist}-{code}", image=picture) | said)
+        facts = {k: concept[k] for k in ("code", "name", "tags", "group", "subgroup")} | dict(
+            scene=""
+        )
+        kin = {
+            c["name"]
+            for c in filter(lends(concept, args.things), found.values())
+            if (c["code"] in held) == (code in held)
+        } | {concept["name"]}
+        asked = (
+            own_choices(question(concept, found.values(), rng, args.things), kin, choose) | facts
+        )
+        add = lambda side, artist, picture, said: rows.setdefault(part + side, []).append(
+            dict(id=f"{artist}-{code}", image=picture) | said
+        )
         add("u", "noto", image(noto, concept["noto"]), asked)
         add("g", "fluent", image(fluent, concept["fluent"]), dict(prompt=prompt(concept)) | facts)
-        if code in third: add("artist", "twemoji", third[code], asked)
+        if code in third:
+            add("artist", "twemoji", third[code], asked)
     for name, part in rows.items():
         save_records(part, out / name)
         print(f"{len(part)} records in {out / name}")

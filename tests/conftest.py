@@ -1,4 +1,5 @@
 """What every test shares: no network, and one rule for missing programs and modules."""
+
 import importlib
 import os
 import shutil
@@ -11,8 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 def find(name):
     """The module `name`, else the path of the program `name`; missing: a skip, in CI a failure."""
-    if find_spec(name): return importlib.import_module(name)
-    if path := shutil.which(name): return path
+    if find_spec(name):
+        return importlib.import_module(name)
+    if path := shutil.which(name):
+        return path
     missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
     missing(f"{name} is neither a module nor a program here; install it to run this test")
 

@@ -8,25 +8,50 @@ import pytest
 
 # %% ../nbs/12_cli.ipynb #ac367c7b
 def test_bad_flags_are_named():
-    for argv, words in [(["pair", "--detla", "0.8", "--out", "x"], ("--detla", "perhaps you meant --delta")), (["train", "--steps", "ten"], ("--steps", "'ten'")),
-                        (["pair"], ("Missing", "--out")), (["trian"], ("trian",)), ([], ("pair",)), (["sample"], ("ask", "draw"))]:
-        with pytest.raises(ValueError) as e: parse(argv)
-        assert all(w in str(e.value) for w in words) and "\n" not in str(e.value) and not set("│╭─╮╰╯") & set(str(e.value)), e.value
+    for argv, words in [
+        (["pair", "--detla", "0.8", "--out", "x"], ("--detla", "perhaps you meant --delta")),
+        (["train", "--steps", "ten"], ("--steps", "'ten'")),
+        (["pair"], ("Missing", "--out")),
+        (["trian"], ("trian",)),
+        ([], ("pair",)),
+        (["sample"], ("ask", "draw")),
+    ]:
+        with pytest.raises(ValueError) as e:
+            parse(argv)
+        assert (
+            all(w in str(e.value) for w in words)
+            and "\n" not in str(e.value)
+            and not set("│╭─╮╰╯") & set(str(e.value))
+        ), e.value
 
 # %% ../nbs/12_cli.ipynb #faca9749
 def test_every_setting_is_a_flag():
-    assert parse(["train"]).settings == TrainSettings() and parse(["train", "--preset", "janus-pro-7b"]).settings.rollouts == 4
+    assert (
+        parse(["train"]).settings == TrainSettings()
+        and parse(["train", "--preset", "janus-pro-7b"]).settings.rollouts == 4
+    )
     c = parse(["train", "--steps", "3", "--method", "grpo", "--seed", "5", "--preset=janus-pro-1b"])
-    assert c.settings == preset("janus-pro-1b").train.__class__(**asdict(preset("janus-pro-1b").train) | dict(method="grpo", steps=3, seed=5)) and c.model.endswith("Janus-Pro-1B")
+    assert c.settings == preset("janus-pro-1b").train.__class__(
+        **asdict(preset("janus-pro-1b").train) | dict(method="grpo", steps=3, seed=5)
+    ) and c.model.endswith("Janus-Pro-1B")
     c = parse(["sample", "ask", "x.png", "what is it?", "--choices", "a", "b", "--seed", "2"])
     assert c == Sample(Ask("x.png", "what is it?", ("a", "b")), model=Model(seed=2))
 
 # %% ../nbs/12_cli.ipynb #7c1e55b2
 def test_a_checkpoint_says_how_to_sample_from_it():
-    said = lambda **flags: (lambda s: (s.temperature, s.cfg_weight, s.max_new_tokens))(load_model(Model(device="cpu", **flags))[1])
-    assert said() == (1., 5., 24) and said(checkpoint="nano-emoji") == (1., 1., 48)
-    assert said(checkpoint="nano-emoji", cfg_weight=2., max_new_tokens=9, temperature=0.) == (0., 2., 9)
+    said = lambda **flags: (lambda s: (s.temperature, s.cfg_weight, s.max_new_tokens))(
+        load_model(Model(device="cpu", **flags))[1]
+    )
+    assert said() == (1.0, 5.0, 24) and said(checkpoint="nano-emoji") == (1.0, 1.0, 48)
+    assert said(checkpoint="nano-emoji", cfg_weight=2.0, max_new_tokens=9, temperature=0.0) == (
+        0.0,
+        2.0,
+        9,
+    )
 
 # %% ../nbs/12_cli.ipynb #328e2457
 def test_nothing_is_ignored_in_silence():
-    assert main(["train", "--resume", "nowhere", "--steps=9"]) == 2 and main(["train", "--resume", "nowhere"]) == 2
+    assert (
+        main(["train", "--resume", "nowhere", "--steps=9"]) == 2
+        and main(["train", "--resume", "nowhere"]) == 2
+    )

@@ -1,4 +1,5 @@
 """Bad input to `pairuni` ends in one sentence that names it, exit code 2, and nothing half-written."""
+
 import json
 import os
 import subprocess
@@ -15,7 +16,22 @@ from pairuni_nb.records_io import save_records
 from pairuni_nb.settings import TrainSettings, check
 from pairuni_nb.world import records
 
-TINY = ["--steps", "2", "--pairs-per-step", "2", "--rollouts", "2", "--eval-items", "8", "--eval-every", "1", "--save-every", "1", "--device", "cpu"]
+TINY = [
+    "--steps",
+    "2",
+    "--pairs-per-step",
+    "2",
+    "--rollouts",
+    "2",
+    "--eval-items",
+    "8",
+    "--eval-every",
+    "1",
+    "--save-every",
+    "1",
+    "--device",
+    "cpu",
+]
 OWN = [*TINY, "--cfg-weight", "2", "--max-new-tokens", "20"]  # not as janus-nano is sampled
 
 
@@ -28,7 +44,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """A small folder of toy pairs, built once."""
-    out = tmp_path_factory.mktemp("pairs")/"toy"
+    out = tmp_path_factory.mktemp("pairs") / "toy"
     assert main(["pair", "--out", str(out), "--n-u", "60", "--n-g", "60", "--clusters", "12"]) == 0
     return out
 
@@ -36,14 +52,18 @@ def pairs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(pairs, tmp_path_factory):
     """A finished run, made once; its guidance and answers' length are not janus-nano's."""
-    out = tmp_path_factory.mktemp("runs")/"run"
+    out = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", "--pairs", str(pairs), "--out", str(out), *OWN]) == 0
     return out
 
 
 def everything(folder):
     """Each file and folder below, with its size and time."""
-    return {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.name != "__pycache__"}
+    return {
+        p: (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.name != "__pycache__"
+    }
 
 
 def refuses(capsys, folder, argv, *words):
@@ -57,50 +77,75 @@ def refuses(capsys, folder, argv, *words):
     assert everything(folder) == before
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["train", "--preset", "mega"], ["unknown preset 'mega'", "nano"]),
-    (["train", "--preset=janus-pro-7b"], ["janus-pro-7b", "pairs of your own", "--pairs"]),
-    (["train", "--method", "ppo"], ["unknown method 'ppo'", "pair-grpo"]),
-    (["train", "--rollouts", "1"], ["rollouts", "1"]),
-    (["train", "--lr", "-1"], ["lr", "-1"]),
-    (["train", "--device", "tpu"], ["unknown device 'tpu'"]),
-    (["train", "--reward-device", "tpu"], ["unknown device 'tpu'"]),
-    (["train", "--weighting", "cube"], ["unknown weighting 'cube'", "sqrt"]),
-    (["train", "--beta", "-1"], ["beta", "-1"]),
-    (["train", "--clip-eps", "inf"], ["clip_eps", "inf"]),
-    (["train", "--temperature", "nan"], ["temperature", "nan"]),
-    (["train", "--seed", "-1"], ["seed", "-1"]),
-    (["pair", "--seed", "-1", "--out", "x"], ["seed", "-1"]),
-    (["evaluate", "--seed", "-1"], ["seed", "-1"]),
-    (["sample", "draw", "a red circle", "--seed", "-1"], ["seed", "-1"]),
-    (["pair", "--complete", "llm", "--dry-run", "--price-out", "nan", "--out", "x"], ["prices", "nan"]),
-    (["plan", "--card", "3060"], ["unknown card '3060'", "RTX 4090"]),
-    (["sample", "draw", "a red circle", "--out", "drawing.xyz"], ["drawing.xyz", ".png"]),
-    (["sample", "draw", "a red circle", "--out", "drawing"], ["drawing", ".png"]),
-    (["train", "--tracker", "notes"], ["unknown tracker 'notes'"]),
-    (["train", "--pairs", "nowhere"], ["no pairs at nowhere"]),
-    (["train", "--resume", "nowhere"], ["nowhere", "cannot resume"]),
-    (["train", "--resume", "nowhere", "--steps", "3"], ["--steps", "leave out"]),
-    (["train", "--stepz", "3"], ["--stepz", "perhaps you meant --steps"]),
-    (["train", "--steps", "many"], ["--steps", "'many'"]),
-    (["pair", "--delta", "1.5", "--out", "x"], ["delta", "1.5", "[0, 1]"]),
-    (["pair", "--delta", "-0.1", "--out", "x"], ["delta", "-0.1", "[0, 1]"]),
-    (["pair", "--mix", "pear", "--out", "x"], ["unknown mix 'pear'"]),
-    (["pair", "only_u", "--out", "x"], ["only_u", "both sources"]),
-    (["pair", "no_u", "no_g", "--out", "x"], ["no_u"]),
-    (["pair", "--n-u", "20", "--n-g", "20", "--clusters", "50", "--out", "x"], ["clusters", "50", "40"]),
-    (["pair", "--n-u", "20", "--n-g", "20", "--clusters", "5", "--encoder", "no/such/encoder", "--out", "x"], ["no/such/encoder"]),
-    (["pair"], ["--out"]),
-    (["evaluate", "--checkpoint", "nowhere"], ["no folder 'nowhere'", "owner/name"]),
-    (["evaluate", "--items", "1"], ["items", "1"]),
-    (["evaluate", "--out", "no/folder/here.json"], ["no/folder"]),
-    (["evaluate", "--temperature", "-1"], ["temperature", "-1"]),
-    (["sample", "ask", "nowhere.png", "what?"], ["nowhere.png"]),
-    (["sample", "draw", "a red circle", "--n", "0"], ["n must be at least 1"]),
-    (["sample"], ["ask", "draw"]),
-    (["trian"], ["trian", "train"]),
-    ([], ["train"]),
-], ids=lambda x: " ".join(x) if isinstance(x, list) else None)
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["train", "--preset", "mega"], ["unknown preset 'mega'", "nano"]),
+        (["train", "--preset=janus-pro-7b"], ["janus-pro-7b", "pairs of your own", "--pairs"]),
+        (["train", "--method", "ppo"], ["unknown method 'ppo'", "pair-grpo"]),
+        (["train", "--rollouts", "1"], ["rollouts", "1"]),
+        (["train", "--lr", "-1"], ["lr", "-1"]),
+        (["train", "--device", "tpu"], ["unknown device 'tpu'"]),
+        (["train", "--reward-device", "tpu"], ["unknown device 'tpu'"]),
+        (["train", "--weighting", "cube"], ["unknown weighting 'cube'", "sqrt"]),
+        (["train", "--beta", "-1"], ["beta", "-1"]),
+        (["train", "--clip-eps", "inf"], ["clip_eps", "inf"]),
+        (["train", "--temperature", "nan"], ["temperature", "nan"]),
+        (["train", "--seed", "-1"], ["seed", "-1"]),
+        (["pair", "--seed", "-1", "--out", "x"], ["seed", "-1"]),
+        (["evaluate", "--seed", "-1"], ["seed", "-1"]),
+        (["sample", "draw", "a red circle", "--seed", "-1"], ["seed", "-1"]),
+        (
+            ["pair", "--complete", "llm", "--dry-run", "--price-out", "nan", "--out", "x"],
+            ["prices", "nan"],
+        ),
+        (["plan", "--card", "3060"], ["unknown card '3060'", "RTX 4090"]),
+        (["sample", "draw", "a red circle", "--out", "drawing.xyz"], ["drawing.xyz", ".png"]),
+        (["sample", "draw", "a red circle", "--out", "drawing"], ["drawing", ".png"]),
+        (["train", "--tracker", "notes"], ["unknown tracker 'notes'"]),
+        (["train", "--pairs", "nowhere"], ["no pairs at nowhere"]),
+        (["train", "--resume", "nowhere"], ["nowhere", "cannot resume"]),
+        (["train", "--resume", "nowhere", "--steps", "3"], ["--steps", "leave out"]),
+        (["train", "--stepz", "3"], ["--stepz", "perhaps you meant --steps"]),
+        (["train", "--steps", "many"], ["--steps", "'many'"]),
+        (["pair", "--delta", "1.5", "--out", "x"], ["delta", "1.5", "[0, 1]"]),
+        (["pair", "--delta", "-0.1", "--out", "x"], ["delta", "-0.1", "[0, 1]"]),
+        (["pair", "--mix", "pear", "--out", "x"], ["unknown mix 'pear'"]),
+        (["pair", "only_u", "--out", "x"], ["only_u", "both sources"]),
+        (["pair", "no_u", "no_g", "--out", "x"], ["no_u"]),
+        (
+            ["pair", "--n-u", "20", "--n-g", "20", "--clusters", "50", "--out", "x"],
+            ["clusters", "50", "40"],
+        ),
+        (
+            [
+                "pair",
+                "--n-u",
+                "20",
+                "--n-g",
+                "20",
+                "--clusters",
+                "5",
+                "--encoder",
+                "no/such/encoder",
+                "--out",
+                "x",
+            ],
+            ["no/such/encoder"],
+        ),
+        (["pair"], ["--out"]),
+        (["evaluate", "--checkpoint", "nowhere"], ["no folder 'nowhere'", "owner/name"]),
+        (["evaluate", "--items", "1"], ["items", "1"]),
+        (["evaluate", "--out", "no/folder/here.json"], ["no/folder"]),
+        (["evaluate", "--temperature", "-1"], ["temperature", "-1"]),
+        (["sample", "ask", "nowhere.png", "what?"], ["nowhere.png"]),
+        (["sample", "draw", "a red circle", "--n", "0"], ["n must be at least 1"]),
+        (["sample"], ["ask", "draw"]),
+        (["trian"], ["trian", "train"]),
+        ([], ["train"]),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+)
 def test_bad_values_are_named(argv, words, capsys, tmp_path):
     refuses(capsys, tmp_path, argv, *words)
 
@@ -112,16 +157,37 @@ def test_a_gpu_that_is_not_there(capsys, tmp_path, monkeypatch):
 
 def test_a_gpu_that_is_not_there_for_the_judge(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for command in ("train", "evaluate"): refuses(capsys, tmp_path, [command, "--reward", "clip:x", "--reward-device", "cuda"], "device 'cuda'", "use cpu")
+    for command in ("train", "evaluate"):
+        refuses(
+            capsys,
+            tmp_path,
+            [command, "--reward", "clip:x", "--reward-device", "cuda"],
+            "device 'cuda'",
+            "use cpu",
+        )
     monkeypatch.setattr("pairuni_nb.preference.reward_from", lambda spec, device: device)
     assert image_reward("clip:x", "auto") == dict(g="cpu")
 
 
 @pytest.mark.parametrize("out", ["/proc/xx", "u.jsonl/x"])
-@pytest.mark.parametrize("command", [["pair"], ["train", "--device", "cpu"], ["evaluate"], ["evaluate", "--geneval", "prompts.jsonl"], ["sample", "draw", "a red circle"], ["convert", "weights.pt"]], ids=" ".join)
-def test_a_place_that_cannot_be_written_is_told_before_the_work(command, out, capsys, tmp_path, monkeypatch):
-    for work in ("build_pairs", "load_model"): monkeypatch.setattr(f"pairuni_nb.cli.{work}", lambda *_: pytest.fail("it began to work"))
-    (tmp_path/"u.jsonl").touch()
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pair"],
+        ["train", "--device", "cpu"],
+        ["evaluate"],
+        ["evaluate", "--geneval", "prompts.jsonl"],
+        ["sample", "draw", "a red circle"],
+        ["convert", "weights.pt"],
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    command, out, capsys, tmp_path, monkeypatch
+):
+    for work in ("build_pairs", "load_model"):
+        monkeypatch.setattr(f"pairuni_nb.cli.{work}", lambda *_: pytest.fail("it began to work"))
+    (tmp_path / "u.jsonl").touch()
     out += ".png" if command[0] == "sample" else ""
     refuses(capsys, tmp_path, [*command, "--out", out], out, "cannot be written")
     assert not [p for p in tmp_path.iterdir() if p.name != "u.jsonl"]
@@ -129,55 +195,92 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(command, out, ca
 
 def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pairuni_nb.cli.build_pairs", lambda *_: pytest.fail("it began to work"))
-    refuses(capsys, tmp_path, ["pair", "--out", "x", "--complete", "llm", "--journal", "/proc/xx"], "/proc/xx", "cannot be written")
+    refuses(
+        capsys,
+        tmp_path,
+        ["pair", "--out", "x", "--complete", "llm", "--journal", "/proc/xx"],
+        "/proc/xx",
+        "cannot be written",
+    )
 
 
 def test_a_weighting_of_your_own_is_a_setting(monkeypatch):
     import torch
     from pairuni_nb.pair_grpo import WEIGHTINGS
+
     monkeypatch.setitem(WEIGHTINGS, "square", torch.square)
     check(TrainSettings(weighting="square"))
 
 
 def test_a_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refuses(capsys, tmp_path, ["train", "--tracker", "wandb"], "'wandb' is not installed", "pip install wandb")
+    refuses(
+        capsys,
+        tmp_path,
+        ["train", "--tracker", "wandb"],
+        "'wandb' is not installed",
+        "pip install wandb",
+    )
 
 
 def spoil(folder, **changes):
     """Change the first record of a folder of records; None deletes a field."""
-    lines = (folder/"records.jsonl").read_text().splitlines()
+    lines = (folder / "records.jsonl").read_text().splitlines()
     row = json.loads(lines[0]) | changes
     lines[0] = json.dumps({k: v for k, v in row.items() if v is not None})
-    (folder/"records.jsonl").write_text("\n".join(lines))
+    (folder / "records.jsonl").write_text("\n".join(lines))
 
 
-@pytest.mark.parametrize("side, changes, words", [
-    ("u", dict(answer=None), ["row 0", "answer"]),
-    ("u", dict(answer=""), ["u-0", "answer"]),
-    ("u", dict(choices=["1", "2", "3", "4"], answer="seven"), ["u-0", "seven", "choices"]),
-    ("u", dict(image="images/gone.png"), ["u-0", "gone.png"]),
-    ("g", dict(image="records.jsonl"), ["g-0", "records.jsonl"]),
-    ("g", dict(prompt="  "), ["g-0", "no prompt"]),
-], ids=lambda x: str(x) if isinstance(x, dict) else None)
+@pytest.mark.parametrize(
+    "side, changes, words",
+    [
+        ("u", dict(answer=None), ["row 0", "answer"]),
+        ("u", dict(answer=""), ["u-0", "answer"]),
+        ("u", dict(choices=["1", "2", "3", "4"], answer="seven"), ["u-0", "seven", "choices"]),
+        ("u", dict(image="images/gone.png"), ["u-0", "gone.png"]),
+        ("g", dict(image="records.jsonl"), ["g-0", "records.jsonl"]),
+        ("g", dict(prompt="  "), ["g-0", "no prompt"]),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else None,
+)
 def test_bad_records_are_named(side, changes, words, capsys, tmp_path):
-    for source in "ug": save_records(records(source, 6, 0), tmp_path/source)
-    spoil(tmp_path/side, **changes)
+    for source in "ug":
+        save_records(records(source, 6, 0), tmp_path / source)
+    spoil(tmp_path / side, **changes)
     words = [records(side, 1, 0)[0]["id"] if w in ("u-0", "g-0") else w for w in words]
     refuses(capsys, tmp_path, ["pair", "u", "g", "--out", "x"], *words)
 
 
 def test_scenes_of_another_size_are_named(capsys, tmp_path):
-    for side in "ug": save_records([r | dict(image=r["image"].resize((64, 60))) for r in records(side, 8, 0)], tmp_path/side)
-    refuses(capsys, tmp_path, ["pair", str(tmp_path/"u"), str(tmp_path/"g"), "--out", str(tmp_path/"pairs"), "--clusters", "3"], "48 x 48", "64 x 60", "column scene")
+    for side in "ug":
+        save_records(
+            [r | dict(image=r["image"].resize((64, 60))) for r in records(side, 8, 0)],
+            tmp_path / side,
+        )
+    refuses(
+        capsys,
+        tmp_path,
+        [
+            "pair",
+            str(tmp_path / "u"),
+            str(tmp_path / "g"),
+            "--out",
+            str(tmp_path / "pairs"),
+            "--clusters",
+            "3",
+        ],
+        "48 x 48",
+        "64 x 60",
+        "column scene",
+    )
 
 
 @pytest.mark.parametrize("name", ["u", "u.jsonl"])
 def test_an_empty_data_set(name, capsys, tmp_path):
-    save_records(records("g", 6, 0), tmp_path/"g")
-    (tmp_path/"u").mkdir()
-    (tmp_path/"u"/"records.jsonl").touch()
-    (tmp_path/"u.jsonl").touch()
+    save_records(records("g", 6, 0), tmp_path / "g")
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u" / "records.jsonl").touch()
+    (tmp_path / "u.jsonl").touch()
     refuses(capsys, tmp_path, ["pair", name, "g", "--out", "x"], name, "no rows")
 
 
@@ -185,21 +288,45 @@ def test_pairs_are_never_written_over(pairs, capsys, tmp_path):
     refuses(capsys, pairs.parent, ["pair", "--out", str(pairs)], str(pairs), "not empty")
 
 
-@pytest.mark.parametrize("command", [["train", "--out", "run", "--model"], ["evaluate", "--checkpoint"], ["sample", "draw", "a red circle", "--checkpoint"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--out", "run", "--model"],
+        ["evaluate", "--checkpoint"],
+        ["sample", "draw", "a red circle", "--checkpoint"],
+    ],
+    ids=lambda c: c[0],
+)
 def test_a_checkpoint_that_is_no_janus(command, capsys, tmp_path, pairs):
-    (tmp_path/"bert").mkdir()
-    (tmp_path/"bert"/"config.json").write_text('{"model_type": "bert"}')
-    (tmp_path/"empty").mkdir()
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "empty").mkdir()
     more = ["--pairs", str(pairs)] if command[0] == "train" else []
     refuses(capsys, tmp_path, [*command, "bert", *more], "bert", "not a Janus")
     refuses(capsys, tmp_path, [*command, "empty", *more], "empty", "config.json")
 
 
 def test_images_that_are_none(capsys, tmp_path):
-    (tmp_path/"notes.png").write_text("no image")
-    refuses(capsys, tmp_path, ["sample", "ask", "notes.png", "what?"], "cannot read the image 'notes.png'")
-    refuses(capsys, tmp_path, ["sample", "draw", "a red circle", "--out", "notes.png"], "notes.png", "exists already")
-    refuses(capsys, tmp_path, ["sample", "ask", "notes.png", "what?", "--choices", *"abcde"], "5 choices")
+    (tmp_path / "notes.png").write_text("no image")
+    refuses(
+        capsys,
+        tmp_path,
+        ["sample", "ask", "notes.png", "what?"],
+        "cannot read the image 'notes.png'",
+    )
+    refuses(
+        capsys,
+        tmp_path,
+        ["sample", "draw", "a red circle", "--out", "notes.png"],
+        "notes.png",
+        "exists already",
+    )
+    refuses(
+        capsys,
+        tmp_path,
+        ["sample", "ask", "notes.png", "what?", "--choices", *"abcde"],
+        "5 choices",
+    )
 
 
 def test_a_finished_run_stays_as_it_is(run, capsys):
@@ -208,31 +335,50 @@ def test_a_finished_run_stays_as_it_is(run, capsys):
 
 
 def test_a_half_finished_run_asks_for_resume(capsys, tmp_path):
-    (tmp_path/"half").mkdir()
-    (tmp_path/"half"/"settings.json").write_text(json.dumps(asdict(TrainSettings()) | dict(model=None, pairs=3)))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "settings.json").write_text(
+        json.dumps(asdict(TrainSettings()) | dict(model=None, pairs=3))
+    )
     refuses(capsys, tmp_path, ["train", "--out", "half"], "half", "--resume half")
     refuses(capsys, tmp_path, ["train", "--resume", "half"], "no pairs")
 
 
 def test_a_model_is_looked_for_before_pairs_are_made(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("pairuni_nb.cli.build_pairs", lambda *a: pytest.fail("pairs were made first"))
-    refuses(capsys, tmp_path, ["train", "--model", "nothere", "--out", "run"], "there is no folder 'nothere'")
+    monkeypatch.setattr(
+        "pairuni_nb.cli.build_pairs", lambda *a: pytest.fail("pairs were made first")
+    )
+    refuses(
+        capsys,
+        tmp_path,
+        ["train", "--model", "nothere", "--out", "run"],
+        "there is no folder 'nothere'",
+    )
 
 
 def test_a_foreign_folder_is_no_run_folder(capsys, tmp_path):
-    (tmp_path/"mine").mkdir()
-    (tmp_path/"mine"/"letter.txt").write_text("dear")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
     refuses(capsys, tmp_path, ["train", "--out", "mine"], "mine", "not an empty folder")
 
 
 def test_a_debugger_gets_the_traceback(monkeypatch):
     monkeypatch.setenv("PAIRUNI_DEBUG", "1")
-    with pytest.raises(ValueError, match="unknown method"): main(["train", "--method", "ppo"])
+    with pytest.raises(ValueError, match="unknown method"):
+        main(["train", "--method", "ppo"])
 
 
 def test_the_program_itself():
     """In a process of its own: help within a second, errors without a traceback, exit code 2."""
-    call = lambda *argv: subprocess.run([sys.executable, "-c", "import sys; from pairuni_nb.cli import main; sys.exit(main())", *argv], capture_output=True, text=True)
+    call = lambda *argv: subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pairuni_nb.cli import main; sys.exit(main())",
+            *argv,
+        ],
+        capture_output=True,
+        text=True,
+    )
     for argv in (["--help"], ["train", "--help"]):
         took = []
         for _ in range(3):
@@ -241,76 +387,227 @@ def test_the_program_itself():
             took.append(time.perf_counter() - start)
         assert shown.returncode == 0 and "train" in shown.stdout and min(took) < 1, took
     bad = call("train", "--method", "ppo")
-    assert bad.returncode == 2 and bad.stderr == "pairuni: unknown method 'ppo': choose one of pair-grpo, grpo\n" and not bad.stdout
+    assert (
+        bad.returncode == 2
+        and bad.stderr == "pairuni: unknown method 'ppo': choose one of pair-grpo, grpo\n"
+        and not bad.stdout
+    )
 
 
 def test_help_loads_no_torch():
     code = "import sys; import pairuni_nb.cli; print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "set()\n"
+    )
 
 
 def test_train_leaves_a_whole_run(run, pairs):
-    assert {p.name for p in run.iterdir()} == {"settings.json", "metrics.jsonl", "result.json", "report.html", "samples", "checkpoint", "pairs"}
-    assert {p.name for p in (run/"samples").iterdir()} == {"before.json", "before.png", "after.json", "after.png"}
-    saved, result = json.loads((run/"settings.json").read_text()), json.loads((run/"result.json").read_text())
-    assert saved["steps"] == 2 and saved["command"].startswith("pairuni train --pairs") and saved["pairs"] == len(load_pairs(pairs))
+    assert {p.name for p in run.iterdir()} == {
+        "settings.json",
+        "metrics.jsonl",
+        "result.json",
+        "report.html",
+        "samples",
+        "checkpoint",
+        "pairs",
+    }
+    assert {p.name for p in (run / "samples").iterdir()} == {
+        "before.json",
+        "before.png",
+        "after.json",
+        "after.png",
+    }
+    saved, result = (
+        json.loads((run / "settings.json").read_text()),
+        json.loads((run / "result.json").read_text()),
+    )
+    assert (
+        saved["steps"] == 2
+        and saved["command"].startswith("pairuni train --pairs")
+        and saved["pairs"] == len(load_pairs(pairs))
+    )
     assert 0 <= result["after"]["accuracy_mean"] <= 1 and 0 <= result["after"]["score_mean"] <= 1
-    text = (run/"report.html").read_text()
-    assert saved["command"] in text and "<script" not in text and "http://" not in text and "https://" not in text
+    text = (run / "report.html").read_text()
+    assert (
+        saved["command"] in text
+        and "<script" not in text
+        and "http://" not in text
+        and "https://" not in text
+    )
 
 
 def test_evaluate_repeats_the_runs_own_figures(run, capsys, tmp_path):
     capsys.readouterr()
-    argv = ["evaluate", "--checkpoint", str(run/"checkpoint"), "--items", "8", "--device", "cpu"]
+    argv = ["evaluate", "--checkpoint", str(run / "checkpoint"), "--items", "8", "--device", "cpu"]
     assert main(argv) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["figures"] == json.loads((run/"result.json").read_text())["after"] and shown["protocol"]["n_u"] == 8
-    assert main([*argv, "--out", "scores.json"]) == 0 and json.loads((tmp_path/"scores.json").read_text()) == shown
+    assert (
+        shown["figures"] == json.loads((run / "result.json").read_text())["after"]
+        and shown["protocol"]["n_u"] == 8
+    )
+    assert (
+        main([*argv, "--out", "scores.json"]) == 0
+        and json.loads((tmp_path / "scores.json").read_text()) == shown
+    )
     refuses(capsys, tmp_path, [*argv, "--out", "scores.json"], "scores.json", "exists already")
 
 
 def test_sample_draws_and_answers(run, capsys, tmp_path):
-    assert main(["sample", "draw", "a red circle top-left", "--n", "3", "--out", "one.png", "--device", "cpu"]) == 0
-    assert main(["sample", "draw", "a red circle top-left", "--n", "3", "--out", "two.png", "--device", "cpu", "--checkpoint", str(run/"checkpoint")]) == 0
-    one = Image.open(tmp_path/"one.png")
-    assert main(["sample", "draw", "a red circle top-left", "--n", "1", "--out", "three.jpg", "--device", "cpu"]) == 0 and Image.open(tmp_path/"three.jpg").format == "JPEG"
-    assert one.width == 3*one.height and one.tobytes() != Image.open(tmp_path/"two.png").tobytes()
+    assert (
+        main(
+            [
+                "sample",
+                "draw",
+                "a red circle top-left",
+                "--n",
+                "3",
+                "--out",
+                "one.png",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "sample",
+                "draw",
+                "a red circle top-left",
+                "--n",
+                "3",
+                "--out",
+                "two.png",
+                "--device",
+                "cpu",
+                "--checkpoint",
+                str(run / "checkpoint"),
+            ]
+        )
+        == 0
+    )
+    one = Image.open(tmp_path / "one.png")
+    assert (
+        main(
+            [
+                "sample",
+                "draw",
+                "a red circle top-left",
+                "--n",
+                "1",
+                "--out",
+                "three.jpg",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+        and Image.open(tmp_path / "three.jpg").format == "JPEG"
+    )
+    assert (
+        one.width == 3 * one.height and one.tobytes() != Image.open(tmp_path / "two.png").tobytes()
+    )
     capsys.readouterr()
-    assert main(["sample", "ask", "one.png", "what colour is top-left?", "--choices", "red", "blue", "--n", "2", "--seed", "1", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "ask",
+                "one.png",
+                "what colour is top-left?",
+                "--choices",
+                "red",
+                "blue",
+                "--n",
+                "2",
+                "--seed",
+                "1",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert len(told.strip()) > 0
-    assert main(["sample", "ask", "one.png", "what colour is top-left?", "--choices", "red", "blue", "--n", "2", "--seed", "1", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "ask",
+                "one.png",
+                "what colour is top-left?",
+                "--choices",
+                "red",
+                "blue",
+                "--n",
+                "2",
+                "--seed",
+                "1",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == told
 
 
 def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, tmp_path):
     """A broken run, resumed by its name alone, ends with the whole run's metrics."""
     import pairuni_nb.train as train
+
     real, calls = train.train_step, []
+
     def breaks(*args, **kw):
         calls.append(1)
-        if len(calls) == 2: raise KeyboardInterrupt
+        if len(calls) == 2:
+            raise KeyboardInterrupt
         return real(*args, **kw)
+
     monkeypatch.setattr(train, "train_step", breaks)
     assert main(["train", "--pairs", str(pairs), "--out", "broken", *OWN]) == 130
     monkeypatch.setattr(train, "train_step", real)
-    assert "stopped; the run goes on with pairuni train --resume broken\n" in capsys.readouterr().err and not (tmp_path/"broken"/"result.json").exists()
+    assert (
+        "stopped; the run goes on with pairuni train --resume broken\n" in capsys.readouterr().err
+        and not (tmp_path / "broken" / "result.json").exists()
+    )
     refuses(capsys, tmp_path, ["train", "--out", "broken"], "half-finished", "--resume broken")
     assert main(["train", "--resume", "broken", "--device", "cpu"]) == 0
     told = capsys.readouterr().out
-    assert "points (95 % intervals; 8 items)\n" in told and "points (95 % intervals; 8 items, judge: scene)\n" in told
-    strip = lambda folder: [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in train.read_metrics(folder)]
-    assert strip(run) == strip(tmp_path/"broken")
+    assert (
+        "points (95 % intervals; 8 items)\n" in told
+        and "points (95 % intervals; 8 items, judge: scene)\n" in told
+    )
+    strip = lambda folder: [
+        {k: v for k, v in m.items() if not k.startswith("sec_")} for m in train.read_metrics(folder)
+    ]
+    assert strip(run) == strip(tmp_path / "broken")
 
 
 def test_ctrl_c_before_there_is_a_run_promises_nothing(capsys, tmp_path, monkeypatch):
-    def stop(*_): raise KeyboardInterrupt
+    def stop(*_):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr("pairuni_nb.cli.build_pairs", stop)
-    assert main(["train", "--out", "run", "--device", "cpu"]) == 130 and capsys.readouterr().err == "pairuni: stopped\n" and not list(tmp_path.iterdir())
+    assert (
+        main(["train", "--out", "run", "--device", "cpu"]) == 130
+        and capsys.readouterr().err == "pairuni: stopped\n"
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_a_failure_before_the_first_score_leaves_nothing(pairs, capsys, monkeypatch, tmp_path):
-    def broken(*args, **kw): raise ValueError("these pairs are too few")
+    def broken(*args, **kw):
+        raise ValueError("these pairs are too few")
+
     monkeypatch.setattr("pairuni_nb.train.held_out", broken)
-    refuses(capsys, tmp_path, ["train", "--pairs", str(pairs), "--out", "run", "--device", "cpu"], "too few")
+    refuses(
+        capsys,
+        tmp_path,
+        ["train", "--pairs", str(pairs), "--out", "run", "--device", "cpu"],
+        "too few",
+    )
     assert not os.path.exists("run")

@@ -1,4 +1,5 @@
 """`pairuni pair` with texts and a language model, presets as jobs, `pairuni plan`, held-out records of your own."""
+
 import json
 import re
 
@@ -18,7 +19,8 @@ TOY = ["--n-u", "40", "--n-g", "40", "--clusters", "8"]
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "PAIRUNI_DEBUG"): monkeypatch.delenv(name, raising=False)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "PAIRUNI_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def sentence(capsys, argv):
@@ -29,63 +31,130 @@ def sentence(capsys, argv):
 
 
 def test_similarity_of_texts_pairs_differently_and_is_written_down(tmp_path):
-    for how in ("image", "text", "mixture"): assert main(["pair", "--out", how, "--similarity", how, "--delta", "0.3", "--cache", "kept", *TOY]) == 0
-    found = {how: {(r["g_id"], r["u_id"]): r["similarity"] for r in load_pairs(how) if r["kind"] == "retrieved"} for how in ("image", "text", "mixture")}
+    for how in ("image", "text", "mixture"):
+        assert (
+            main(
+                [
+                    "pair",
+                    "--out",
+                    how,
+                    "--similarity",
+                    how,
+                    "--delta",
+                    "0.3",
+                    "--cache",
+                    "kept",
+                    *TOY,
+                ]
+            )
+            == 0
+        )
+    found = {
+        how: {
+            (r["g_id"], r["u_id"]): r["similarity"]
+            for r in load_pairs(how)
+            if r["kind"] == "retrieved"
+        }
+        for how in ("image", "text", "mixture")
+    }
     assert len({frozenset(f) for f in found.values()}) == 3
     aligned = [{r["g_id"] for r in load_pairs(how) if r["kind"] == "aligned"} for how in found]
     assert aligned[0] == aligned[1] == aligned[2]  # medoids are of images whatever s_p is
-    told = json.loads((tmp_path/"text/pairs.json").read_text())
-    assert told["settings"]["similarity"] == "text" and told["settings"]["features"] == {"image": "pixels", "text": "words"}
-    assert "| similarity | text |" in (tmp_path/"text/README.md").read_text()
+    told = json.loads((tmp_path / "text/pairs.json").read_text())
+    assert told["settings"]["similarity"] == "text" and told["settings"]["features"] == {
+        "image": "pixels",
+        "text": "words",
+    }
+    assert "| similarity | text |" in (tmp_path / "text/README.md").read_text()
 
 
 def test_features_of_a_network_are_named_by_a_hash_of_its_weights(tmp_path):
     from pairuni_nb.encoders import tiny_encoder
-    tiny_encoder(tmp_path/"resnet")
-    for out in "ab": assert main(["pair", "--out", out, "--encoder", "resnet", "--cache", "kept", *TOY]) == 0
-    a, b = [json.loads((tmp_path/out/"pairs.json").read_text())["settings"]["features"]["image"] for out in "ab"]
+
+    tiny_encoder(tmp_path / "resnet")
+    for out in "ab":
+        assert main(["pair", "--out", out, "--encoder", "resnet", "--cache", "kept", *TOY]) == 0
+    a, b = [
+        json.loads((tmp_path / out / "pairs.json").read_text())["settings"]["features"]["image"]
+        for out in "ab"
+    ]
     assert a == b and a.startswith("resnet ") and len(a) == len("resnet ") + 16
-    assert len(list((tmp_path/"kept").glob("*.sqlite"))) == 1
+    assert len(list((tmp_path / "kept").glob("*.sqlite"))) == 1
 
 
 def test_a_language_model_completes_the_medoids_and_only_them(tmp_path):
-    with ToyEndpoint(lie=.3) as toy:
+    with ToyEndpoint(lie=0.3) as toy:
         llm = ["--complete", "llm", "--base-url", toy.base_url, "--model", "toy", *TOY]
         assert main(["pair", "--out", "pairs", *llm]) == 0
-        told, asked = json.loads((tmp_path/"pairs/pairs.json").read_text()), len(toy.calls)
-        spent, card = told["settings"]["llm_journal"], (tmp_path/"pairs/README.md").read_text()
+        told, asked = json.loads((tmp_path / "pairs/pairs.json").read_text()), len(toy.calls)
+        spent, card = told["settings"]["llm_journal"], (tmp_path / "pairs/README.md").read_text()
         lines = read_journal("pairs.jsonl")
-        assert {line["id"] for line in lines if "end_of" in line} and len([line for line in lines if "end_of" in line]) == told["counts"]["medoids"] == 8
+        assert {line["id"] for line in lines if "end_of" in line} and len(
+            [line for line in lines if "end_of" in line]
+        ) == told["counts"]["medoids"] == 8
         assert spent["accepted"] + spent["dropped"] == 8 and spent["tokens_in"] > 0
-        assert told["settings"]["complete"] == "llm" and told["counts"]["aligned"] == spent["accepted"]
-        assert "| llm_model | toy |" in card and str(spent["tokens_out"]) in card and toy.base_url not in card + json.dumps(told)  # where it runs is nobody's business
-        assert main(["pair", "--out", "again", "--journal", "pairs.jsonl", *llm]) == 0 and len(toy.calls) == asked  # nothing is paid for twice
+        assert (
+            told["settings"]["complete"] == "llm" and told["counts"]["aligned"] == spent["accepted"]
+        )
+        assert (
+            "| llm_model | toy |" in card
+            and str(spent["tokens_out"]) in card
+            and toy.base_url not in card + json.dumps(told)
+        )  # where it runs is nobody's business
+        assert (
+            main(["pair", "--out", "again", "--journal", "pairs.jsonl", *llm]) == 0
+            and len(toy.calls) == asked
+        )  # nothing is paid for twice
     assert [r["prompt"] for r in load_pairs("again")] == [r["prompt"] for r in load_pairs("pairs")]
 
 
 def test_a_dry_run_prices_the_medoids_and_asks_nobody(tmp_path, capsys):
-    assert main(["pair", "--out", "pairs", "--complete", "llm", "--dry-run", "--price-in", "2", "--price-out", "8", *TOY]) == 0
+    assert (
+        main(
+            [
+                "pair",
+                "--out",
+                "pairs",
+                "--complete",
+                "llm",
+                "--dry-run",
+                "--price-in",
+                "2",
+                "--price-out",
+                "8",
+                *TOY,
+            ]
+        )
+        == 0
+    )
     quote = json.loads(capsys.readouterr().out)
     assert quote["records"] == 8 and 0 < quote["usd"] < quote["usd_worst"]
-    assert abs(quote["usd"] - (2*quote["tokens_in"] + 8*quote["tokens_out"])/1e6) < .006
+    assert abs(quote["usd"] - (2 * quote["tokens_in"] + 8 * quote["tokens_out"]) / 1e6) < 0.006
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--complete", "llm"], ["OPENAI_API_KEY", "--base-url"]),
-    (["--complete", "llm", "--base-url", "localhost:1"], ["base_url", "http://"]),
-    (["--complete", "llm", "--base-url", "http://127.0.0.1:9/v1", "--retries", "0"], ["127.0.0.1:9", "check the base URL"]),
-    (["--dry-run"], ["--complete llm"]),
-    (["--complete", "llm", "--concurrency", "0"], ["concurrency must be at least 1"]),
-    (["--complete", "llm", "--dry-run", "--price-in", "-1"], ["prices", "-1"]),
-    (["--device", "tpu"], ["unknown device 'tpu'"]),
-    (["--top-n", "0"], ["top_n must be positive"]),
-    (["--complete", "gpt"], ["unknown complete 'gpt'", "rules, llm"]),
-    (["--similarity", "sound"], ["unknown similarity 'sound'"]),
-    (["--similarity", "joint"], ["joint_encoder"]),
-    (["--similarity", "mixture", "--weights", "1", "1", "0"], ["sum to 1"]),
-    (["--text-encoder", "pixels", "--similarity", "text"], ["'pixels'", "texts"]),
-    (["--clusters", "99"], ["clusters is 99"])])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--complete", "llm"], ["OPENAI_API_KEY", "--base-url"]),
+        (["--complete", "llm", "--base-url", "localhost:1"], ["base_url", "http://"]),
+        (
+            ["--complete", "llm", "--base-url", "http://127.0.0.1:9/v1", "--retries", "0"],
+            ["127.0.0.1:9", "check the base URL"],
+        ),
+        (["--dry-run"], ["--complete llm"]),
+        (["--complete", "llm", "--concurrency", "0"], ["concurrency must be at least 1"]),
+        (["--complete", "llm", "--dry-run", "--price-in", "-1"], ["prices", "-1"]),
+        (["--device", "tpu"], ["unknown device 'tpu'"]),
+        (["--top-n", "0"], ["top_n must be positive"]),
+        (["--complete", "gpt"], ["unknown complete 'gpt'", "rules, llm"]),
+        (["--similarity", "sound"], ["unknown similarity 'sound'"]),
+        (["--similarity", "joint"], ["joint_encoder"]),
+        (["--similarity", "mixture", "--weights", "1", "1", "0"], ["sum to 1"]),
+        (["--text-encoder", "pixels", "--similarity", "text"], ["'pixels'", "texts"]),
+        (["--clusters", "99"], ["clusters is 99"]),
+    ],
+)
 def test_what_pair_cannot_do_is_one_sentence(argv, words, capsys, tmp_path):
     said = sentence(capsys, ["pair", "--out", "x", *TOY, *argv])
     assert all(w in said for w in words), said
@@ -94,12 +163,27 @@ def test_what_pair_cannot_do_is_one_sentence(argv, words, capsys, tmp_path):
 
 def test_an_endpoint_without_vision_is_told_before_any_record_is_encoded(capsys):
     class Blind(ToyEndpoint):
-        def reply(self, name, text, image): return dict(top="black", bottom="black") if name == "probe" else super().reply(name, text, image)
-    with Blind() as toy: said = sentence(capsys, ["pair", "--out", "x", "--complete", "llm", "--base-url", toy.base_url, *TOY])
+        def reply(self, name, text, image):
+            return (
+                dict(top="black", bottom="black")
+                if name == "probe"
+                else super().reply(name, text, image)
+            )
+
+    with Blind() as toy:
+        said = sentence(
+            capsys, ["pair", "--out", "x", "--complete", "llm", "--base-url", toy.base_url, *TOY]
+        )
     assert "see" in said and len(toy.calls) == 1, said
 
 
-@pytest.mark.parametrize("name, words", [("janus-pro-1b", ["pairs of your own", "pairuni pair", "--pairs", "--reward hps:FOLDER"]), ("nano-emoji", ["data/things", "fetch_emoji.py --things"])])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("janus-pro-1b", ["pairs of your own", "pairuni pair", "--pairs", "--reward hps:FOLDER"]),
+        ("nano-emoji", ["data/things", "fetch_emoji.py --things"]),
+    ],
+)
 def test_a_preset_says_what_it_still_needs(name, words, capsys, tmp_path):
     said = sentence(capsys, ["train", "--preset", name])
     assert all(w in said for w in words) and not list(tmp_path.iterdir()), said
@@ -109,160 +193,356 @@ def test_plan_starts_from_the_preset_and_takes_its_flags(capsys):
     def told(*argv):
         assert main(["plan", *argv]) == 0
         return capsys.readouterr().out
+
     one = told()
-    assert one == told("--preset", "janus-pro-1b") and "2,076,636,811 parameters" in one and "16 answers of 512 tokens and 16 images of 576" in one and "fits" in one
+    assert (
+        one == told("--preset", "janus-pro-1b")
+        and "2,076,636,811 parameters" in one
+        and "16 answers of 512 tokens and 16 images of 576" in one
+        and "fits" in one
+    )
     assert "fits; full fine-tuning of this model needs sharding" in told("--preset", "janus-pro-7b")
     assert "do not fit 80" in told("--preset", "janus-pro-7b", "--devices", "1", "--no-shard")
-    assert "32 images" in told("--rollouts", "16") and "1,743,339 parameters" in told("--preset", "nano")  # janus-nano, from its config
+    assert "32 images" in told("--rollouts", "16") and "1,743,339 parameters" in told(
+        "--preset", "nano"
+    )  # janus-nano, from its config
 
 
 def test_your_own_held_out_records_are_what_is_scored(capsys, tmp_path):
     rows = records("u", 5, 9, "heldout"), records("g", 4, 9, "heldout")
-    for side, r in zip("ug", rows): save_records(r, side)
+    for side, r in zip("ug", rows):
+        save_records(r, side)
     assert main(["pair", "--out", "pairs", *TOY]) == 0
     tiny = ["--steps", "2", "--pairs-per-step", "2", "--rollouts", "2", "--device", "cpu"]
-    assert main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--out", "run", *tiny]) == 0
-    protocol = json.loads((tmp_path/"run/result.json").read_text())["protocol"]
+    assert (
+        main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--out", "run", *tiny])
+        == 0
+    )
+    protocol = json.loads((tmp_path / "run/result.json").read_text())["protocol"]
     assert (protocol["n_u"], protocol["n_g"]) == (5, 4)
     capsys.readouterr()
     assert main(["evaluate", "--held-u", "u", "--items", "3", "--out", "u.json"]) == 0
-    told, figures = capsys.readouterr().out, json.loads((tmp_path/"u.json").read_text())
-    assert told.startswith("understanding ") and "% (95 % interval; 3 items)" in told and "drawing" not in told and told.endswith("written to u.json\n")
-    assert figures["protocol"]["n_u"] == 3 and figures["protocol"]["n_g"] == 0 and "score_mean" not in figures["figures"]
+    told, figures = capsys.readouterr().out, json.loads((tmp_path / "u.json").read_text())
+    assert (
+        told.startswith("understanding ")
+        and "% (95 % interval; 3 items)" in told
+        and "drawing" not in told
+        and told.endswith("written to u.json\n")
+    )
+    assert (
+        figures["protocol"]["n_u"] == 3
+        and figures["protocol"]["n_g"] == 0
+        and "score_mean" not in figures["figures"]
+    )
 
 
-def bridge(file, image_width=7, value=1.):
+def bridge(file, image_width=7, value=1.0):
     """A joint encoder whose texts have seven numbers, and whose pictures have what you say."""
     import numpy as np
     from safetensors.numpy import save_file
+
     W, words = np.full((264, image_width), value, np.float32), np.zeros(image_width, np.float32)
     save_file(dict(W=W, b=words), file, dict(encoder="pixels", text_encoder="words"))
 
 
-@pytest.mark.parametrize("argv, value, words", [
-    (["--encoder", "odd.safetensors"], float("nan"), ["NaN or infinity", "the image of u0-0"]),
-    (["--encoder", "odd.safetensors"], 0., ["only zeros", "the image of u0-0"]),
-    (["--similarity", "joint", "--joint-encoder", "odd.safetensors"], 1., ["7 dimensions and texts into 1024", "one space"])])
+@pytest.mark.parametrize(
+    "argv, value, words",
+    [
+        (["--encoder", "odd.safetensors"], float("nan"), ["NaN or infinity", "the image of u0-0"]),
+        (["--encoder", "odd.safetensors"], 0.0, ["only zeros", "the image of u0-0"]),
+        (
+            ["--similarity", "joint", "--joint-encoder", "odd.safetensors"],
+            1.0,
+            ["7 dimensions and texts into 1024", "one space"],
+        ),
+    ],
+)
 def test_features_that_cannot_be_compared(argv, value, words, capsys, tmp_path):
-    bridge(tmp_path/"odd.safetensors", value=value)
+    bridge(tmp_path / "odd.safetensors", value=value)
     said = sentence(capsys, ["pair", "--out", "x", *TOY, *argv])
     assert all(w in said for w in words) and len(list(tmp_path.iterdir())) == 1, said
 
 
 def test_settings_and_key_come_before_the_records(capsys):
-    for argv, word in ((["--complete", "llm"], "OPENAI_API_KEY"), (["--similarity", "joint"], "joint_encoder"), (["--delta", "2"], "delta")):
+    for argv, word in (
+        (["--complete", "llm"], "OPENAI_API_KEY"),
+        (["--similarity", "joint"], "joint_encoder"),
+        (["--delta", "2"], "delta"),
+    ):
         assert word in sentence(capsys, ["pair", "no_u", "no_g", "--out", "x", *argv])
 
 
 class Writer(ToyEndpoint):
     """It knows what it reads in the prompt, and looks at nothing but the probe."""
+
     def reply(self, name, text, image):
-        if name == "probe": return super().reply(name, text, image)
-        if name.startswith("verify"): return dict(objection="", holds=True)
-        line = lambda what: next((t.partition(": ")[2] for t in text.splitlines() if t.startswith(what + ": ")), "")
-        if name == "caption": return dict(evidence="", caption=f"a picture of {line('Answer')}")
-        return dict(evidence="", question="what is drawn?", answer=line("Caption"), wrong_1="a house", wrong_2="a tree", wrong_3="a ship")
+        if name == "probe":
+            return super().reply(name, text, image)
+        if name.startswith("verify"):
+            return dict(objection="", holds=True)
+        line = lambda what: next(
+            (t.partition(": ")[2] for t in text.splitlines() if t.startswith(what + ": ")), ""
+        )
+        if name == "caption":
+            return dict(evidence="", caption=f"a picture of {line('Answer')}")
+        return dict(
+            evidence="",
+            question="what is drawn?",
+            answer=line("Caption"),
+            wrong_1="a house",
+            wrong_2="a tree",
+            wrong_3="a ship",
+        )
 
 
 def real_records(n=12):
     """Pictures and texts as from outside: no scene."""
     rows = records("u", n, 3), records("g", n, 4)
-    for side, r in zip("ug", rows): save_records([{k: v for k, v in x.items() if k != "scene"} for x in r], side)
+    for side, r in zip("ug", rows):
+        save_records([{k: v for k, v in x.items() if k != "scene"} for x in r], side)
 
 
 def test_your_own_records_and_a_language_model(tmp_path):
     import pyarrow.parquet as pq
+
     real_records()
-    argv = ["pair", "u", "g", "--clusters", "6", "--complete", "llm", "--similarity", "mixture", "--delta", "0.2"]
-    with Writer() as endpoint: assert main([*argv, "--out", "pairs", "--base-url", endpoint.base_url]) == 0
-    rows, told = load_pairs("pairs"), json.loads((tmp_path/"pairs/pairs.json").read_text())
-    assert all(r["prompt"].startswith("a picture of ") if r["origin"] == "u" else r["question"] == "what is drawn?" for r in rows if r["kind"] == "aligned")
-    assert told["settings"]["u"] == "u" and "n_u" not in told["settings"] and told["counts"]["aligned"] == told["counts"]["medoids"] == 6
-    assert json.loads(pq.read_metadata(tmp_path/"pairs/pairs.parquet").metadata[b"pairuni"]) == told["settings"]
+    argv = [
+        "pair",
+        "u",
+        "g",
+        "--clusters",
+        "6",
+        "--complete",
+        "llm",
+        "--similarity",
+        "mixture",
+        "--delta",
+        "0.2",
+    ]
+    with Writer() as endpoint:
+        assert main([*argv, "--out", "pairs", "--base-url", endpoint.base_url]) == 0
+    rows, told = load_pairs("pairs"), json.loads((tmp_path / "pairs/pairs.json").read_text())
+    assert all(
+        r["prompt"].startswith("a picture of ")
+        if r["origin"] == "u"
+        else r["question"] == "what is drawn?"
+        for r in rows
+        if r["kind"] == "aligned"
+    )
+    assert (
+        told["settings"]["u"] == "u"
+        and "n_u" not in told["settings"]
+        and told["counts"]["aligned"] == told["counts"]["medoids"] == 6
+    )
+    assert (
+        json.loads(pq.read_metadata(tmp_path / "pairs/pairs.parquet").metadata[b"pairuni"])
+        == told["settings"]
+    )
 
 
 def test_a_stopped_job_goes_on_from_its_journal(tmp_path, capsys):
     class Dies(Writer):
         def serve(self, handler, body):
-            if len(self.calls) > 6: return handler.answer(dict(error=dict(message="no money", code="insufficient_quota")), 429)
+            if len(self.calls) > 6:
+                return handler.answer(
+                    dict(error=dict(message="no money", code="insufficient_quota")), 429
+                )
             super().serve(handler, body)
+
     real_records()
-    argv = ["pair", "u", "g", "--clusters", "6", "--complete", "llm", "--concurrency", "1", "--retries", "0", "--out", "pairs/"]
-    with Dies() as broke: assert "no money left" in sentence(capsys, [*argv, "--base-url", broke.base_url])
-    paid = [line for line in read_journal("pairs.jsonl") if "reply" in line and line["step"] != "probe"]
-    assert paid and not (tmp_path/"pairs").exists()
-    with Writer() as whole: assert main([*argv, "--base-url", whole.base_url]) == 0
-    assert len([c for c in whole.calls if c["response_format"]["json_schema"]["name"] != "probe"]) == 12 - len(paid)
+    argv = [
+        "pair",
+        "u",
+        "g",
+        "--clusters",
+        "6",
+        "--complete",
+        "llm",
+        "--concurrency",
+        "1",
+        "--retries",
+        "0",
+        "--out",
+        "pairs/",
+    ]
+    with Dies() as broke:
+        assert "no money left" in sentence(capsys, [*argv, "--base-url", broke.base_url])
+    paid = [
+        line for line in read_journal("pairs.jsonl") if "reply" in line and line["step"] != "probe"
+    ]
+    assert paid and not (tmp_path / "pairs").exists()
+    with Writer() as whole:
+        assert main([*argv, "--base-url", whole.base_url]) == 0
+    assert len(
+        [c for c in whole.calls if c["response_format"]["json_schema"]["name"] != "probe"]
+    ) == 12 - len(paid)
 
 
 def test_bad_held_out_records_leave_no_run(capsys, tmp_path):
     assert main(["pair", "--out", "pairs", *TOY]) == 0
-    assert "no_held" in sentence(capsys, ["train", "--pairs", "pairs", "--held-u", "no_held", "--out", "run", "--device", "cpu"])
+    assert "no_held" in sentence(
+        capsys,
+        ["train", "--pairs", "pairs", "--held-u", "no_held", "--out", "run", "--device", "cpu"],
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["pairs"]
 
 
 def test_a_run_with_held_out_records_goes_on_from_another_folder(capsys, tmp_path, monkeypatch):
     import pairuni_nb.train as train
-    for side in "ug": save_records(records(side, 4, 9, "heldout"), side)
+
+    for side in "ug":
+        save_records(records(side, 4, 9, "heldout"), side)
     assert main(["pair", "--out", "pairs", *TOY]) == 0
-    monkeypatch.setattr(train, "train_step", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-    tiny_clip(tmp_path/"judge")
-    assert main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--reward", "2*clip:judge", "--out", "run", "--steps", "1", "--pairs-per-step", "2", "--rollouts", "2", "--device", "cpu"]) == 130
+    monkeypatch.setattr(
+        train, "train_step", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    tiny_clip(tmp_path / "judge")
+    assert (
+        main(
+            [
+                "train",
+                "--pairs",
+                "pairs",
+                "--held-u",
+                "u",
+                "--held-g",
+                "g",
+                "--reward",
+                "2*clip:judge",
+                "--out",
+                "run",
+                "--steps",
+                "1",
+                "--pairs-per-step",
+                "2",
+                "--rollouts",
+                "2",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 130
+    )
     monkeypatch.undo()
-    (tmp_path/"elsewhere").mkdir(); monkeypatch.chdir(tmp_path/"elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["train", "--resume", "../run", "--device", "cpu"]) == 0
-    protocol = json.loads((tmp_path/"run/result.json").read_text())["protocol"]
+    protocol = json.loads((tmp_path / "run/result.json").read_text())["protocol"]
     assert (protocol["n_u"], protocol["n_g"]) == (4, 4)
 
 
 def test_pictures_without_scenes_are_scored_by_their_likeness(capsys, tmp_path):
     real_records(4)
     assert main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0
-    told, kept = capsys.readouterr().out, json.loads((tmp_path/"g.json").read_text())
-    assert 0 < kept["figures"]["score_mean"] <= 1 and kept["reward"] == "similarity to the target image"
-    assert re.search(r"drawing +0\.\d{3} ±\s0\.\d{3} \(95 % interval; 4 items, judge: similarity to the target image\)", told), told
+    told, kept = capsys.readouterr().out, json.loads((tmp_path / "g.json").read_text())
+    assert (
+        0 < kept["figures"]["score_mean"] <= 1
+        and kept["reward"] == "similarity to the target image"
+    )
+    assert re.search(
+        r"drawing +0\.\d{3} ±\s0\.\d{3} \(95 % interval; 4 items, judge: similarity to the target image\)",
+        told,
+    ), told
 
 
 def test_each_judge_has_its_own_scale(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("pairuni_nb.report.write_report", lambda run: run/"report.html")
-    before, after = [dict(accuracy_mean=.5, accuracy_ci=.1, score_mean=m, score_ci=.5, full_mean=0., full_ci=0.) for m in (20., 21.)]
-    show_result(tmp_path, dict(before=before, after=after, protocol=dict(n_u=9, n_g=8)), "http://judge:8000")
+    monkeypatch.setattr("pairuni_nb.report.write_report", lambda run: run / "report.html")
+    before, after = [
+        dict(
+            accuracy_mean=0.5,
+            accuracy_ci=0.1,
+            score_mean=m,
+            score_ci=0.5,
+            full_mean=0.0,
+            full_ci=0.0,
+        )
+        for m in (20.0, 21.0)
+    ]
+    show_result(
+        tmp_path, dict(before=before, after=after, protocol=dict(n_u=9, n_g=8)), "http://judge:8000"
+    )
     said = capsys.readouterr().out.replace("\xa0", " ")
-    assert "50.0 ± 10.0 % -> 50.0 ± 10.0 %, change +0.0 ± 14.1 points (95 % intervals; 9 items)" in said
-    assert "20.000 ± 0.500 -> 21.000 ± 0.500, change +1.000 ± 0.707 (95 % intervals; 8 items, judge: http://judge:8000)" in said
+    assert (
+        "50.0 ± 10.0 % -> 50.0 ± 10.0 %, change +0.0 ± 14.1 points (95 % intervals; 9 items)"
+        in said
+    )
+    assert (
+        "20.000 ± 0.500 -> 21.000 ± 0.500, change +1.000 ± 0.707 (95 % intervals; 8 items, judge: http://judge:8000)"
+        in said
+    )
 
 
 def test_one_item_has_no_score(capsys, tmp_path):
     save_records(records("g", 1, 9, "heldout"), "g")
-    assert main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0 and "none: fewer than two items" in capsys.readouterr().out
-    assert json.loads((tmp_path/"g.json").read_text(), parse_constant=pytest.fail)["figures"]["score_mean"] is None
+    assert (
+        main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0
+        and "none: fewer than two items" in capsys.readouterr().out
+    )
+    assert (
+        json.loads((tmp_path / "g.json").read_text(), parse_constant=pytest.fail)["figures"][
+            "score_mean"
+        ]
+        is None
+    )
 
 
-@pytest.mark.parametrize("command, steps", [(["train"], 90), (["train", "--preset", "nano-emoji"], 60), (["plan", "--preset=nano-emoji"], 60), (["plan"], 1200)], ids=str)
+@pytest.mark.parametrize(
+    "command, steps",
+    [
+        (["train"], 90),
+        (["train", "--preset", "nano-emoji"], 60),
+        (["plan", "--preset=nano-emoji"], 60),
+        (["plan"], 1200),
+    ],
+    ids=str,
+)
 def test_help_shows_the_presets_values(command, steps, capsys):
-    assert main([*command, "--help"]) == 0 and f"(paper: at most 1200) (default: {steps})" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert main(
+        [*command, "--help"]
+    ) == 0 and f"(paper: at most 1200) (default: {steps})" in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
 
 
 def test_help_names_what_stands_without_a_flag(capsys):
-    for command, names in ((["pair"], "U_FOLDER G_FOLDER"), (["sample", "ask"], "IMAGE QUESTION"), (["serve"], "REWARD"), (["train"], "concept:FOLDER")):
+    for command, names in (
+        (["pair"], "U_FOLDER G_FOLDER"),
+        (["sample", "ask"], "IMAGE QUESTION"),
+        (["serve"], "REWARD"),
+        (["train"], "concept:FOLDER"),
+    ):
         assert main([*command, "--help"]) == 0 and names in capsys.readouterr().out
 
 
 def test_what_was_dropped_is_said_in_words(capsys, monkeypatch):
-    monkeypatch.setattr("pairuni_nb.pairing.pair_records", lambda *_, **__: ([1, 2], dict(rows=2, medoids=6, dropped={"not written": 4})))
+    monkeypatch.setattr(
+        "pairuni_nb.pairing.pair_records",
+        lambda *_, **__: ([1, 2], dict(rows=2, medoids=6, dropped={"not written": 4})),
+    )
     build_pairs(Pair("x", settings=PairSettings(n_u=4, n_g=4)))
     assert capsys.readouterr().out == "2 pairs: medoids 6, dropped (not written) 4\n"
 
 
 def test_folders_of_a_reward_are_written_from_the_root(tmp_path):
-    for name in ("a", "b+c"): (tmp_path/name).mkdir()
-    assert whole_reward("0.5*clip:a + 2*concept:b+c+scene+http://h:1") == f"0.5*clip:{tmp_path}/a+2*concept:{tmp_path}/b+c+scene+http://h:1"
+    for name in ("a", "b+c"):
+        (tmp_path / name).mkdir()
+    assert (
+        whole_reward("0.5*clip:a + 2*concept:b+c+scene+http://h:1")
+        == f"0.5*clip:{tmp_path}/a+2*concept:{tmp_path}/b+c+scene+http://h:1"
+    )
     assert whole_reward("") == "" and whole_reward("hps:some/name") == "hps:some/name"
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--pairs", "nowhere", "--reward", "hps:also-nowhere"], ["no pairs at nowhere", "pairuni pair"]),
-    (["--reward", "clip:nowhere"], ["no folder 'nowhere'", "owner/name"])])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (
+            ["--pairs", "nowhere", "--reward", "hps:also-nowhere"],
+            ["no pairs at nowhere", "pairuni pair"],
+        ),
+        (["--reward", "clip:nowhere"], ["no folder 'nowhere'", "owner/name"]),
+    ],
+)
 def test_a_mistyped_folder_is_told_at_once(argv, words, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("it asked the network"))
     said = sentence(capsys, ["train", *argv])
@@ -271,25 +551,53 @@ def test_a_mistyped_folder_is_told_at_once(argv, words, capsys, tmp_path, monkey
 
 def test_a_reader_that_stops_is_no_error():
     import subprocess, sys
+
     script = "import sys; from pairuni_nb.cli import main; sys.exit(main(['pair', '--help']))"
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     child.stdout.close()
     assert child.wait(60) == 0 and child.stderr.read() == b""
 
 
-@pytest.mark.parametrize("content, words", [("{", "is damaged, it is not JSON"), ("[1]", "holds no settings and counts"), ('{"settings": 3}', "holds no settings and counts")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("{", "is damaged, it is not JSON"),
+        ("[1]", "holds no settings and counts"),
+        ('{"settings": 3}', "holds no settings and counts"),
+    ],
+)
 def test_damaged_notes_beside_the_pairs_are_named(content, words, capsys, tmp_path):
     assert main(["pair", "--out", "pairs", *TOY]) == 0
-    (tmp_path/"pairs/pairs.json").write_text(content)
-    said = sentence(capsys, ["train", "--pairs", "pairs", "--out", "run", "--steps", "2", "--device", "cpu"])
-    assert "pairs/pairs.json" in said and words in said and "make the pairs again" in said and not (tmp_path/"run").exists(), said
+    (tmp_path / "pairs/pairs.json").write_text(content)
+    said = sentence(
+        capsys, ["train", "--pairs", "pairs", "--out", "run", "--steps", "2", "--device", "cpu"]
+    )
+    assert (
+        "pairs/pairs.json" in said
+        and words in said
+        and "make the pairs again" in said
+        and not (tmp_path / "run").exists()
+    ), said
 
 
-@pytest.mark.parametrize("flags, copies", [([], 1), (["--dedup", "0"], None), (["--dedup", "1"], 2)])
+@pytest.mark.parametrize(
+    "flags, copies", [([], 1), (["--dedup", "0"], None), (["--dedup", "1"], 2)]
+)
 def test_your_own_records_that_repeat_are_dropped_and_said(flags, copies, capsys, tmp_path):
     u, g = records("u", 12, 0), records("g", 12, 0)
-    u += [u[0] | dict(id="again"), u[1] | dict(id="asked otherwise", question=u[1]["question"] + " please")]
-    for side, rows in zip("ug", (u, g)): save_records(rows, side)
+    u += [
+        u[0] | dict(id="again"),
+        u[1] | dict(id="asked otherwise", question=u[1]["question"] + " please"),
+    ]
+    for side, rows in zip("ug", (u, g)):
+        save_records(rows, side)
     assert main(["pair", "u", "g", "--out", "pairs", "--clusters", "4", *flags]) == 0
-    said, counts = capsys.readouterr().out, json.loads((tmp_path/"pairs/pairs.json").read_text())["counts"]
-    assert counts.get("copies_u") == copies and ("copies u" in said) == bool(copies) == ("| copies_u |" in (tmp_path/"pairs/README.md").read_text()), said
+    said, counts = (
+        capsys.readouterr().out,
+        json.loads((tmp_path / "pairs/pairs.json").read_text())["counts"],
+    )
+    assert counts.get("copies_u") == copies and ("copies u" in said) == bool(copies) == (
+        "| copies_u |" in (tmp_path / "pairs/README.md").read_text()
+    ), said

@@ -1,4 +1,5 @@
 """`pairuni convert` and `pairuni serve`: a judge from its published file to a run on another machine."""
+
 import signal
 import subprocess
 import sys
@@ -14,28 +15,63 @@ from test_preference import drawn, publish
 
 
 def test_what_is_converted_is_served(tmp_path, capsys):
-    _, weights, tokenizer = publish(tmp_path/"published")
-    hps = tmp_path/"hps"
-    assert main(["convert", str(weights), "--out", str(hps), "--tokenizer", str(tokenizer)]) == 0 and f"--reward hps:{hps}" in capsys.readouterr().out
-    command = [sys.executable, "-m", "pairuni_nb.cli", "serve", f"hps:{hps}", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as server:  # a shell's background job would ignore it
+    _, weights, tokenizer = publish(tmp_path / "published")
+    hps = tmp_path / "hps"
+    assert (
+        main(["convert", str(weights), "--out", str(hps), "--tokenizer", str(tokenizer)]) == 0
+        and f"--reward hps:{hps}" in capsys.readouterr().out
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pairuni_nb.cli",
+        "serve",
+        f"hps:{hps}",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as server:  # a shell's background job would ignore it
         try:
             line = server.stdout.readline()
             assert line.startswith(f"serving hps:{hps} on 127.0.0.1:"), line
             scores = remote_reward("http://" + line.split(" on ")[1].split(";")[0])(*drawn(5))
             server.send_signal(signal.SIGINT)
             assert server.wait(30) == 0 and "Traceback" not in server.stderr.read()
-        finally: server.kill()
+        finally:
+            server.kill()
     assert np.allclose(scores, clip_reward(str(hps))(*drawn(5)), atol=1e-6)
 
 
-@pytest.mark.parametrize("argv, why", [
-    (["convert", "HPS.pt", "--out", "hps"], "there is no file 'HPS.pt'"), (["convert", "HPS.pt"], "--out"),
-    (["serve", "beauty"], "unknown reward 'beauty'"), (["serve", "hps:HPS.pt"], "convert it once with pairuni convert"),
-    (["serve", "scene", "--port", "99999"], "cannot serve on 127.0.0.1:99999"), (["serve", "scene", "--port", "{taken}"], "choose another --port")])
+@pytest.mark.parametrize(
+    "argv, why",
+    [
+        (["convert", "HPS.pt", "--out", "hps"], "there is no file 'HPS.pt'"),
+        (["convert", "HPS.pt"], "--out"),
+        (["serve", "beauty"], "unknown reward 'beauty'"),
+        (["serve", "hps:HPS.pt"], "convert it once with pairuni convert"),
+        (["serve", "scene", "--port", "99999"], "cannot serve on 127.0.0.1:99999"),
+        (["serve", "scene", "--port", "{taken}"], "choose another --port"),
+    ],
+)
 def test_bad_input_is_one_sentence(argv, why, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path); monkeypatch.delenv("PAIRUNI_DEBUG", raising=False)
-    with create_server(("127.0.0.1", 0)) as taken: code = main([a.format(taken=taken.getsockname()[1]) for a in argv])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PAIRUNI_DEBUG", raising=False)
+    with create_server(("127.0.0.1", 0)) as taken:
+        code = main([a.format(taken=taken.getsockname()[1]) for a in argv])
     said = capsys.readouterr().err
-    assert code == 2 and said.startswith("pairuni: ") and why in said and said.count("\n") == 1 and not list(tmp_path.iterdir()), said
+    assert (
+        code == 2
+        and said.startswith("pairuni: ")
+        and why in said
+        and said.count("\n") == 1
+        and not list(tmp_path.iterdir())
+    ), said

@@ -21,7 +21,15 @@ def test_captions_parse_back():
     for s in [sample_scene(rng, k) for k in "ug" for _ in range(400)]:
         back = parse_caption(caption(s))
         assert caption(back) == caption(s) and (s.kind == "counted" or back.cells == s.cells)
-    for bad in "", "on a grid", "a red circle top, a blue star top", "a red dog top", "a bar chart: red 1", "a bar chart: red 1, red 2, blue 3", "ten red stars":
+    for bad in (
+        "",
+        "on a grid",
+        "a red circle top, a blue star top",
+        "a red dog top",
+        "a bar chart: red 1",
+        "a bar chart: red 1, red 2, blue 3",
+        "ten red stars",
+    ):
         assert parse_caption(bad) is None, bad
 
 # %% ../nbs/02_completion.ipynb #353c38bb
@@ -34,10 +42,18 @@ def test_answers_agree_with_questions():
 # %% ../nbs/02_completion.ipynb #5e1d09a7
 def test_first_phrase_of_a_prompt_is_its_name():
     blank = dict(image=None, scene="")
-    menu = [dict(blank, id=f"g{i}", prompt=p) for i, p in enumerate(["red apple, fruit", "lion", "old ship, sea", ", odd", "lion, cat"])]
+    menu = [
+        dict(blank, id=f"g{i}", prompt=p)
+        for i, p in enumerate(["red apple, fruit", "lion", "old ship, sea", ", odd", "lion, cat"])
+    ]
     write = text_completer(menu)
     q = write(menu[0])
-    assert q["answer"] == "red apple" and set(q["choices"]) == {"red apple", "lion", "old ship", ", odd"}  # two lions are one name
+    assert q["answer"] == "red apple" and set(q["choices"]) == {
+        "red apple",
+        "lion",
+        "old ship",
+        ", odd",
+    }  # two lions are one name
     assert verify_text(menu[0], q) is None and verify_text(menu[0], q | dict(answer="lion")) is not None
     assert text_completer(menu[:3])(menu[0]) is None  # three names make no four choices
     assert write(dict(blank, id="u", question="What is shown?", answer="lion")) == dict(prompt="lion")
@@ -53,6 +69,10 @@ def test_truth_is_never_dropped():
 def test_the_verifier_catches_lies():
     rows = records("u", 300, 3) + records("g", 300, 3)
     truths = {r["id"]: Scene.from_json(r["scene"]) for r in rows}
-    kept, dropped = complete(rows, lambda r: scene_oracle(r, lie=.5))
+    kept, dropped = complete(rows, lambda r: scene_oracle(r, lie=0.5))
     assert len(dropped) > 100
-    assert all(q["prompt"] == caption(truths[q["id"]]) and answers(truths[q["id"]])[q["question"]] == q["answer"] for q in kept)
+    assert all(
+        q["prompt"] == caption(truths[q["id"]])
+        and answers(truths[q["id"]])[q["question"]] == q["answer"]
+        for q in kept
+    )

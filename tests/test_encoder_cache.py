@@ -1,4 +1,5 @@
 """The feature cache survives what happens to caches: kills, two writers, damage; and answers only for the same content and encoder."""
+
 import signal
 import sqlite3
 import subprocess
@@ -27,12 +28,19 @@ features([r["image"] for r in records("u", 40, 3)], Encoder("e", "k"*64, encode)
 """
 
 
-def rows_in(folder): return sqlite3.connect(next(Path(folder).glob("*.sqlite"))).execute("select count(*) from features").fetchone()[0]
+def rows_in(folder):
+    return (
+        sqlite3.connect(next(Path(folder).glob("*.sqlite")))
+        .execute("select count(*) from features")
+        .fetchone()[0]
+    )
 
 
 def counting():
     seen = []
-    return seen, Encoder("e", "k"*64, lambda images: seen.extend(images) or pixel_features(images))
+    return seen, Encoder(
+        "e", "k" * 64, lambda images: seen.extend(images) or pixel_features(images)
+    )
 
 
 def test_a_killed_job_goes_on_where_it_was(tmp_path):
@@ -56,10 +64,14 @@ def test_content_decides_not_the_object(tmp_path):
     red, arrays = Image.new("RGB", (6, 4), "red"), [np.asarray(im) for im in IMAGES[:3]]
     seen, e = counting()
     features(IMAGES[:3] + [red], e, cache=tmp_path)
-    features([im.copy() for im in IMAGES[:3]] + arrays + [red.convert("P"), red.convert("RGBA")], e, cache=tmp_path)
-    assert len(seen) == 4                        # other objects, other containers, the same pixels
+    features(
+        [im.copy() for im in IMAGES[:3]] + arrays + [red.convert("P"), red.convert("RGBA")],
+        e,
+        cache=tmp_path,
+    )
+    assert len(seen) == 4  # other objects, other containers, the same pixels
     features([Image.new("RGB", (4, 6), "red")], e, cache=tmp_path)
-    assert len(seen) == 5                        # the same bytes in another shape
+    assert len(seen) == 5  # the same bytes in another shape
 
 
 def test_transparent_parts_are_white():
@@ -71,28 +83,35 @@ def test_transparent_parts_are_white():
 
 def test_damage_is_one_sentence(tmp_path):
     _, e = counting()
-    (tmp_path/("k"*16 + ".sqlite")).write_bytes(b"not a data base"*100)
-    (tmp_path/"file").write_text("")
-    for cache in (tmp_path, tmp_path/"file"):
-        with pytest.raises(ValueError, match="feature cache") as error: features(IMAGES[:2], e, cache=cache)
+    (tmp_path / ("k" * 16 + ".sqlite")).write_bytes(b"not a data base" * 100)
+    (tmp_path / "file").write_text("")
+    for cache in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ValueError, match="feature cache") as error:
+            features(IMAGES[:2], e, cache=cache)
         assert "\n" not in str(error.value)
 
 
 def test_light_encoders_are_not_cached(tmp_path):
-    features(IMAGES[:2], cache=tmp_path/"c"), features(["a"], "words", cache=tmp_path/"c")
-    assert not (tmp_path/"c").exists()
+    features(IMAGES[:2], cache=tmp_path / "c"), features(["a"], "words", cache=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 def test_preprocessing_and_vocabulary_are_part_of_the_key(tmp_path):
     import shutil
     from test_encoder_parity import image_model
-    image_model("clip", tmp_path/"a")
-    shutil.copytree(tmp_path/"a", tmp_path/"b")
-    keys = lambda folder: [load_encoder(str(tmp_path/folder), kind).key for kind in ("image", "text")]
-    assert keys("a") == keys("b")                # the folder's name does not matter
-    for file, old, new in (("preprocessor_config.json", '"shortest_edge": 32', '"shortest_edge": 40'), ("processor_config.json", '"shortest_edge": 32', '"shortest_edge": 40'),
-                           ("tokenizer.json", '"red"', '"rot"')):
-        text = (tmp_path/"b"/file).read_text()
+
+    image_model("clip", tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    keys = lambda folder: [
+        load_encoder(str(tmp_path / folder), kind).key for kind in ("image", "text")
+    ]
+    assert keys("a") == keys("b")  # the folder's name does not matter
+    for file, old, new in (
+        ("preprocessor_config.json", '"shortest_edge": 32', '"shortest_edge": 40'),
+        ("processor_config.json", '"shortest_edge": 32', '"shortest_edge": 40'),
+        ("tokenizer.json", '"red"', '"rot"'),
+    ):
+        text = (tmp_path / "b" / file).read_text()
         assert old in text
-        (tmp_path/"b"/file).write_text(text.replace(old, new))
+        (tmp_path / "b" / file).write_text(text.replace(old, new))
     assert all(a != b for a, b in zip(keys("a"), keys("b")))

@@ -11,58 +11,113 @@ from pairuni_nb.world import records
 
 # %% ../nbs/02b_language_model.ipynb #5cdb15b8
 def test_forms_are_strict():
-    for fields in map(schema, FORMS): assert fields["additionalProperties"] is False and set(fields["required"]) == set(fields["properties"])
-    for bad in '{"objection": "", "holds": "no"}', '{"objection": ""}', '{"objection": "", "holds": true, "more": 1}', '{"objection": "", "ho', "", "null":
-        with pytest.raises(ValidationError): Verdict.model_validate_json(bad)
+    for fields in map(schema, FORMS):
+        assert fields["additionalProperties"] is False and set(fields["required"]) == set(
+            fields["properties"]
+        )
+    for bad in (
+        '{"objection": "", "holds": "no"}',
+        '{"objection": ""}',
+        '{"objection": "", "holds": true, "more": 1}',
+        '{"objection": "", "ho',
+        "",
+        "null",
+    ):
+        with pytest.raises(ValidationError):
+            Verdict.model_validate_json(bad)
 
 # %% ../nbs/02b_language_model.ipynb #2de0713c
 def test_a_line_cut_off_is_forgotten(tmp_path):
-    path = tmp_path/"deep"/"journal.jsonl"
+    path = tmp_path / "deep" / "journal.jsonl"
     with Journal(path) as j:
         assert not path.exists()
-        for n in "ab": j.write(dict(call=n, reply=n))
+        for n in "ab":
+            j.write(dict(call=n, reply=n))
     whole = path.read_bytes()
-    for cut in range(len(whole)//2, len(whole) + 1):
+    for cut in range(len(whole) // 2, len(whole) + 1):
         path.write_bytes(whole[:cut])
         with Journal(path) as j:
             assert set(j.calls) == ({"a", "b"} if cut == len(whole) else {"a"})
             j.write({"end_of": "x", "id": "é"})
-        assert [set(line) for line in read_journal(path)] == [{"call", "reply"}]*len(j.calls) + [{"end_of", "id"}]
+        assert [set(line) for line in read_journal(path)] == [{"call", "reply"}] * len(j.calls) + [
+            {"end_of", "id"}
+        ]
 
 # %% ../nbs/02b_language_model.ipynb #5f37d038
 def test_a_journal_has_one_owner(tmp_path):
-    with Journal(tmp_path/"j"):
-        with pytest.raises(ValueError, match="in use by another run"): Journal(tmp_path/"j").__enter__()
-    with Journal(tmp_path/"j"): pass
+    with Journal(tmp_path / "j"):
+        with pytest.raises(ValueError, match="in use by another run"):
+            Journal(tmp_path / "j").__enter__()
+    with Journal(tmp_path / "j"):
+        pass
+
 
 def test_keys_follow_content():
     s, (a, b) = CompletionSettings(), records("g", 2, 0)
     assert item_key(a, s) == item_key(a | {"id": "other", "scene": ""}, s)
-    assert len({item_key(a, s), item_key(b, s), item_key(a, CompletionSettings("gpt-4o")), item_key(a | {"prompt": "a star"}, s), item_key(a | {"image": b["image"]}, s)}) == 5
+    assert (
+        len(
+            {
+                item_key(a, s),
+                item_key(b, s),
+                item_key(a, CompletionSettings("gpt-4o")),
+                item_key(a | {"prompt": "a star"}, s),
+                item_key(a | {"image": b["image"]}, s),
+            }
+        )
+        == 5
+    )
+
 
 def test_no_minute_holds_more_than_the_limit():
-    now, starts = [0.], []
+    now, starts = [0.0], []
     pace = Pace(7, lambda: now[0], lambda wait: starts.append(now[0] + wait))
-    for pause in np.random.default_rng(0).choice([0, .1, 30], 200):
-        n = len(starts); pace()
-        if len(starts) == n: starts.append(now[0])  # it did not have to wait
+    for pause in np.random.default_rng(0).choice([0, 0.1, 30], 200):
+        n = len(starts)
+        pace()
+        if len(starts) == n:
+            starts.append(now[0])  # it did not have to wait
         now[0] += pause
     assert max(sum(t <= u < t + 59.99 for u in starts) for t in starts) == 7
 
 # %% ../nbs/02b_language_model.ipynb #1dc1b8d1
 def test_objections_reach_the_writer():
     record, heard = records("u", 1, 0)[0], []
+
     def ask(name, **fields):
         heard.append(prompt(name, **fields))
-        return Caption(evidence="", caption=f"try {len(heard)}") if name == "caption" else Verdict(objection="no star", holds=len(heard) == 6)
+        return (
+            Caption(evidence="", caption=f"try {len(heard)}")
+            if name == "caption"
+            else Verdict(objection="no star", holds=len(heard) == 6)
+        )
+
     end = complete_one(ask, record, 5)
     assert end["completion"] == {"prompt": "try 5"} and len(end["tries"]) == 3
-    assert "try 1 (rejected: no star)" in heard[2] and "try 3 (rejected: no star)" in heard[4] and "rejected" not in heard[0] + heard[1] + heard[5]
+    assert (
+        "try 1 (rejected: no star)" in heard[2]
+        and "try 3 (rejected: no star)" in heard[4]
+        and "rejected" not in heard[0] + heard[1] + heard[5]
+    )
+
 
 def test_ill_formed_questions_are_never_verified():
     record, asked = records("g", 1, 0)[0], []
+
     def ask(name, **fields):
         asked.append(name)
-        return Question(evidence="", question="what?", answer="red", wrong_1="red", wrong_2="blue", wrong_3="pink")
+        return Question(
+            evidence="",
+            question="what?",
+            answer="red",
+            wrong_1="red",
+            wrong_2="blue",
+            wrong_3="pink",
+        )
+
     end = complete_one(ask, record, 1)
-    assert end["end"] == "dropped" and "different choices" in end["reason"] and asked == ["question"]*2
+    assert (
+        end["end"] == "dropped"
+        and "different choices" in end["reason"]
+        and asked == ["question"] * 2
+    )

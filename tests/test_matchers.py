@@ -1,4 +1,5 @@
 """A record's matcher reaches the reward and the report, from a file to a step."""
+
 import json
 
 import pytest
@@ -17,24 +18,46 @@ say = "<think>x</think><answer>{}</answer>".format
 def truths(tmp_path_factory):
     "U records as a training step sees them: read, paired, written, read again."
     folder = tmp_path_factory.mktemp("matchers")
-    u = [r | more for r, more in zip(records("u", 4, 0), (dict(matcher="choice"), dict(choices=[], answer="1,200", matcher="number"),
-                                                            dict(choices=[], answer="Main Street", matcher="text"), dict(choices=["yes", "no"], answer="no")))]
-    save_records(u, folder/"u")
-    save_pairs(make_pairs(load_records(folder/"u", "u"), records("g", 4, 0), mix="unpaired")[0], folder/"pairs")
-    return {r["id"]: r for r in side_rows(list(load_pairs(folder/"pairs")), "u")}
+    u = [
+        r | more
+        for r, more in zip(
+            records("u", 4, 0),
+            (
+                dict(matcher="choice"),
+                dict(choices=[], answer="1,200", matcher="number"),
+                dict(choices=[], answer="Main Street", matcher="text"),
+                dict(choices=["yes", "no"], answer="no"),
+            ),
+        )
+    ]
+    save_records(u, folder / "u")
+    save_pairs(
+        make_pairs(load_records(folder / "u", "u"), records("g", 4, 0), mix="unpaired")[0],
+        folder / "pairs",
+    )
+    return {r["id"]: r for r in side_rows(list(load_pairs(folder / "pairs")), "u")}
 
 
 def test_rewards_follow_the_matcher(truths):
     asked = [truths[f"u0-{i}"] for i in (1, 1, 2, 2, 3, 3)]
-    assert answer_accuracy([""]*6, [say(a) for a in ("1200.0", "1,201", "the main street.", "main", "No", "A")], asked) == [1, 0, 1, 0, 1, 0]
+    assert answer_accuracy(
+        [""] * 6,
+        [say(a) for a in ("1200.0", "1,201", "the main street.", "main", "No", "A")],
+        asked,
+    ) == [1, 0, 1, 0, 1, 0]
     assert answer_accuracy([""], [say(truths["u0-0"]["answer"])], [truths["u0-0"]]) == [1]
 
 
 def test_a_question_without_choices_is_the_question_alone(truths):
     r = truths["u0-1"]
-    assert question_text(r["question"], r["choices"]) == r["question"] and question_text("q?", ["a", "b"]) == "q?\na, b"
+    assert (
+        question_text(r["question"], r["choices"]) == r["question"]
+        and question_text("q?", ["a", "b"]) == "q?\na, b"
+    )
 
 
 def test_the_report_shows_and_judges_answers_without_choices(truths):
     shown = [dict(truths["u0-1"], completion=say("1200"), image=None, scene=None)]
-    assert "✓" in verdict(shown[0]) and "<b>1,200</b>" in answer_part(json.loads(json.dumps(shown)), [])
+    assert "✓" in verdict(shown[0]) and "<b>1,200</b>" in answer_part(
+        json.loads(json.dumps(shown)), []
+    )

@@ -19,16 +19,35 @@ def test_jitter_stays_on_white():
 # %% ../nbs/05b_nano_emoji.ipynb #989aaed0
 def test_a_question_has_its_answer_once():
     from pairuni_nb.rewards import answer_accuracy
-    rows = [dict(name=n, group=g, subgroup="a-b") for n, g in [("cat", "animals"), ("dog", "animals"), ("owl", "animals"), ("bee", "animals"), ("taxi", "travel"), ("pie", "food"), ("key", "things")]]
+
+    rows = [
+        dict(name=n, group=g, subgroup="a-b")
+        for n, g in [
+            ("cat", "animals"),
+            ("dog", "animals"),
+            ("owl", "animals"),
+            ("bee", "animals"),
+            ("taxi", "travel"),
+            ("pie", "food"),
+            ("key", "things"),
+        ]
+    ]
     for seed in range(20):
         q = ask(rows[0], rows, np.random.default_rng(seed))
         assert len(set(q["choices"])) == 4 and q["choices"].count(q["answer"]) == 1
-        if q["question"] == "what is this?": assert set(q["choices"]) == {"cat", "taxi", "pie", "key"}  # wrong names come from other groups
-        assert answer_accuracy([""], [answer_text(q)], [q]) == [1.]
+        if q["question"] == "what is this?":
+            assert set(q["choices"]) == {
+                "cat",
+                "taxi",
+                "pie",
+                "key",
+            }  # wrong names come from other groups
+        assert answer_accuracy([""], [answer_text(q)], [q]) == [1.0]
 
 # %% ../nbs/05b_nano_emoji.ipynb #5ed7283d
 def test_true_concept_is_one_wrong_is_zero():
-    own = unit(np.eye(4)[:, :4] + .2); judge = unit(np.eye(4) + .1)
+    own = unit(np.eye(4)[:, :4] + 0.2)
+    judge = unit(np.eye(4) + 0.1)
     _, gain = calibrate(own, judge)
     assert np.allclose(concept_score(own, np.arange(4), judge, gain), 1, atol=1e-6)
     assert (concept_score(own, np.arange(4)[::-1], judge, gain) == 0).all()
@@ -38,39 +57,68 @@ def test_true_concept_is_one_wrong_is_zero():
 # %% ../nbs/05b_nano_emoji.ipynb #9a6579ca
 def test_without_pictures_is_one_sentence():
     import pytest
-    with pytest.raises(ValueError, match="run python scripts/fetch_emoji.py --things --out /nowhere --held-artist"): emoji_rows("/nowhere", "artist")
-    with pytest.raises(ValueError, match="there are no emoji in"): make_emoji("/tmp/never", "/nowhere")
-    with pytest.raises(ValueError, match="there are no emoji in"): concept_reward("/nowhere")
+
+    with pytest.raises(
+        ValueError, match="run python scripts/fetch_emoji.py --things --out /nowhere --held-artist"
+    ):
+        emoji_rows("/nowhere", "artist")
+    with pytest.raises(ValueError, match="there are no emoji in"):
+        make_emoji("/tmp/never", "/nowhere")
+    with pytest.raises(ValueError, match="there are no emoji in"):
+        concept_reward("/nowhere")
 
 # %% ../nbs/05b_nano_emoji.ipynb #4586df7c
 from pairuni_nb.records_io import save_records
 
-def made_up(folder, n:int=12):
+
+def made_up(folder, n: int = 12):
     "A dozen made-up concepts in the layout of scripts/fetch_emoji.py: for tests."
     for part, artist in (("u", "noto"), ("g", "fluent"), ("held-u", "noto"), ("held-g", "fluent")):
         rows = []
         for i in range(n):
-            a = np.full((64, 64, 3), 255, np.uint8); a[8+2*i:40, 8:56-2*i] = np.random.default_rng([i, part.startswith("held")]).integers(0, 255, 3)
+            a = np.full((64, 64, 3), 255, np.uint8)
+            a[8 + 2 * i : 40, 8 : 56 - 2 * i] = np.random.default_rng(
+                [i, part.startswith("held")]
+            ).integers(0, 255, 3)
             name, group = f"{part[:4]} thing {i}", f"group {i % 4}"
-            fact = dict(code=f"{part.startswith('held'):d}f{i:x}", name=name, tags=["thing"], group=group, subgroup=f"kind-{i % 4}", scene="")
-            said = dict(prompt=f"{name}, thing") if part.endswith("g") else dict(question="which group?", choices=[f"group {k}" for k in range(4)], answer=group)
+            fact = dict(
+                code=f"{part.startswith('held'):d}f{i:x}",
+                name=name,
+                tags=["thing"],
+                group=group,
+                subgroup=f"kind-{i % 4}",
+                scene="",
+            )
+            said = (
+                dict(prompt=f"{name}, thing")
+                if part.endswith("g")
+                else dict(
+                    question="which group?", choices=[f"group {k}" for k in range(4)], answer=group
+                )
+            )
             rows.append(dict(id=f"{artist}-{fact['code']}", image=Image.fromarray(a)) | said | fact)
-        save_records(rows, Path(folder)/part)
+        save_records(rows, Path(folder) / part)
 
 # %% ../nbs/05b_nano_emoji.ipynb #9be5fee5
 def test_made_from_a_dozen_pictures():
     import tempfile
     from pairuni_nb.janus_nano import load_janus
+
     with tempfile.TemporaryDirectory() as tmp:
-        made_up(tmp + "/data", 16); said = []
-        few = dict(eyes=dict(steps=2, batch=4), vq=dict(steps=45, batch=4), warm=dict(steps=2, questions=2, captions=2, drawings=2))
+        made_up(tmp + "/data", 16)
+        said = []
+        few = dict(
+            eyes=dict(steps=2, batch=4),
+            vq=dict(steps=45, batch=4),
+            warm=dict(steps=2, questions=2, captions=2, drawings=2),
+        )
         make_emoji(tmp + "/model", tmp + "/data", log=said.append, teacher="pixels", **few)
         model, processor = load_janus(tmp + "/model")
         assert model.config.vq_config.num_embeddings == 512
         reward = concept_reward(tmp + "/data", encoder="pixels", cache=None)
         g = emoji_rows(tmp + "/data", "g")
         own = reward([r["prompt"] for r in g], np.stack([np.asarray(r["image"]) for r in g]), g)
-        assert [v for v in own if v is not None] and all(v > .99 for v in own if v is not None)
+        assert [v for v in own if v is not None] and all(v > 0.99 for v in own if v is not None)
         assert reward(["?"], np.zeros((1, 48, 48, 3), np.uint8), [dict(id="fluent-ffff")]) == [None]
 
 # %% ../nbs/05b_nano_emoji.ipynb #41a38795
@@ -78,11 +126,19 @@ def test_shipped_nano_emoji_answers_in_form_and_draws():
     from pairuni_nb.janus_nano import checkpoint_path, load_janus
     from pairuni_nb.rewards import well_formed
     from pairuni_nb.rollout import JanusPolicy, Sampling, noise
+
     policy = JanusPolicy(*load_janus("nano-emoji"))
     assert sum(f.stat().st_size for f in Path(checkpoint_path("nano-emoji")).iterdir()) <= 20_000_000
-    s = Sampling(max_new_tokens=48, cfg_weight=1.)
+    s = Sampling(max_new_tokens=48, cfg_weight=1.0)
     asked = "which group?\nanimals & nature, food & drink, symbols, objects"
-    u = policy.sample(policy.text_prompts([asked]*16, [Image.new("RGB", (48, 48), "white")]*16), 1, noise(0, 0, range(16), 1, 48), s)
-    assert np.mean([well_formed(t) for t in policy.texts(u)]) > .5
-    g = policy.sample(policy.image_prompts(["red apple, fruit"]), 2, noise(0, 1, [0], 2, policy.image_tokens), s)
+    u = policy.sample(
+        policy.text_prompts([asked] * 16, [Image.new("RGB", (48, 48), "white")] * 16),
+        1,
+        noise(0, 0, range(16), 1, 48),
+        s,
+    )
+    assert np.mean([well_formed(t) for t in policy.texts(u)]) > 0.5
+    g = policy.sample(
+        policy.image_prompts(["red apple, fruit"]), 2, noise(0, 1, [0], 2, policy.image_tokens), s
+    )
     assert policy.images(g).shape == (2, 48, 48, 3)

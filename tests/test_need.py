@@ -1,4 +1,5 @@
 """A missing requirement skips here and fails in CI."""
+
 import pytest
 
 
@@ -7,7 +8,10 @@ def test_need_gives_a_module_or_a_path(need):
     assert need("sh").endswith("/sh")
 
 
-@pytest.mark.parametrize("ci, outcome", [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+@pytest.mark.parametrize(
+    "ci, outcome", [("true", pytest.fail.Exception), ("", pytest.skip.Exception)]
+)
 def test_missing(need, monkeypatch, ci, outcome):
     monkeypatch.setenv("CI", ci)
-    with pytest.raises(outcome, match="no_such_thing is neither"): need("no_such_thing")
+    with pytest.raises(outcome, match="no_such_thing is neither"):
+        need("no_such_thing")

@@ -1,4 +1,5 @@
 """Every notebook runs from the top in a fresh process, and its committed outputs are where that run puts outputs."""
+
 from pathlib import Path
 
 import nbformat
@@ -14,14 +15,20 @@ SLOW_CELL_SECONDS = 3600
 def marks(cell):
     """The directives of a cell, e.g. {"export"} or {"test", "slow"}."""
     lines = [line.split() for line in cell.source.splitlines() if line.startswith("#|")]
-    return {line[1].rstrip(":") for line in lines if len(line) > 1} if cell.cell_type == "code" else set()
+    return (
+        {line[1].rstrip(":") for line in lines if len(line) > 1}
+        if cell.cell_type == "code"
+        else set()
+    )
 
 
 def run(path, leave_out, timeout):
     """The notebook's cells as a fresh kernel leaves them; a cell that fails or takes too long fails the test."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if not marks(cell) & leave_out]
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}).execute()
+    NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(NBS)}}
+    ).execute()
     return notebook.cells
 
 
@@ -33,12 +40,19 @@ def kinds(cell):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_the_top(path):
     committed = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
-    stale = [cell.id for cell in run(path, {"slow", "gpu"}, CELL_SECONDS) if kinds(cell) != kinds(committed[cell.id])]
-    assert not stale, f"the committed outputs of cells {stale} are stale; execute {path.name} again and commit it"
+    stale = [
+        cell.id
+        for cell in run(path, {"slow", "gpu"}, CELL_SECONDS)
+        if kinds(cell) != kinds(committed[cell.id])
+    ]
+    assert not stale, (
+        f"the committed outputs of cells {stale} are stale; execute {path.name} again and commit it"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_with_its_slow_cells(path):
-    if not any("slow" in marks(cell) for cell in nbformat.read(path, as_version=4).cells): pytest.skip("has no slow cell")
+    if not any("slow" in marks(cell) for cell in nbformat.read(path, as_version=4).cells):
+        pytest.skip("has no slow cell")
     run(path, {"gpu"}, SLOW_CELL_SECONDS)

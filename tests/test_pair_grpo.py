@@ -14,7 +14,8 @@ def test_group_advantage_loops():
     for p, row in enumerate(rewards):
         valid = row[~np.isnan(row)]
         for k, reward in enumerate(row):
-            if len(valid) > 1 and not np.isnan(reward): expected[p, k] = (reward - valid.mean()) / (valid.std(ddof=1) + 1e-4)
+            if len(valid) > 1 and not np.isnan(reward):
+                expected[p, k] = (reward - valid.mean()) / (valid.std(ddof=1) + 1e-4)
     assert np.isnan(rewards).any()
     np.testing.assert_allclose(group_advantage(torch.tensor(rewards)), expected, atol=1e-5)
 
@@ -23,7 +24,7 @@ def test_group_advantage_properties():
     A = group_advantage(torch.rand(100, 4, generator=torch.Generator().manual_seed(0)))
     assert A.sum(-1).abs().max() < 1e-5
     assert (A.std(-1) - 1).abs().max() < 0.01
-    assert A.abs().max() <= 3 / 4 ** .5   # (K - 1) / sqrt(K): one rollout against three equal ones
+    assert A.abs().max() <= 3 / 4**0.5  # (K - 1) / sqrt(K): one rollout against three equal ones
 
 # %% ../nbs/08_pair_grpo.ipynb #e8e4c695
 def test_flat_groups_are_exactly_zero():
@@ -37,32 +38,49 @@ def test_flat_groups_are_exactly_zero():
 
 # %% ../nbs/08_pair_grpo.ipynb #5ddf3c90
 def test_infinite_reward_is_refused():
-    try: group_advantage(torch.tensor([[1.0, float("inf")]]))
-    except ValueError as error: assert "inf" in str(error)
-    else: raise AssertionError("an infinite reward passed")
+    try:
+        group_advantage(torch.tensor([[1.0, float("inf")]]))
+    except ValueError as error:
+        assert "inf" in str(error)
+    else:
+        raise AssertionError("an infinite reward passed")
 
 # %% ../nbs/08_pair_grpo.ipynb #510b2ee7
 def test_pair_weight_brute_force():
     s, aligned = torch.linspace(0, 1, 21), torch.arange(21) % 3 == 0
-    for name, f in dict(sqrt=lambda s: s ** 0.5, linear=lambda s: s, none=lambda s: 1.0).items():
+    for name, f in dict(sqrt=lambda s: s**0.5, linear=lambda s: s, none=lambda s: 1.0).items():
         expected = [1.0 if a else f(x) for x, a in zip(s.tolist(), aligned.tolist())]
         np.testing.assert_allclose(pair_weight(s, aligned, name), expected, rtol=1e-6)
 
 # %% ../nbs/08_pair_grpo.ipynb #b5ff745e
 def test_pair_weight_names_the_bad_value():
-    for args, word in [((torch.tensor([0.5, 1.25]),), "1.25"), ((torch.tensor([-0.5, 0.5]),), "-0.5"),
-                       ((torch.tensor([0.5, float("nan")]),), "nan"), ((torch.tensor([0.5, 0.5]), "cubic"), "cubic")]:
-        try: pair_weight(args[0], torch.tensor([False, True]), *args[1:])
-        except ValueError as error: assert word in str(error), error
-        else: raise AssertionError(f"{word} passed")
+    for args, word in [
+        ((torch.tensor([0.5, 1.25]),), "1.25"),
+        ((torch.tensor([-0.5, 0.5]),), "-0.5"),
+        ((torch.tensor([0.5, float("nan")]),), "nan"),
+        ((torch.tensor([0.5, 0.5]), "cubic"), "cubic"),
+    ]:
+        try:
+            pair_weight(args[0], torch.tensor([False, True]), *args[1:])
+        except ValueError as error:
+            assert word in str(error), error
+        else:
+            raise AssertionError(f"{word} passed")
 
 # %% ../nbs/08_pair_grpo.ipynb #b2808320
 def test_weight_before_normalising_cancels():
-    rewards, weight = torch.rand(64, 4, generator=torch.Generator().manual_seed(1)), torch.linspace(0.3, 1, 64)
-    plain, before, after = group_advantage(rewards), group_advantage(modulate(rewards, weight)), modulate(group_advantage(rewards), weight)
+    rewards, weight = (
+        torch.rand(64, 4, generator=torch.Generator().manual_seed(1)),
+        torch.linspace(0.3, 1, 64),
+    )
+    plain, before, after = (
+        group_advantage(rewards),
+        group_advantage(modulate(rewards, weight)),
+        modulate(group_advantage(rewards), weight),
+    )
     assert (before - plain).abs().max() < 0.01
     assert (after - plain).abs().max() > 0.5
-    assert torch.equal(modulate(plain, torch.ones(64)), plain)   # w = 1: plain GRPO
+    assert torch.equal(modulate(plain, torch.ones(64)), plain)  # w = 1: plain GRPO
 
 # %% ../nbs/08_pair_grpo.ipynb #280861eb
 def toy_rollouts(seed=0, R=6, T=5, dtype=torch.float64):
@@ -72,6 +90,7 @@ def toy_rollouts(seed=0, R=6, T=5, dtype=torch.float64):
     logp = old_logp + 0.3 * torch.randn(R, T, generator=g, dtype=dtype)
     mask = torch.arange(T) < torch.randint(1, T + 1, (R, 1), generator=g)
     return logp, old_logp, ref_logp, torch.randn(R, generator=g, dtype=dtype), mask
+
 
 def loop_loss(logp, old_logp, ref_logp, A, mask, clip_eps, beta, loss_type):
     "Equation 1 once more: one token at a time, in plain Python."
@@ -83,7 +102,10 @@ def loop_loss(logp, old_logp, ref_logp, A, mask, clip_eps, beta, loss_type):
             clipped = min(max(rho, 1 - clip_eps), 1 + clip_eps)
             row += -min(rho * float(A[i]), clipped * float(A[i])) + beta * rho * (np.exp(d) - d - 1)
         total, tokens = total + (row / length if loss_type == "grpo" else row), tokens + length
-    return total / {"grpo": len(logp), "bnpo": tokens, "dapo": tokens, "dr_grpo": mask.numel()}[loss_type]
+    return (
+        total
+        / {"grpo": len(logp), "bnpo": tokens, "dapo": tokens, "dr_grpo": mask.numel()}[loss_type]
+    )
 
 # %% ../nbs/08_pair_grpo.ipynb #1f1f61bd
 def test_loss_equals_loops():
@@ -92,7 +114,12 @@ def test_loss_equals_loops():
             for seed in range(5):
                 logp, old_logp, ref_logp, A, mask = toy_rollouts(seed)
                 loss, stats = policy_loss(logp, old_logp, A, mask, 0.2, beta, ref_logp, loss_type)
-                assert abs(float(loss) - loop_loss(logp, old_logp, ref_logp, A, mask, 0.2, beta, loss_type)) < 1e-12
+                assert (
+                    abs(
+                        float(loss) - loop_loss(logp, old_logp, ref_logp, A, mask, 0.2, beta, loss_type)
+                    )
+                    < 1e-12
+                )
 
 # %% ../nbs/08_pair_grpo.ipynb #fa2099e0
 def test_gradient_equals_finite_differences():
@@ -104,14 +131,22 @@ def test_gradient_equals_finite_differences():
 # %% ../nbs/08_pair_grpo.ipynb #8cbc6c32
 def test_kl_is_the_kl_in_value_and_gradient():
     g = torch.Generator().manual_seed(0)
-    theta, old_logp, ref_logp = (torch.randn(30, generator=g, dtype=torch.float64).requires_grad_(i == 0) for i in range(3))
+    theta, old_logp, ref_logp = (
+        torch.randn(30, generator=g, dtype=torch.float64).requires_grad_(i == 0) for i in range(3)
+    )
     old_logp, ref_logp, logp = old_logp.log_softmax(-1), ref_logp.log_softmax(-1), theta.log_softmax(-1)
     mask, A = torch.ones(1, 1).bool(), torch.zeros(1)
-    one = lambda v: policy_loss(logp[v].view(1, 1), old_logp[v].view(1, 1), A, mask, beta=1.0, ref_logp=ref_logp[v].view(1, 1))[0]
-    estimate = sum(old_logp[v].exp() * one(v) for v in range(30))   # mean over tokens drawn from the old policy
+    one = lambda v: policy_loss(
+        logp[v].view(1, 1), old_logp[v].view(1, 1), A, mask, beta=1.0, ref_logp=ref_logp[v].view(1, 1)
+    )[0]
+    estimate = sum(
+        old_logp[v].exp() * one(v) for v in range(30)
+    )  # mean over tokens drawn from the old policy
     exact = (logp.exp() * (logp - ref_logp)).sum()
     torch.testing.assert_close(estimate, exact)
-    torch.testing.assert_close(*(torch.autograd.grad(kl, theta, retain_graph=True)[0] for kl in (estimate, exact)))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(kl, theta, retain_graph=True)[0] for kl in (estimate, exact))
+    )
 
 # %% ../nbs/08_pair_grpo.ipynb #32f7c116
 def test_padding_never_matters():
@@ -119,7 +154,9 @@ def test_padding_never_matters():
     loss, stats = policy_loss(logp, old_logp, A, mask, beta=0.1, ref_logp=ref_logp)
     for junk in (float("nan"), float("-inf"), 1e30):
         dirty = logp.masked_fill(~mask, junk).requires_grad_()
-        again, dirty_stats = policy_loss(dirty, old_logp, A, mask, beta=0.1, ref_logp=ref_logp.masked_fill(~mask, junk))
+        again, dirty_stats = policy_loss(
+            dirty, old_logp, A, mask, beta=0.1, ref_logp=ref_logp.masked_fill(~mask, junk)
+        )
         again.backward()
         assert torch.equal(again, loss) and dirty_stats == stats
         assert (dirty.grad[~mask] == 0).all() and dirty.grad.isfinite().all()
@@ -128,20 +165,37 @@ def test_padding_never_matters():
 def test_stats_by_hand():
     logp, old_logp, _, A, mask = toy_rollouts(2)
     loss, stats = policy_loss(logp.requires_grad_(), old_logp, A, mask)
-    tokens = [(np.exp(float((logp - old_logp)[i, t].detach())), float(A[i])) for i in range(6) for t in range(5) if mask[i, t]]
+    tokens = [
+        (np.exp(float((logp - old_logp)[i, t].detach())), float(A[i]))
+        for i in range(6)
+        for t in range(5)
+        if mask[i, t]
+    ]
     assert abs(float(stats["ratio_max"]) - max(rho for rho, _ in tokens)) < 1e-12
     assert abs(float(stats["ratio_mean"]) - np.mean([rho for rho, _ in tokens])) < 1e-12
     assert abs(float(stats["clip_low"]) - np.mean([rho < 0.8 and a < 0 for rho, a in tokens])) < 1e-6
     assert abs(float(stats["clip_high"]) - np.mean([rho > 1.2 and a > 0 for rho, a in tokens])) < 1e-6
-    assert stats["clip_low"] > 0 and stats["clip_high"] > 0 and not any(x.requires_grad for x in stats.values())
+    assert (
+        stats["clip_low"] > 0
+        and stats["clip_high"] > 0
+        and not any(x.requires_grad for x in stats.values())
+    )
 
 # %% ../nbs/08_pair_grpo.ipynb #ddd6b093
 def test_policy_loss_refuses_bad_input():
     logp, old_logp, _, A, mask = toy_rollouts()
-    for kwargs, word in [(dict(beta=0.1), "ref_logp"), (dict(loss_type="mean"), "mean"), (dict(loss_type="mean", normalizer=3), "mean"), (dict(advantages=A.view(2, 3)), "(2, 3)")]:
-        try: policy_loss(**{**dict(logp=logp, old_logp=old_logp, advantages=A, mask=mask), **kwargs})
-        except ValueError as error: assert word in str(error), error
-        else: raise AssertionError(f"{kwargs} passed")
+    for kwargs, word in [
+        (dict(beta=0.1), "ref_logp"),
+        (dict(loss_type="mean"), "mean"),
+        (dict(loss_type="mean", normalizer=3), "mean"),
+        (dict(advantages=A.view(2, 3)), "(2, 3)"),
+    ]:
+        try:
+            policy_loss(**{**dict(logp=logp, old_logp=old_logp, advantages=A, mask=mask), **kwargs})
+        except ValueError as error:
+            assert word in str(error), error
+        else:
+            raise AssertionError(f"{kwargs} passed")
 
 # %% ../nbs/08_pair_grpo.ipynb #6a54e2f6
 def test_accumulation_equals_the_full_batch():
@@ -149,16 +203,26 @@ def test_accumulation_equals_the_full_batch():
         logp, old_logp, ref_logp, A, mask = toy_rollouts(5, R=12)
         kwargs = dict(beta=0.05, loss_type=loss_type)
         logp.requires_grad_()
-        full, = torch.autograd.grad(policy_loss(logp, old_logp, A, mask, ref_logp=ref_logp, **kwargs)[0], logp)
+        (full,) = torch.autograd.grad(
+            policy_loss(logp, old_logp, A, mask, ref_logp=ref_logp, **kwargs)[0], logp
+        )
         for i in (slice(0, 1), slice(1, 5), slice(5, 12)):
-            part, _ = policy_loss(logp[i], old_logp[i], A[i], mask[i], ref_logp=ref_logp[i], normalizer=loss_normalizer(mask, loss_type), **kwargs)
+            part, _ = policy_loss(
+                logp[i],
+                old_logp[i],
+                A[i],
+                mask[i],
+                ref_logp=ref_logp[i],
+                normalizer=loss_normalizer(mask, loss_type),
+                **kwargs,
+            )
             part.backward()
         torch.testing.assert_close(logp.grad, full, rtol=0, atol=1e-15)
 
 # %% ../nbs/08_pair_grpo.ipynb #b5b7dd98
 def test_token_mean_over_both_tasks_outvotes_text():
     mask = torch.arange(576) < torch.tensor([60] * 4 + [576] * 4)[:, None]
-    A = group_advantage(torch.tensor([[1., 0, 0, 1], [1., 0, 0, 1]])).flatten()
+    A = group_advantage(torch.tensor([[1.0, 0, 0, 1], [1.0, 0, 0, 1]])).flatten()
     logp = torch.zeros(8, 576, requires_grad=True)
     halves = [policy_loss(logp[i], logp[i], A[i], mask[i])[0] for i in (slice(0, 4), slice(4, 8))]
     pulls = lambda loss: torch.autograd.grad(loss, logp)[0].abs().sum(-1).view(2, 4).sum(-1)
@@ -168,20 +232,38 @@ def test_token_mean_over_both_tasks_outvotes_text():
 
 # %% ../nbs/08_pair_grpo.ipynb #0017d7a4
 def test_common_weight_cancels_under_adam_not_sgd():
-    alike, opposed = torch.tensor([[0.2, 0.9, 0.4, 0.6], [0.3, 0.4, 0.9, 0.2]]), torch.tensor([[1.0, 0, 0, 1], [0, 1.0, 1, 0]])
+    alike, opposed = (
+        torch.tensor([[0.2, 0.9, 0.4, 0.6], [0.3, 0.4, 0.9, 0.2]]),
+        torch.tensor([[1.0, 0, 0, 1], [0, 1.0, 1, 0]]),
+    )
+
+
     def climbed(weights, rewards, optimiser, **kwargs):
         theta = torch.zeros(4, requires_grad=True)
         optimiser = optimiser([theta], **kwargs)
         A = modulate(group_advantage(rewards), torch.tensor(weights)).flatten()
         for _ in range(5):
             logp = theta.log_softmax(-1).repeat(2)[:, None]
-            optimiser.zero_grad(); policy_loss(logp, logp, A, torch.ones(8, 1).bool())[0].backward(); optimiser.step()
+            optimiser.zero_grad()
+            policy_loss(logp, logp, A, torch.ones(8, 1).bool())[0].backward()
+            optimiser.step()
         return theta.detach()
+
+
     adam = dict(optimiser=torch.optim.Adam, lr=0.1, eps=1e-8)
     sgd = dict(optimiser=torch.optim.SGD, lr=1.0)
-    gap = lambda a, b, rewards, how: float((climbed(a, rewards, **how) - climbed(b, rewards, **how)).abs().max())
-    assert gap([1.0, 0.9], [0.6, 0.54], alike, adam) < 1e-4 < 0.05 < gap([1.0, 0.9], [0.6, 0.54], alike, sgd)
-    assert gap([1.0, 1.0], [1.0, 0.6], opposed, adam) > 0.4   # a weight that differs inside the batch stays
+    gap = lambda a, b, rewards, how: float(
+        (climbed(a, rewards, **how) - climbed(b, rewards, **how)).abs().max()
+    )
+    assert (
+        gap([1.0, 0.9], [0.6, 0.54], alike, adam)
+        < 1e-4
+        < 0.05
+        < gap([1.0, 0.9], [0.6, 0.54], alike, sgd)
+    )
+    assert (
+        gap([1.0, 1.0], [1.0, 0.6], opposed, adam) > 0.4
+    )  # a weight that differs inside the batch stays
 
 # %% ../nbs/08_pair_grpo.ipynb #4568f760
 def test_softmax_step_closed_form():
@@ -192,15 +274,23 @@ def test_softmax_step_closed_form():
 # %% ../nbs/08_pair_grpo.ipynb #b182eb73
 def test_explorer_matches_the_functions():
     rewards_u, rewards_g = [1.0, 0.0, 0.5, 1.0], [0.3, 0.3, 0.3, 0.3]
-    for kind, weighting, weight in [("retrieved", "sqrt", 0.6), ("retrieved", "linear", 0.36), ("retrieved", "none", 1.0), ("aligned", "sqrt", 1.0)]:
+    for kind, weighting, weight in [
+        ("retrieved", "sqrt", 0.6),
+        ("retrieved", "linear", 0.36),
+        ("retrieved", "none", 1.0),
+        ("aligned", "sqrt", 1.0),
+    ]:
         n = explore(rewards_u, rewards_g, kind, 0.36, weighting, lr=2.0)
         np.testing.assert_allclose(n.weight, weight, rtol=1e-6)
-        np.testing.assert_allclose(n.normalised, group_advantage(torch.tensor([rewards_u, rewards_g])), rtol=1e-6)
+        np.testing.assert_allclose(
+            n.normalised, group_advantage(torch.tensor([rewards_u, rewards_g])), rtol=1e-6
+        )
         np.testing.assert_allclose(n.modulated, weight * n.normalised, rtol=1e-6)
         odds = np.exp(2.0 * n.modulated / 4)
         np.testing.assert_allclose(n.pair_grpo, odds / odds.sum(-1, keepdims=True), rtol=1e-5)
         assert (n.normalised[1] == 0).all() and np.allclose(n.pair_grpo[1], 0.25)
-        if weight == 1: np.testing.assert_array_equal(n.pair_grpo, n.grpo)
+        if weight == 1:
+            np.testing.assert_array_equal(n.pair_grpo, n.grpo)
 
 # %% ../nbs/08_pair_grpo.ipynb #30d9efd7
 def test_drawing_shows_the_numbers():
@@ -210,12 +300,20 @@ def test_drawing_shows_the_numbers():
         axes = np.array(fig.axes).reshape(2, 4)
         for side, colour in enumerate(("#1f77b4", "#ff7f0e")):
             for col, values in enumerate((n.rewards, n.normalised, n.modulated, n.pair_grpo)):
-                dots = [line for line in axes[side, col].lines if line.get_color() != "none" and line.get_markeredgecolor() == colour and len(line.get_ydata()) == 4]
+                dots = [
+                    line
+                    for line in axes[side, col].lines
+                    if line.get_color() != "none"
+                    and line.get_markeredgecolor() == colour
+                    and len(line.get_ydata()) == 4
+                ]
                 np.testing.assert_allclose(dots[-1].get_ydata(), values[side])
                 assert dots[-1].get_markerfacecolor() == (colour if kind == "aligned" else "white")
         assert ("60%" if kind == "retrieved" else "Aligned") in fig.get_suptitle()
         assert to_png(fig)[:4] == b"\x89PNG"
-    assert "Both groups are flat" in _title(explore([1] * 4, [0] * 4)) and "G is flat" in _title(explore([1, 0, 0, 0], [0] * 4))
+    assert "Both groups are flat" in _title(explore([1] * 4, [0] * 4)) and "G is flat" in _title(
+        explore([1, 0, 0, 0], [0] * 4)
+    )
 
 # %% ../nbs/08_pair_grpo.ipynb #8accdf9f
 def test_widget_follows_its_controls():
@@ -223,23 +321,38 @@ def test_widget_follows_its_controls():
     first = ui.image.value
     ui.u[1].value, ui.settings["similarity"].value, ui.settings["weighting"].value = 0.75, 0.5, "linear"
     expected = explore([1.0, 0.75, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6], "retrieved", 0.5, "linear", 4.0)
-    assert ui.table.value == numbers_table(expected) and f"{expected.modulated[0, 1]:.3f}" in ui.table.value
-    assert ui.image.value != first and b64encode(ui.image.value).decode() == ui._repr_mimebundle_()["image/png"]
+    assert (
+        ui.table.value == numbers_table(expected)
+        and f"{expected.modulated[0, 1]:.3f}" in ui.table.value
+    )
+    assert (
+        ui.image.value != first
+        and b64encode(ui.image.value).decode() == ui._repr_mimebundle_()["image/png"]
+    )
     ui.settings["kind"].value = "aligned"
-    assert "<td" in ui.table.value and ui.table.value == numbers_table(explore([1.0, 0.75, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6], "aligned", 0.5, "linear"))
+    assert "<td" in ui.table.value and ui.table.value == numbers_table(
+        explore([1.0, 0.75, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6], "aligned", 0.5, "linear")
+    )
 
 # %% ../nbs/08_pair_grpo.ipynb #993be9c6
 def test_widget_ends_on_the_latest_values():
     from concurrent.futures import ThreadPoolExecutor
+
     ui, targets = advantage_explorer(), [0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85]
-    with ThreadPoolExecutor(8) as pool: list(pool.map(lambda control, value: control.set_trait("value", value), (*ui.u, *ui.g), targets))
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(lambda control, value: control.set_trait("value", value), (*ui.u, *ui.g), targets)
+        )
     assert ui.table.value == numbers_table(explore(targets[:4], targets[4:], "retrieved", 0.65))
 
 # %% ../nbs/08_pair_grpo.ipynb #2b5d0b9f
 def test_explore_refuses_an_unknown_kind():
-    try: explore([1, 0], [0, 1], kind="paired")
-    except ValueError as error: assert "paired" in str(error)
-    else: raise AssertionError("an unknown kind passed")
+    try:
+        explore([1, 0], [0, 1], kind="paired")
+    except ValueError as error:
+        assert "paired" in str(error)
+    else:
+        raise AssertionError("an unknown kind passed")
 
 # %% ../nbs/08_pair_grpo.ipynb #795907c5
 def test_clip_holds_when_old_logp_is_the_samplers():

@@ -1,4 +1,5 @@
 """Reading and writing many large images holds few of them decoded."""
+
 import json
 import os
 import subprocess
@@ -15,7 +16,9 @@ PEAK = r"""
 import json, re
 def peak(): return int(re.search("VmHWM:(.*)kB", open("/proc/self/status").read())[1])/1024  # MB; ru_maxrss would count the parent's too
 """
-CHILD = PEAK + """
+CHILD = (
+    PEAK
+    + """
 from pairuni_nb.pairing import load_pairs, pair_records, save_pairs
 from pairuni_nb.records_io import load_records
 from pairuni_nb.train import held_out
@@ -25,12 +28,16 @@ save_pairs(rows, "pairs")
 held_out(load_pairs("pairs"), 20, 0)
 print(json.dumps(peak() - start))
 """
-READER = PEAK + """
+)
+READER = (
+    PEAK
+    + """
 from pairuni_nb.records_io import load_records
 start = peak()
 assert len(load_records("g.parquet", "g")) == 6000
 print(json.dumps(peak() - start))
 """
+)
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -40,19 +47,41 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_decoded_images_are_let_go(tmp_path):
     side, n = 1400, 60  # 7.8 MB each decoded in Pillow: all of them are 940 MB
     for source in "ug":
-        (tmp_path/source).mkdir()
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)).resize((side, side)).save(tmp_path/"one.jpg")
-        said = dict(question="what?", choices=["a", "b"], answer="a") if source == "u" else dict(prompt="a thing")
-        (tmp_path/source/"records.jsonl").write_text("\n".join(json.dumps(dict(id=f"{source}{i}", image=str(tmp_path/"one.jpg")) | said) for i in range(n)))
-    done = subprocess.run([sys.executable, "-c", CHILD], cwd=tmp_path, capture_output=True, text=True, check=True)
+        (tmp_path / source).mkdir()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)).resize(
+            (side, side)
+        ).save(tmp_path / "one.jpg")
+        said = (
+            dict(question="what?", choices=["a", "b"], answer="a")
+            if source == "u"
+            else dict(prompt="a thing")
+        )
+        (tmp_path / source / "records.jsonl").write_text(
+            "\n".join(
+                json.dumps(dict(id=f"{source}{i}", image=str(tmp_path / "one.jpg")) | said)
+                for i in range(n)
+            )
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) < 350  # MB; sixteen images, and what the libraries take
 
 
 @linux
 def test_one_large_row_group_is_not_read_whole(tmp_path):
     Image.new("RGB", (8, 8)).save(jpeg := BytesIO(), "JPEG")
-    rows = pa.Table.from_pylist([dict(image=jpeg.getvalue() + os.urandom(50_000), prompt=f"thing {i}") for i in range(6000)])  # 300 MB in pages of 50
-    pq.write_table(rows, tmp_path/"g.parquet", row_group_size=len(rows))
-    assert pq.ParquetFile(tmp_path/"g.parquet").num_row_groups == 1
-    done = subprocess.run([sys.executable, "-c", READER], cwd=tmp_path, env=os.environ | dict(HF_DATASETS_CACHE=str(tmp_path)), capture_output=True, text=True, check=True)
+    rows = pa.Table.from_pylist(
+        [dict(image=jpeg.getvalue() + os.urandom(50_000), prompt=f"thing {i}") for i in range(6000)]
+    )  # 300 MB in pages of 50
+    pq.write_table(rows, tmp_path / "g.parquet", row_group_size=len(rows))
+    assert pq.ParquetFile(tmp_path / "g.parquet").num_row_groups == 1
+    done = subprocess.run(
+        [sys.executable, "-c", READER],
+        cwd=tmp_path,
+        env=os.environ | dict(HF_DATASETS_CACHE=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout) < 350  # MB; a few pages, and what the libraries take

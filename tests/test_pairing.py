@@ -15,73 +15,113 @@ from pairuni_nb.world import Scene, records, split_of
 def test_medoids_equal_brute_force():
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        f = unit(rng.choice([-1., 1, 2], (60, 3)))  # few values: many exact ties
+        f = unit(rng.choice([-1.0, 1, 2], (60, 3)))  # few values: many exact ties
         labels, centroids = cluster(f, 7, seed)
         best = {}
         for i in range(60):
-            inner = round(sum(float(a*b) for a, b in zip(f[i], centroids[labels[i]])), 6)
-            if labels[i] not in best or inner > best[labels[i]][0]: best[labels[i]] = (inner, i)
+            inner = round(sum(float(a * b) for a, b in zip(f[i], centroids[labels[i]])), 6)
+            if labels[i] not in best or inner > best[labels[i]][0]:
+                best[labels[i]] = (inner, i)
         assert nearest_members(f, labels, centroids).tolist() == sorted(i for _, i in best.values())
 
 # %% ../nbs/04_pairing.ipynb #8788dfd0
 def test_retrieval_equals_brute_force():
     def plain_loops(fg, fu, top_n, delta):
-        s = lambda a, b: min(1., max(0., round(sum(float(x)*float(y) for x, y in zip(a, b)), 6)))
+        s = lambda a, b: min(1.0, max(0.0, round(sum(float(x) * float(y) for x, y in zip(a, b)), 6)))
         taken, out = [], []
         for g in range(len(fg)):
             candidates = sorted(range(len(fu)), key=lambda u: (-s(fg[g], fu[u]), u))[:top_n]
             for u in candidates:
                 if s(fg[g], fu[u]) > delta and u not in taken:
-                    taken.append(u); out.append((g, u, s(fg[g], fu[u]))); break
+                    taken.append(u)
+                    out.append((g, u, s(fg[g], fu[u])))
+                    break
         return out
+
 
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        f = unit(rng.choice([-1., 1, 2], (80, 3)) + (seed % 2)*rng.normal(size=(80, 3)))  # even seeds: many exact ties
-        for top_n, delta in (1, 0.), (3, .6), (10, .5), (40, .9), (5, 1.):
-            got, want = retrieve(f[:45], f[45:], top_n, delta), plain_loops(f[:45], f[45:], top_n, delta)
-            assert [p[:2] for p in got] == [p[:2] for p in want] and np.allclose([p[2] for p in got], [p[2] for p in want])
+        f = unit(
+            rng.choice([-1.0, 1, 2], (80, 3)) + (seed % 2) * rng.normal(size=(80, 3))
+        )  # even seeds: many exact ties
+        for top_n, delta in (1, 0.0), (3, 0.6), (10, 0.5), (40, 0.9), (5, 1.0):
+            got, want = (
+                retrieve(f[:45], f[45:], top_n, delta),
+                plain_loops(f[:45], f[45:], top_n, delta),
+            )
+            assert [p[:2] for p in got] == [p[:2] for p in want] and np.allclose(
+                [p[2] for p in got], [p[2] for p in want]
+            )
 
 # %% ../nbs/04_pairing.ipynb #64d2698c
 def test_orders_keep_their_promises():
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        f = unit(rng.choice([-1., 1, 2], (60, 4)) + (seed % 2)*rng.normal(size=(60, 4)))
+        f = unit(rng.choice([-1.0, 1, 2], (60, 4)) + (seed % 2) * rng.normal(size=(60, 4)))
         fg, fu, total = f[:33], f[33:], {}
         S = similarity(fg, fu)
         for order in ORDERS:
-            found = retrieve(fg, fu, 6, .5, order)
+            found = retrieve(fg, fu, 6, 0.5, order)
             g, u, s = map(list, zip(*found))
-            assert g == sorted(set(g)) and len(set(u)) == len(u) and s == [S[i, j] for i, j in zip(g, u)] and min(s) > .5
+            assert (
+                g == sorted(set(g))
+                and len(set(u)) == len(u)
+                and s == [S[i, j] for i, j in zip(g, u)]
+                and min(s) > 0.5
+            )
             assert all(j in np.argsort(-S[i], kind="stable")[:6] for i, j in zip(g, u))
             total[order] = sum(s)
         assert total["optimal"] >= max(total["g"], total["best"]) - 1e-9
-        best = retrieve(fg, fu, 6, .5, "best")  # stable: no G image and U image prefer each other to whom they got
+        best = retrieve(
+            fg, fu, 6, 0.5, "best"
+        )  # stable: no G image and U image prefer each other to whom they got
         of_g, of_u = {g: s for g, _, s in best}, {u: s for _, u, s in best}
         for g in range(33):
-            for u in np.argsort(-S[g], kind="stable")[:6]: assert S[g, u] <= .5 or max(of_g.get(g, 0), of_u.get(u, 0)) >= S[g, u]
+            for u in np.argsort(-S[g], kind="stable")[:6]:
+                assert S[g, u] <= 0.5 or max(of_g.get(g, 0), of_u.get(u, 0)) >= S[g, u]
         again = rng.permutation(33)
-        if seed % 2: assert {(int(again[g]), u) for g, u, _ in retrieve(fg[again], fu, 6, .5, "best")} == {(g, u) for g, u, _ in best}  # no ties: G's order is no matter
+        if seed % 2:
+            assert {(int(again[g]), u) for g, u, _ in retrieve(fg[again], fu, 6, 0.5, "best")} == {
+                (g, u) for g, u, _ in best
+            }  # no ties: G's order is no matter
 
 # %% ../nbs/04_pairing.ipynb #74eee47f
 def test_optimal_is_optimal():
     from itertools import permutations
+
     for seed in range(5):
         f = unit(np.abs(np.random.default_rng(seed).normal(size=(9, 3))))
         S = similarity(f[:4], f[4:])
-        most = max(sum(S[i, j]*(S[i, j] > .6) for i, j in enumerate(p)) for p in permutations(range(5), 4))
-        assert abs(sum(s for _, _, s in retrieve(f[:4], f[4:], 5, .6, "optimal")) - most) < 1e-9
+        most = max(
+            sum(S[i, j] * (S[i, j] > 0.6) for i, j in enumerate(p)) for p in permutations(range(5), 4)
+        )
+        assert abs(sum(s for _, _, s in retrieve(f[:4], f[4:], 5, 0.6, "optimal")) - most) < 1e-9
 
 # %% ../nbs/04_pairing.ipynb #57e708cf
 def test_every_image_is_used_once():
     for select in "medoids", "random":
-        ds, counts = make_pairs(records("u", 150, 1), records("g", 120, 1), clusters=30, select=select)
-        two = [r for r in ds.select_columns(["kind", "u_id", "g_id", "similarity"]) if r["kind"] == "retrieved"]
+        ds, counts = make_pairs(
+            records("u", 150, 1), records("g", 120, 1), clusters=30, select=select
+        )
+        two = [
+            r
+            for r in ds.select_columns(["kind", "u_id", "g_id", "similarity"])
+            if r["kind"] == "retrieved"
+        ]
         one = [r for r in ds.select_columns(["kind", "u_id", "g_id"]) if r["kind"] == "aligned"]
         ids = [r["u_id"] for r in one + two] + [r["g_id"] for r in two]
-        assert len(set(ids)) == len(ids) and all(r["u_id"] == r["g_id"] for r in one) and all(r["similarity"] > .6 for r in two)
-        assert counts["aligned"] + counts["retrieved"] == counts["rows"] == len(ds) and counts["aligned"] == counts["medoids"]
-        assert counts["medoids"] <= 30 and counts["retrieved"] + counts["without_partner"] == 120 - sum(not i.startswith("u") for i in [r["g_id"] for r in one])
+        assert (
+            len(set(ids)) == len(ids)
+            and all(r["u_id"] == r["g_id"] for r in one)
+            and all(r["similarity"] > 0.6 for r in two)
+        )
+        assert (
+            counts["aligned"] + counts["retrieved"] == counts["rows"] == len(ds)
+            and counts["aligned"] == counts["medoids"]
+        )
+        assert counts["medoids"] <= 30 and counts["retrieved"] + counts[
+            "without_partner"
+        ] == 120 - sum(not i.startswith("u") for i in [r["g_id"] for r in one])
 
 # %% ../nbs/04_pairing.ipynb #ebc6e99c
 def test_pairs_equal_plain_loops_end_to_end():
@@ -91,16 +131,26 @@ def test_pairs_equal_plain_loops_end_to_end():
     medoid = set()
     for k in set(labels):
         members = [i for i in range(110) if labels[i] == k]
-        medoid.add(max(members, key=lambda i: (round(float(f[i].astype(float)@centroids[k].astype(float)), 6), -i)))
+        medoid.add(
+            max(
+                members,
+                key=lambda i: (round(float(f[i].astype(float) @ centroids[k].astype(float)), 6), -i),
+            )
+        )
     S, taken, want = similarity(f[60:], f[:60]), set(), []
     for j in range(50):
-        if 60 + j in medoid: continue
+        if 60 + j in medoid:
+            continue
         near = sorted((i for i in range(60) if i not in medoid), key=lambda i: (-S[j, i], i))[:4]
-        hit = next((i for i in near if S[j, i] > .55 and i not in taken), None)
-        if hit is not None: taken.add(hit); want.append((u[hit]["id"], g[j]["id"], S[j, hit]))
-    ds, _ = make_pairs(u, g, clusters=12, top_n=4, delta=.55, seed=3)
+        hit = next((i for i in near if S[j, i] > 0.55 and i not in taken), None)
+        if hit is not None:
+            taken.add(hit)
+            want.append((u[hit]["id"], g[j]["id"], S[j, hit]))
+    ds, _ = make_pairs(u, g, clusters=12, top_n=4, delta=0.55, seed=3)
     got = [(r["u_id"], r["g_id"], r["similarity"]) for r in ds if r["kind"] == "retrieved"]
-    assert got == want and sorted(r["u_id"] for r in ds if r["kind"] == "aligned") == sorted((u + g)[i]["id"] for i in medoid)
+    assert got == want and sorted(r["u_id"] for r in ds if r["kind"] == "aligned") == sorted(
+        (u + g)[i]["id"] for i in medoid
+    )
 
 # %% ../nbs/04_pairing.ipynb #eceb0a42
 def test_no_heldout_scene_in_training_pairs():
@@ -112,49 +162,91 @@ def test_baselines_are_what_they_say():
     u, g = records("u", 60, 4), records("g", 50, 4)
     made = {mix: make_pairs(u, g, mix=mix, clusters=10) for mix in MIXES}
     kinds = {mix: set(ds["kind"]) for mix, (ds, _) in made.items()}
-    assert kinds == {"pairs": {"aligned", "retrieved"}, "aligned": {"aligned"}, "retrieved": {"retrieved"}, "random": {"random"},
-                     "unpaired": {"single"}, "u-only": {"aligned"}, "g-only": {"aligned"}}
+    assert kinds == {
+        "pairs": {"aligned", "retrieved"},
+        "aligned": {"aligned"},
+        "retrieved": {"retrieved"},
+        "random": {"random"},
+        "unpaired": {"single"},
+        "u-only": {"aligned"},
+        "g-only": {"aligned"},
+    }
     size = {mix: len(ds) for mix, (ds, _) in made.items()}
-    assert size["pairs"] == size["aligned"] + size["retrieved"] and (size["random"], size["unpaired"], size["u-only"], size["g-only"]) == (50, 110, 60, 50)
-    assert made["unpaired"][0]["origin"][:20] not in (["u"]*20, ["g"]*20) and all((r["u_id"] is None) != (r["g_id"] is None) for r in made["unpaired"][0])
+    assert size["pairs"] == size["aligned"] + size["retrieved"] and (
+        size["random"],
+        size["unpaired"],
+        size["u-only"],
+        size["g-only"],
+    ) == (50, 110, 60, 50)
+    assert made["unpaired"][0]["origin"][:20] not in (["u"] * 20, ["g"] * 20) and all(
+        (r["u_id"] is None) != (r["g_id"] is None) for r in made["unpaired"][0]
+    )
     again, _ = make_pairs(u, g, clusters=10)
-    assert all(a["u_id"] == b["u_id"] and a["question"] == b["question"] for a, b in zip(again, made["pairs"][0]))
+    assert all(
+        a["u_id"] == b["u_id"] and a["question"] == b["question"]
+        for a, b in zip(again, made["pairs"][0])
+    )
 
 # %% ../nbs/04_pairing.ipynb #5a762005
 def test_medoids_cover_more_than_luck():
     f = features([r["image"] for s in "ug" for r in records(s, 200, 6)])
     cover = lambda chosen: similarity(f, f[chosen]).max(1).mean()
-    assert min(cover(medoids(f, 40, s)) for s in range(3)) > max(cover(np.random.default_rng(s).choice(400, 40, replace=False)) for s in range(5))
+    assert min(cover(medoids(f, 40, s)) for s in range(3)) > max(
+        cover(np.random.default_rng(s).choice(400, 40, replace=False)) for s in range(5)
+    )
 
 # %% ../nbs/04_pairing.ipynb #41375661
 def test_parquet_round_trip_is_exact():
     for mix in "pairs", "unpaired":
         ds, counts = make_pairs(records("u", 40, 8), records("g", 40, 8), mix=mix, clusters=8)
         with TemporaryDirectory() as d:
-            save_pairs(ds, Path(d)/"p", dict(delta=.6), counts)
-            back = load_pairs(Path(d)/"p")
-            assert sorted(p.name for p in Path(d).rglob("*")) == ["README.md", "p", "pairs.json", "pairs.parquet"]
+            save_pairs(ds, Path(d) / "p", dict(delta=0.6), counts)
+            back = load_pairs(Path(d) / "p")
+            assert sorted(p.name for p in Path(d).rglob("*")) == [
+                "README.md",
+                "p",
+                "pairs.json",
+                "pairs.parquet",
+            ]
         assert back.features == ds.features and len(back) == len(ds)
         for a, b in zip(ds, back):
             for c in COLUMNS:
-                assert np.array_equal(np.asarray(a[c]), np.asarray(b[c])) if c.endswith("image") and a[c] else a[c] == b[c], c
+                assert (
+                    np.array_equal(np.asarray(a[c]), np.asarray(b[c]))
+                    if c.endswith("image") and a[c]
+                    else a[c] == b[c]
+                ), c
 
 # %% ../nbs/04_pairing.ipynb #8f6eb272
 def test_card_is_read_as_a_dataset():
     import yaml
     from datasets import load_dataset
+
     for mix in "pairs", "unpaired":
         ds, counts = make_pairs(records("u", 40, 8), records("g", 40, 8), mix=mix, clusters=8)
         with TemporaryDirectory() as d:
-            save_pairs(ds, Path(d)/"p", dict(encoder="pixels", u="toy | world"), counts)
-            card = (Path(d)/"p/README.md").read_text(encoding="utf-8")
-            back = load_dataset(str(Path(d)/"p"), split="train", cache_dir=str(Path(d)/"cache"))
-            assert back.column_names == ds.column_names and back["u_id"] == ds["u_id"] and back.features == ds.features
+            save_pairs(ds, Path(d) / "p", dict(encoder="pixels", u="toy | world"), counts)
+            card = (Path(d) / "p/README.md").read_text(encoding="utf-8")
+            back = load_dataset(str(Path(d) / "p"), split="train", cache_dir=str(Path(d) / "cache"))
+            assert (
+                back.column_names == ds.column_names
+                and back["u_id"] == ds["u_id"]
+                and back.features == ds.features
+            )
         header = yaml.safe_load(card.split("---\n")[1])
-        assert header["size_categories"] == ["n<1K"] and header["configs"][0]["data_files"] == "pairs.parquet"
+        assert (
+            header["size_categories"] == ["n<1K"]
+            and header["configs"][0]["data_files"] == "pairs.parquet"
+        )
         assert f"{len(ds)} pairs" in card and "| encoder | pixels |" in card
-        shown = [int(line.split("|")[2]) for line in card.splitlines() if " to " in line and line.startswith("|")]
-        assert sum(shown) == counts.get("retrieved", 0) and ("Similarity of" in card) == (mix == "pairs")
+        shown = [
+            int(line.split("|")[2])
+            for line in card.splitlines()
+            if " to " in line and line.startswith("|")
+        ]
+        assert sum(shown) == counts.get("retrieved", 0) and ("Similarity of" in card) == (
+            mix == "pairs"
+        )
 
 # %% ../nbs/04_pairing.ipynb #792d0ccb
 def test_copies_are_dropped_first():
@@ -162,8 +254,12 @@ def test_copies_are_dropped_first():
     again = [r | dict(id=r["id"] + "-again") for r in u[:7]]
     big = [r | dict(id=r["id"] + "-big", image=r["image"].resize((96, 96), 0)) for r in g[:5]]
     for mix in ("pairs", "unpaired", "random"):
-        whole, n = make_pairs(u + again, g + big, mix=mix, clusters=8, dedup=.999)
-        assert (n["copies_u"], n["copies_g"]) == (7, 5) and not any(str(i).endswith(("again", "big")) for c in ("u_id", "g_id") for i in whole[c])
+        whole, n = make_pairs(u + again, g + big, mix=mix, clusters=8, dedup=0.999)
+        assert (n["copies_u"], n["copies_g"]) == (7, 5) and not any(
+            str(i).endswith(("again", "big")) for c in ("u_id", "g_id") for i in whole[c]
+        )
         assert whole["u_id"] == make_pairs(u, g, mix=mix, clusters=8)[0]["u_id"]
-    assert make_pairs(u + again, g + big, clusters=8, dedup=1)[1]["copies_g"] == 0  # at 1 only equal pixels are copies
+    assert (
+        make_pairs(u + again, g + big, clusters=8, dedup=1)[1]["copies_g"] == 0
+    )  # at 1 only equal pixels are copies
     assert "copies_u" not in make_pairs(u + again, g, clusters=8)[1]

@@ -1,4 +1,5 @@
 """Bad input to pairing ends in one sentence that names the bad value, and leaves nothing half-written."""
+
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +13,33 @@ from pairuni_nb.world import records
 
 
 @pytest.fixture
-def u(): return records("u", 12, 0)
+def u():
+    return records("u", 12, 0)
+
 
 @pytest.fixture
-def g(): return records("g", 12, 0)
+def g():
+    return records("g", 12, 0)
+
 
 @pytest.fixture
-def pairs(u, g): return make_pairs(u, g, clusters=4)[0]
+def pairs(u, g):
+    return make_pairs(u, g, clusters=4)[0]
 
 
 def sentence(call, *words):
     "The call fails with one line that holds all the words."
-    with pytest.raises(ValueError) as e: call()
+    with pytest.raises(ValueError) as e:
+        call()
     text = str(e.value)
     assert "\n" not in text and len(text) < 500, text
-    for word in words: assert word in text, text
+    for word in words:
+        assert word in text, text
 
 
 def test_settings_out_of_range(u, g):
-    for delta in (-.1, 1.5, float("nan")): sentence(lambda: make_pairs(u, g, delta=delta), f"delta is {delta}", "[0, 1]")
+    for delta in (-0.1, 1.5, float("nan")):
+        sentence(lambda: make_pairs(u, g, delta=delta), f"delta is {delta}", "[0, 1]")
     sentence(lambda: make_pairs(u, g, top_n=0), "top_n is 0")
     sentence(lambda: make_pairs(u, g, clusters=25), "clusters is 25", "24", "set --clusters")
     sentence(lambda: make_pairs(u, g, clusters=0), "clusters is 0")
@@ -39,19 +48,37 @@ def test_settings_out_of_range(u, g):
     sentence(lambda: make_pairs([], g), "no U records")
     sentence(lambda: make_pairs(u, []), "no G records")
     sentence(lambda: make_pairs(u, g, encoder="/no/model"), "encoder '/no/model'")
-    sentence(lambda: make_pairs(u, g, mix="retrieved", clusters=4, delta=1), "no pair could be made", "lower delta")
+    sentence(
+        lambda: make_pairs(u, g, mix="retrieved", clusters=4, delta=1),
+        "no pair could be made",
+        "lower delta",
+    )
     sentence(lambda: make_pairs(u, g, order="last"), "order is 'last'", "best")
     sentence(lambda: make_pairs(u, g, search="far"), "search is 'far'", "exact")
-    for dedup in (-.1, 1.5, float("nan")): sentence(lambda: make_pairs(u, g, dedup=dedup), f"dedup is {dedup}", "[0, 1]")
+    for dedup in (-0.1, 1.5, float("nan")):
+        sentence(lambda: make_pairs(u, g, dedup=dedup), f"dedup is {dedup}", "[0, 1]")
     sentence(lambda: retrieve(np.eye(4)[:, :3][:2], np.eye(4)[:2]), "different widths, 3 and 4")
 
 
-@pytest.mark.parametrize("value, words", [(np.nan, ["NaN or infinity"]), (0, ["all zeros", "no direction"]), (3, ["length 1", "L2-normalise"])])
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (np.nan, ["NaN or infinity"]),
+        (0, ["all zeros", "no direction"]),
+        (3, ["length 1", "L2-normalise"]),
+    ],
+)
 def test_features_that_cannot_be_compared(u, g, monkeypatch, value, words):
     def spoiled(images, encoder, cache="", ids=None):
-        f = np.eye(12, 5, dtype=np.float32) + np.eye(12, 5, -5, dtype=np.float32) + np.eye(12, 5, -10, dtype=np.float32)
-        if images[0] is g[0]["image"]: f[3] = value
+        f = (
+            np.eye(12, 5, dtype=np.float32)
+            + np.eye(12, 5, -5, dtype=np.float32)
+            + np.eye(12, 5, -10, dtype=np.float32)
+        )
+        if images[0] is g[0]["image"]:
+            f[3] = value
         return f
+
     monkeypatch.setattr("pairuni_nb.pairing.features", spoiled)
     sentence(lambda: make_pairs(u, g, clusters=4), f"the G features: row of {g[3]['id']}", *words)
     for bad in (0, 1):
@@ -63,12 +90,20 @@ def test_features_that_cannot_be_compared(u, g, monkeypatch, value, words):
 def test_the_optimal_order_refuses_what_one_matrix_cannot_hold():
     n = 20
     with pytest.raises(ValueError, match="20 G with 20 U images .* too large: take the order best"):
-        choose(np.repeat(np.arange(n), n), np.tile(np.arange(n), n), np.full(n*n, .9), "optimal", most=100)
+        choose(
+            np.repeat(np.arange(n), n),
+            np.tile(np.arange(n), n),
+            np.full(n * n, 0.9),
+            "optimal",
+            most=100,
+        )
 
 
 def test_extremes_of_delta_are_allowed(u, g):
     assert make_pairs(u, g, clusters=4, delta=0)[1]["retrieved"] > 0
-    assert make_pairs(u, g, clusters=4, delta=1)[1]["retrieved"] == 0  # above 1 is nothing, identical images included
+    assert (
+        make_pairs(u, g, clusters=4, delta=1)[1]["retrieved"] == 0
+    )  # above 1 is nothing, identical images included
 
 
 def test_a_medoid_that_cannot_be_completed_is_dropped_and_counted(u, g):
@@ -79,42 +114,71 @@ def test_a_medoid_that_cannot_be_completed_is_dropped_and_counted(u, g):
 
 
 def test_missing_or_empty_pairs(tmp_path, pairs):
-    sentence(lambda: load_pairs(tmp_path/"nowhere"), "no pairs at", "nowhere")
-    (tmp_path/"empty").mkdir()
-    sentence(lambda: load_pairs(tmp_path/"empty"), "no pairs at", "empty")
-    pairs.select([]).to_parquet(tmp_path/"none.parquet")
-    sentence(lambda: load_pairs(tmp_path/"none.parquet"), "none.parquet has no rows")
-    (tmp_path/"text.parquet").write_text("hello")
-    sentence(lambda: load_pairs(tmp_path/"text.parquet"), "text.parquet cannot be read as Parquet")
-    pairs.remove_columns(["answer", "prompt"]).to_parquet(tmp_path/"less.parquet")
-    sentence(lambda: load_pairs(tmp_path/"less.parquet"), "lacks the columns answer, prompt", "question")
+    sentence(lambda: load_pairs(tmp_path / "nowhere"), "no pairs at", "nowhere")
+    (tmp_path / "empty").mkdir()
+    sentence(lambda: load_pairs(tmp_path / "empty"), "no pairs at", "empty")
+    pairs.select([]).to_parquet(tmp_path / "none.parquet")
+    sentence(lambda: load_pairs(tmp_path / "none.parquet"), "none.parquet has no rows")
+    (tmp_path / "text.parquet").write_text("hello")
+    sentence(
+        lambda: load_pairs(tmp_path / "text.parquet"), "text.parquet cannot be read as Parquet"
+    )
+    pairs.remove_columns(["answer", "prompt"]).to_parquet(tmp_path / "less.parquet")
+    sentence(
+        lambda: load_pairs(tmp_path / "less.parquet"),
+        "lacks the columns answer, prompt",
+        "question",
+    )
 
 
 def edited(pairs, tmp_path, row, **values):
     "A Parquet file of the pairs with some values of one row replaced."
     rows = list(pairs)
     rows[row] = rows[row] | values
-    file = tmp_path/"edited.parquet"
+    file = tmp_path / "edited.parquet"
     Dataset.from_list(rows, features=pairs.features).to_parquet(file)
     return file
 
 
-@pytest.mark.parametrize("values, words", [
-    (dict(answer=None), ["no answer"]), (dict(answer=" "), ["no answer"]), (dict(question=""), ["no question"]),
-    (dict(answer="mauve"), ["'mauve' is not among the choices"]), (dict(choices=["a", "a", "b", "c"]), ["different choices"]),
-    (dict(choices=None), ["two to eight different choices"]), (dict(matcher="number"), ["is not a number"]), (dict(matcher=None), ["the matcher is None"]), (dict(prompt=None), ["no prompt"]), (dict(kind="married"), ["'married'", "aligned"]),
-    (dict(similarity=1.2), ["similarity is 1.2"]), (dict(similarity=None), ["similarity is None"]), (dict(u_image=None), ["u_image", "no image"])])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (dict(answer=None), ["no answer"]),
+        (dict(answer=" "), ["no answer"]),
+        (dict(question=""), ["no question"]),
+        (dict(answer="mauve"), ["'mauve' is not among the choices"]),
+        (dict(choices=["a", "a", "b", "c"]), ["different choices"]),
+        (dict(choices=None), ["two to eight different choices"]),
+        (dict(matcher="number"), ["is not a number"]),
+        (dict(matcher=None), ["the matcher is None"]),
+        (dict(prompt=None), ["no prompt"]),
+        (dict(kind="married"), ["'married'", "aligned"]),
+        (dict(similarity=1.2), ["similarity is 1.2"]),
+        (dict(similarity=None), ["similarity is None"]),
+        (dict(u_image=None), ["u_image", "no image"]),
+    ],
+)
 def test_bad_rows_of_pairs(tmp_path, pairs, values, words):
     file = edited(pairs, tmp_path, 2, **values)
     sentence(lambda: load_pairs(file), "edited.parquet, row 2", *words)
 
 
 def test_the_matcher_travels_with_the_answer(tmp_path, u, g):
-    u = [r | dict(choices=[], answer=f"{i},000", matcher="number") if i % 2 else r | dict(matcher="choice") for i, r in enumerate(u, 1)]
+    u = [
+        r | dict(choices=[], answer=f"{i},000", matcher="number")
+        if i % 2
+        else r | dict(matcher="choice")
+        for i, r in enumerate(u, 1)
+    ]
     u = [r | dict(scene="") for r in u]  # so that the texts alone are verified
     for mix in "u-only", "random", "unpaired":
-        save_pairs(make_pairs(u, g, completer=lambda r: dict(prompt=f"a thing, {r['answer']}"), mix=mix)[0], tmp_path/mix)
-        kept = {r["u_id"]: r["matcher"] for r in load_pairs(tmp_path/mix)}
+        save_pairs(
+            make_pairs(u, g, completer=lambda r: dict(prompt=f"a thing, {r['answer']}"), mix=mix)[
+                0
+            ],
+            tmp_path / mix,
+        )
+        kept = {r["u_id"]: r["matcher"] for r in load_pairs(tmp_path / mix)}
         assert {i: m for i, m in kept.items() if i} == {r["id"]: r["matcher"] for r in u}
         assert kept.get(None) is None
 
@@ -122,9 +186,13 @@ def test_the_matcher_travels_with_the_answer(tmp_path, u, g):
 def test_pairs_written_before_there_were_matchers(tmp_path, u, g):
     for mix in "pairs", "unpaired":
         pairs, _ = make_pairs(u, g, clusters=4, mix=mix)
-        pairs.remove_columns("matcher").to_parquet(tmp_path/"old.parquet")
-        back = load_pairs(tmp_path/"old.parquet")
-        assert back.features == pairs.features and back["matcher"][:] == pairs["matcher"][:] and set(back["matcher"]) <= {"choice", None}
+        pairs.remove_columns("matcher").to_parquet(tmp_path / "old.parquet")
+        back = load_pairs(tmp_path / "old.parquet")
+        assert (
+            back.features == pairs.features
+            and back["matcher"][:] == pairs["matcher"][:]
+            and set(back["matcher"]) <= {"choice", None}
+        )
 
 
 def test_unreadable_image_of_a_pair(tmp_path, pairs):
@@ -132,19 +200,24 @@ def test_unreadable_image_of_a_pair(tmp_path, pairs):
     rows = pairs.with_format(None).cast_column("g_image", ImageColumn(decode=False)).to_list()
     rows[1]["g_image"]["bytes"] = rows[1]["g_image"]["bytes"][:60]
     broken = Dataset.from_list(rows, features=pairs.features)
-    broken.to_parquet(tmp_path/"broken.parquet")
-    sentence(lambda: load_pairs(tmp_path/"broken.parquet"), "row 1", "g_image", "cannot read the image")
+    broken.to_parquet(tmp_path / "broken.parquet")
+    sentence(
+        lambda: load_pairs(tmp_path / "broken.parquet"), "row 1", "g_image", "cannot read the image"
+    )
     assert whole.size == (48, 48)
 
 
 def test_nothing_is_overwritten_or_left_half_written(tmp_path, pairs):
-    save_pairs(pairs, tmp_path/"out")
-    before = (tmp_path/"out/pairs.parquet").read_bytes()
-    sentence(lambda: save_pairs(pairs, tmp_path/"out"), "out already exists and is not empty")
-    assert (tmp_path/"out/pairs.parquet").read_bytes() == before
-    with pytest.raises(TypeError): save_pairs(pairs, tmp_path/"bad", settings=dict(function=print))  # json refuses it after the Parquet is written
+    save_pairs(pairs, tmp_path / "out")
+    before = (tmp_path / "out/pairs.parquet").read_bytes()
+    sentence(lambda: save_pairs(pairs, tmp_path / "out"), "out already exists and is not empty")
+    assert (tmp_path / "out/pairs.parquet").read_bytes() == before
+    with pytest.raises(TypeError):
+        save_pairs(
+            pairs, tmp_path / "bad", settings=dict(function=print)
+        )  # json refuses it after the Parquet is written
     with pytest.raises(RuntimeError):
-        with new_folder(tmp_path/"half") as part:
-            (part/"file").write_text("half")
+        with new_folder(tmp_path / "half") as part:
+            (part / "file").write_text("half")
             raise RuntimeError
     assert sorted(p.name for p in Path(tmp_path).iterdir()) == ["out"]

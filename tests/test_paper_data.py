@@ -14,55 +14,158 @@ from pairuni_nb.world import records
 
 # %% ../nbs/01c_paper_data.ipynb #995355d4
 def test_answers_come_out_whole():
-    assert bare_answer(r"\boxed{\frac{1}{\sqrt{2}}}") == r"\frac{1}{\sqrt{2}}" and bare_answer(" $5 ") == "$5" and bare_answer("") == ""
+    assert (
+        bare_answer(r"\boxed{\frac{1}{\sqrt{2}}}") == r"\frac{1}{\sqrt{2}}"
+        and bare_answer(" $5 ") == "$5"
+        and bare_answer("") == ""
+    )
     assert bare_answer(r"<answer> $\boxed{C}$ </answer>") == "C"
 
 # %% ../nbs/01c_paper_data.ipynb #072a8f2c
 def test_options_are_found_or_left_alone():
-    for text, options in [("q?\nA. x\nB. y\nC. z", "xyz"), ("q?\nOptions: (A) x (B) y", "xy"), ("q? A: x, B: y, C: z, D: w", "xyzw"), ("q?\n(A) x\n(B) y\nAnswer with a letter.", "xy"),
-                          ("q?\nA)x\nB)y", "xy"), ("(A) x (B) y\nq?", "xy")]:
+    for text, options in [
+        ("q?\nA. x\nB. y\nC. z", "xyz"),
+        ("q?\nOptions: (A) x (B) y", "xy"),
+        ("q? A: x, B: y, C: z, D: w", "xyzw"),
+        ("q?\n(A) x\n(B) y\nAnswer with a letter.", "xy"),
+        ("q?\nA)x\nB)y", "xy"),
+        ("(A) x (B) y\nq?", "xy"),
+    ]:
         stem, found = split_options(text)
-        assert found == list(options) and stem.startswith("q?") and not set("xy(") & set(stem), (text, stem, found)
-    for text in "no options", "only A. one", "A. x C. z", "B. x\nC. y", "A. same\nB. same", "Points A and B", "see A.\nthen B", "": assert split_options(text) == (text, []), text
-    assert split_options("In triangle A. B. C. what is it?\nA. 30\nB. 60") == ("In triangle A. B. C. what is it?", ["30", "60"])
+        assert found == list(options) and stem.startswith("q?") and not set("xy(") & set(stem), (
+            text,
+            stem,
+            found,
+        )
+    for text in (
+        "no options",
+        "only A. one",
+        "A. x C. z",
+        "B. x\nC. y",
+        "A. same\nB. same",
+        "Points A and B",
+        "see A.\nthen B",
+        "",
+    ):
+        assert split_options(text) == (text, []), text
+    assert split_options("In triangle A. B. C. what is it?\nA. 30\nB. 60") == (
+        "In triangle A. B. C. what is it?",
+        ["30", "60"],
+    )
 
 # %% ../nbs/01c_paper_data.ipynb #629b33bf
 def test_every_kind_of_answer_names_its_matcher():
     def orsta_row(question, truth, ability="math", verifier="mathverify", images=("i",), **more):
-        return dict(data_source="x", images=list(images), ability=ability, prompt=[dict(role="system", content="Be brief."), dict(role="user", content="<image>" + question)],
-                    reward_model=dict(answer="", ground_truth=truth, verifier=verifier)) | more
+        return (
+            dict(
+                data_source="x",
+                images=list(images),
+                ability=ability,
+                prompt=[
+                    dict(role="system", content="Be brief."),
+                    dict(role="user", content="<image>" + question),
+                ],
+                reward_model=dict(answer="", ground_truth=truth, verifier=verifier),
+            )
+            | more
+        )
+
 
     def kind(*args, **more):
         fields = orsta_fields(orsta_row(*args, **more))
-        return fields if isinstance(fields, str) else (fields["matcher"], fields["answer"], fields["choices"], fields["question"])
+        return (
+            fields
+            if isinstance(fields, str)
+            else (fields["matcher"], fields["answer"], fields["choices"], fields["question"])
+        )
 
-    assert kind("how long?", r"\boxed{1,200}") == ("number", "1,200", [], "how long?") and kind("p?", r"\boxed{\frac{3}{4}}")[0] == "number"
-    assert kind("what is written?", "<answer>Main Street</answer>", "ocr") == ("text", "Main Street", [], "what is written?")
-    assert kind("which?\nA. cat\nB. dog", r"\boxed{B}", "science") == kind("which?\nA. cat\nB. dog", "dog") == ("choice", "dog", ["cat", "dog"], "which?")
-    assert kind("which figure?", "B", "puzzle") == ("text", "B", [], "which figure?") and kind("which?\nA. cat\nB. dog", "D")[:2] == ("text", "D")
-    assert kind("where?", "x", "grounding", "detection") == "boxes (grounding)" == kind("where?", "[{'bbox_2d': [1]}]", "grounding") and kind("find", "x", "cv_detection") == "boxes (cv_detection)"
-    assert kind("q", "4", images=("i", "j")) == "more than one image" and kind("q", "4", prompt=[dict(role="user", content="a"), dict(role="user", content="b")]) == "more than one question"
-    with pytest.raises(ValueError, match="lacks the columns ability; it has data_source"): orsta_fields({k: v for k, v in orsta_row("q", "4").items() if k != "ability"})
+
+    assert (
+        kind("how long?", r"\boxed{1,200}") == ("number", "1,200", [], "how long?")
+        and kind("p?", r"\boxed{\frac{3}{4}}")[0] == "number"
+    )
+    assert kind("what is written?", "<answer>Main Street</answer>", "ocr") == (
+        "text",
+        "Main Street",
+        [],
+        "what is written?",
+    )
+    assert (
+        kind("which?\nA. cat\nB. dog", r"\boxed{B}", "science")
+        == kind("which?\nA. cat\nB. dog", "dog")
+        == ("choice", "dog", ["cat", "dog"], "which?")
+    )
+    assert kind("which figure?", "B", "puzzle") == ("text", "B", [], "which figure?") and kind(
+        "which?\nA. cat\nB. dog", "D"
+    )[:2] == ("text", "D")
+    assert (
+        kind("where?", "x", "grounding", "detection")
+        == "boxes (grounding)"
+        == kind("where?", "[{'bbox_2d': [1]}]", "grounding")
+        and kind("find", "x", "cv_detection") == "boxes (cv_detection)"
+    )
+    assert (
+        kind("q", "4", images=("i", "j")) == "more than one image"
+        and kind("q", "4", prompt=[dict(role="user", content="a"), dict(role="user", content="b")])
+        == "more than one question"
+    )
+    with pytest.raises(ValueError, match="lacks the columns ability; it has data_source"):
+        orsta_fields({k: v for k, v in orsta_row("q", "4").items() if k != "ability"})
 
 # %% ../nbs/01c_paper_data.ipynb #69e7b0ab
 RATIOS = ("iou_max_label_first", "iou_max_iou_first", "iou_completeness", "map", "map50", "map75")
 ORSTA_SCHEMA = Features(
-    data_source=Value("string"), images=List(ImageColumn()), prompt=List(dict(content=Value("string"), role=Value("string"))), ability=Value("string"),
-    reward_model=dict(answer=Value("string"), ground_truth=Value("string"), accuracy_ratio=Value("float32"), format_ratio=Value("float32"), verifier=Value("string"),
-                      verifier_parm=dict(det_verifier_normalized=Value("bool"), det_reward_ratio={k: Value("float32") for k in RATIOS})),
-    extra_info=dict(id=Value("string"), image_path=Value("string")))
+    data_source=Value("string"),
+    images=List(ImageColumn()),
+    prompt=List(dict(content=Value("string"), role=Value("string"))),
+    ability=Value("string"),
+    reward_model=dict(
+        answer=Value("string"),
+        ground_truth=Value("string"),
+        accuracy_ratio=Value("float32"),
+        format_ratio=Value("float32"),
+        verifier=Value("string"),
+        verifier_parm=dict(
+            det_verifier_normalized=Value("bool"),
+            det_reward_ratio={k: Value("float32") for k in RATIOS},
+        ),
+    ),
+    extra_info=dict(id=Value("string"), image_path=Value("string")),
+)
+
 
 def make_orsta(folder, tasks):
     "Orsta's layout: one Parquet file a task, {task: [(image, question, ground truth)]}."
-    for split in "train", "test": (folder/split).mkdir(parents=True)
+    for split in "train", "test":
+        (folder / split).mkdir(parents=True)
     for task, items in tasks.items():
         boxes = task in ("detection", "grounding")
-        rows = [dict(data_source=f"my_{task}", images=[image], prompt=[dict(role="user", content=f"<image>{question}")], ability=f"cv_{task}" if boxes else task,
-                     reward_model=dict(answer=truth, ground_truth=f"<answer>{truth}</answer>" if boxes else f"\\boxed{{{truth}}}", accuracy_ratio=1, format_ratio=.1*boxes,
-                                       verifier="detection" if boxes else "mathverify",
-                                       verifier_parm=dict(det_verifier_normalized=boxes or None, det_reward_ratio=dict.fromkeys(RATIOS, .5 if boxes else None))),
-                     extra_info=dict(id=None, image_path="images/x.png")) for image, question, truth in items]
-        for split in "train", "test": Dataset.from_list(rows[:len(rows) if split == "train" else 1], features=ORSTA_SCHEMA).to_parquet(folder/f"{split}/{split}_{task}_mine_{len(rows)}.parquet")
+        rows = [
+            dict(
+                data_source=f"my_{task}",
+                images=[image],
+                prompt=[dict(role="user", content=f"<image>{question}")],
+                ability=f"cv_{task}" if boxes else task,
+                reward_model=dict(
+                    answer=truth,
+                    ground_truth=f"<answer>{truth}</answer>" if boxes else f"\\boxed{{{truth}}}",
+                    accuracy_ratio=1,
+                    format_ratio=0.1 * boxes,
+                    verifier="detection" if boxes else "mathverify",
+                    verifier_parm=dict(
+                        det_verifier_normalized=boxes or None,
+                        det_reward_ratio=dict.fromkeys(RATIOS, 0.5 if boxes else None),
+                    ),
+                ),
+                extra_info=dict(id=None, image_path="images/x.png"),
+            )
+            for image, question, truth in items
+        ]
+        for split in "train", "test":
+            Dataset.from_list(
+                rows[: len(rows) if split == "train" else 1], features=ORSTA_SCHEMA
+            ).to_parquet(folder / f"{split}/{split}_{task}_mine_{len(rows)}.parquet")
+
 
 def make_tar(file, samples):
     "BLIP3o's layout: key.jpg and key.txt."
@@ -81,26 +184,58 @@ def test_schemas_survive_a_round_trip():
     with TemporaryDirectory() as d:
         d = Path(d)
         labels = ["{}. {}", "({}) {}", "{}: {}"]
-        options = lambda i, r: "\n".join(labels[i % 3].format(l, c) for l, c in zip("ABCD", r["choices"]))
-        make_orsta(d/"o", dict(science=[(r["image"], f"{r['question']}\nOptions:\n{options(i, r)}", "ABCD"[r["choices"].index(r["answer"])]) for i, r in enumerate(rows)],
-                               grounding=[(r["image"], "where?", "[]") for r in rows]))
-        got, counts = read_source(d/"o", "u", columns="orsta")
-        assert [[r[k] for k in ("question", "choices", "answer", "matcher")] for r in got] == [[r["question"], r["choices"], r["answer"], "choice"] for r in rows]
-        assert counts["rows"] == 24 and counts["left_out"] == {"boxes (cv_grounding)": 12} and all(a["image"].tobytes() == b["image"].tobytes() for a, b in zip(got, rows))
-        assert len(read_source(d/"o", "u", columns="orsta", limit=3, max_side=16)[0]) == 3
-        make_tar(d/"x.tar", [(f"{i:05}", r["image"], r["prompt"]) for i, r in enumerate(pictures)])
-        assert [(r["id"], r["prompt"]) for r in read_source(d/"x.tar", "g")[0]] == [(f"x/{i:05}", r["prompt"]) for i, r in enumerate(pictures)]
+        options = lambda i, r: "\n".join(
+            labels[i % 3].format(l, c) for l, c in zip("ABCD", r["choices"])
+        )
+        make_orsta(
+            d / "o",
+            dict(
+                science=[
+                    (
+                        r["image"],
+                        f"{r['question']}\nOptions:\n{options(i, r)}",
+                        "ABCD"[r["choices"].index(r["answer"])],
+                    )
+                    for i, r in enumerate(rows)
+                ],
+                grounding=[(r["image"], "where?", "[]") for r in rows],
+            ),
+        )
+        got, counts = read_source(d / "o", "u", columns="orsta")
+        assert [[r[k] for k in ("question", "choices", "answer", "matcher")] for r in got] == [
+            [r["question"], r["choices"], r["answer"], "choice"] for r in rows
+        ]
+        assert (
+            counts["rows"] == 24
+            and counts["left_out"] == {"boxes (cv_grounding)": 12}
+            and all(a["image"].tobytes() == b["image"].tobytes() for a, b in zip(got, rows))
+        )
+        assert len(read_source(d / "o", "u", columns="orsta", limit=3, max_side=16)[0]) == 3
+        make_tar(d / "x.tar", [(f"{i:05}", r["image"], r["prompt"]) for i, r in enumerate(pictures)])
+        assert [(r["id"], r["prompt"]) for r in read_source(d / "x.tar", "g")[0]] == [
+            (f"x/{i:05}", r["prompt"]) for i, r in enumerate(pictures)
+        ]
 
 # %% ../nbs/01c_paper_data.ipynb #eaf85152
 def test_the_papers_ids_are_asked_for_as_streams(monkeypatch):
     asked = []
+
     def no_network(*args, **options):
         asked.append((args, options))
         raise OSError("no network")
+
     monkeypatch.setattr("pairuni_nb.records_io.load_dataset", no_network)
     for name, source in ("One-RL-to-See-Them-All/Orsta-Data-47k", "u"), ("BLIP3o/BLIP3o-60k", "g"):
-        with pytest.raises(ValueError, match="no network"): read_source(name, source)
+        with pytest.raises(ValueError, match="no network"):
+            read_source(name, source)
     (a, b), (c, d) = asked
-    assert a == ("One-RL-to-See-Them-All/Orsta-Data-47k",) and b == dict(split="train", streaming=True)
-    assert c == ("webdataset",) and d["data_files"] == ["hf://datasets/BLIP3o/BLIP3o-60k/*.tar"] and d["streaming"]
-    with pytest.raises(ValueError, match="can be U but not G"): read_source("One-RL-to-See-Them-All/Orsta-Data-47k", "g")
+    assert a == ("One-RL-to-See-Them-All/Orsta-Data-47k",) and b == dict(
+        split="train", streaming=True
+    )
+    assert (
+        c == ("webdataset",)
+        and d["data_files"] == ["hf://datasets/BLIP3o/BLIP3o-60k/*.tar"]
+        and d["streaming"]
+    )
+    with pytest.raises(ValueError, match="can be U but not G"):
+        read_source("One-RL-to-See-Them-All/Orsta-Data-47k", "g")

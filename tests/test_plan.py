@@ -19,19 +19,34 @@ from pairuni_nb.janus_nano import load_janus, nano_config
 from pairuni_nb.rollout import ImagePrompts, JanusPolicy, Sampling, noise, positions
 
 # %% ../nbs/10b_plan.ipynb #2d9069a7
-def pro_config(s:Shape)->JanusConfig:
+def pro_config(s: Shape) -> JanusConfig:
     "Janus-Pro's config of that shape."
-    return JanusConfig(text_config=dict(model_type="llama", vocab_size=s.text_vocab, hidden_size=s.width, intermediate_size=s.mlp, num_hidden_layers=s.layers,
-                                        num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, tie_word_embeddings=False),
-                       vision_config=dict(projection_dim=s.width), vq_config=dict(projection_dim=s.width, image_token_embed_dim=s.width), tie_word_embeddings=False)
+    return JanusConfig(
+        text_config=dict(
+            model_type="llama",
+            vocab_size=s.text_vocab,
+            hidden_size=s.width,
+            intermediate_size=s.mlp,
+            num_hidden_layers=s.layers,
+            num_attention_heads=s.heads,
+            num_key_value_heads=s.kv_heads,
+            tie_word_embeddings=False,
+        ),
+        vision_config=dict(projection_dim=s.width),
+        vq_config=dict(projection_dim=s.width, image_token_embed_dim=s.width),
+        tie_word_embeddings=False,
+    )
 
 # %% ../nbs/10b_plan.ipynb #fbdcb4d2
 def test_parameters_match_transformers():
     for s in (JANUS_PRO_1B, JANUS_PRO_7B, replace(JANUS_PRO_1B, layers=2, kv_heads=4)):
-        with torch.device("meta"): model = JanusForConditionalGeneration(pro_config(s))
+        with torch.device("meta"):
+            model = JanusForConditionalGeneration(pro_config(s))
         assert sum(parameters(s).values()) == sum(p.numel() for p in model.parameters())
         core, p = model.model, parameters(s)
-        assert p["frozen"] == sum(x.numel() for part in (core.vision_model, core.vqmodel) for x in part.parameters())
+        assert p["frozen"] == sum(
+            x.numel() for part in (core.vision_model, core.vqmodel) for x in part.parameters()
+        )
         assert p["layers"] == sum(x.numel() for x in core.language_model.layers.parameters())
         assert shape_of(pro_config(s)) == s
     nano = load_janus()[0]
@@ -40,38 +55,66 @@ def test_parameters_match_transformers():
 # %% ../nbs/10b_plan.ipynb #a3c57bb7
 def test_lora_parameters_match_peft(need):
     peft, model = need("peft"), load_janus()[0]
-    lora = peft.get_peft_model(model.model.language_model, peft.LoraConfig(r=4, target_modules="all-linear"))
-    assert sum(p.numel() for p in lora.parameters() if p.requires_grad) == lora_parameters(shape_of(model.config), 4)
+    lora = peft.get_peft_model(
+        model.model.language_model, peft.LoraConfig(r=4, target_modules="all-linear")
+    )
+    assert sum(p.numel() for p in lora.parameters() if p.requires_grad) == lora_parameters(
+        shape_of(model.config), 4
+    )
 
 # %% ../nbs/10b_plan.ipynb #695da8ab
 def test_rows_at_once_are_the_samplers():
     policy = JanusPolicy(*load_janus())
     policy.precision, prompts = "bf16", policy.image_prompts(["a red circle", "two squares"])
-    for scoring, w in (("guided", 5.), ("cond", 5.), ("none", 5.), ("guided", 1.)):
-        work = Work(pairs_per_step=500, rollout_gb=.05, prompt_tokens=prompts.input_ids.shape[1], cfg_scoring=scoring, cfg_weight=w)
+    for scoring, w in (("guided", 5.0), ("cond", 5.0), ("none", 5.0), ("guided", 1.0)):
+        work = Work(
+            pairs_per_step=500,
+            rollout_gb=0.05,
+            prompt_tokens=prompts.input_ids.shape[1],
+            cfg_scoring=scoring,
+            cfg_weight=w,
+        )
         s = shape_of(policy.model.config)
-        assert 10 < rows_at_once(s, work, tasks(s, work)[1]) == policy.rows_that_fit(.05, prompts, Sampling(cfg_weight=w, cfg_scoring=scoring)) < 4000
+        assert (
+            10
+            < rows_at_once(s, work, tasks(s, work)[1])
+            == policy.rows_that_fit(0.05, prompts, Sampling(cfg_weight=w, cfg_scoring=scoring))
+            < 4000
+        )
 
 # %% ../nbs/10b_plan.ipynb #19ea1372
 def test_kv_bytes_match_a_real_cache():
     processor = load_janus()[1]
     for heads, kv_heads, layers in ((4, 4, 4), (4, 2, 3), (8, 1, 2)):
         config = nano_config(processor, layers=layers)
-        config.text_config.num_attention_heads, config.text_config.num_key_value_heads, config.text_config.head_dim = heads, kv_heads, 128//heads
+        (
+            config.text_config.num_attention_heads,
+            config.text_config.num_key_value_heads,
+            config.text_config.head_dim,
+        ) = heads, kv_heads, 128 // heads
         trunk = JanusForConditionalGeneration(config).model.language_model
         for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             cache = DynamicCache(config=config.text_config)
-            with torch.no_grad(): trunk.to(dtype)(torch.zeros(3, 11, dtype=torch.long), past_key_values=cache, use_cache=True)
-            assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == 3*11*kv_bytes(shape_of(config), precision)
+            with torch.no_grad():
+                trunk.to(dtype)(
+                    torch.zeros(3, 11, dtype=torch.long), past_key_values=cache, use_cache=True
+                )
+            assert sum(
+                layer.keys.nbytes + layer.values.nbytes for layer in cache.layers
+            ) == 3 * 11 * kv_bytes(shape_of(config), precision)
 
 # %% ../nbs/10b_plan.ipynb #e5dabe44
-def saved_tensors(run, model)->list:
+def saved_tensors(run, model) -> list:
     "What autograd saves in run(), each storage once, parameters left out."
     own, found = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
     def pack(t):
-        if t.untyped_storage().data_ptr() not in own: found.setdefault(t.untyped_storage().data_ptr(), t)  # holding t keeps its address taken
+        if t.untyped_storage().data_ptr() not in own:
+            found.setdefault(t.untyped_storage().data_ptr(), t)  # holding t keeps its address taken
         return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = run()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = run()
     return list(found.values())
 
 # %% ../nbs/10b_plan.ipynb #688e3b22
@@ -82,55 +125,109 @@ def new_policy(width, layers):
     model.generation_config = nano.generation_config
     return JanusPolicy(model, processor)
 
+
 def replay(policy, rows, new, prompts, prompt):
     "Run prompts and rollouts through the trunk, as the scorer does."
-    ids, group = torch.full((prompts, prompt), 20), torch.arange(prompts).repeat_interleave(rows//prompts)
+    ids, group = (
+        torch.full((prompts, prompt), 20),
+        torch.arange(prompts).repeat_interleave(rows // prompts),
+    )
     ids[:, 0], ids[:, -1] = policy.bos, policy.boi
     states, cache, mask = policy.prefill(ImagePrompts(ids, torch.ones_like(ids)), group, False)
     mask = torch.cat([mask, mask.new_ones(rows, new)], 1)
-    return policy.trunk(policy.embed("g", torch.zeros(rows, new, dtype=torch.long)), mask, positions(mask)[:, -new:], cache)
+    return policy.trunk(
+        policy.embed("g", torch.zeros(rows, new, dtype=torch.long)),
+        mask,
+        positions(mask)[:, -new:],
+        cache,
+    )
 
-def planned_over_saved(policy, precision, sizes)->float:
+
+def planned_over_saved(policy, precision, sizes) -> float:
     "The formula's bytes over autograd's; weights' bfloat16 casts are a part of their own."
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if precision == "bf16" else nullcontext(): saved = saved_tensors(lambda: replay(policy, *sizes), policy)
+    with (
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+        if precision == "bf16"
+        else nullcontext()
+    ):
+        saved = saved_tensors(lambda: replay(policy, *sizes), policy)
     weights = {shape for p in policy.parameters() for shape in (p.shape, p.shape[::-1])}
-    bytes = sum(t.untyped_storage().nbytes() for t in saved if not (t.dtype == torch.bfloat16 and t.shape in weights))
-    return activation_bytes(shape_of(policy.model.config), Work(precision=precision, gradient_checkpointing=False), *sizes)/bytes
+    bytes = sum(
+        t.untyped_storage().nbytes()
+        for t in saved
+        if not (t.dtype == torch.bfloat16 and t.shape in weights)
+    )
+    return (
+        activation_bytes(
+            shape_of(policy.model.config),
+            Work(precision=precision, gradient_checkpointing=False),
+            *sizes,
+        )
+        / bytes
+    )
 
 # %% ../nbs/10b_plan.ipynb #f0aaaf4f
 def test_activations_match_autograd():
     for width, layers in ((128, 6), (256, 4)):
         policy = new_policy(width, layers)
         for precision in ("fp32", "bf16"):
-            for sizes in ((8, 36, 2, 12), (4, 20, 4, 60)): assert 0.9 < planned_over_saved(policy, precision, sizes) < 1.1
+            for sizes in ((8, 36, 2, 12), (4, 20, 4, 60)):
+                assert 0.9 < planned_over_saved(policy, precision, sizes) < 1.1
 
 # %% ../nbs/10b_plan.ipynb #9220b577
 def test_lora_keeps_about_the_same(need):
     peft, policy = need("peft"), new_policy(256, 4).requires_grad_(False)
-    policy.model.model.language_model = peft.get_peft_model(policy.model.model.language_model, peft.LoraConfig(r=8, target_modules="all-linear"))
-    for precision in ("fp32", "bf16"): assert 0.9 < planned_over_saved(policy, precision, (8, 36, 2, 12)) < 1.1
+    policy.model.model.language_model = peft.get_peft_model(
+        policy.model.model.language_model, peft.LoraConfig(r=8, target_modules="all-linear")
+    )
+    for precision in ("fp32", "bf16"):
+        assert 0.9 < planned_over_saved(policy, precision, (8, 36, 2, 12)) < 1.1
 
 # %% ../nbs/10b_plan.ipynb #52953c64
 def test_weights_gradients_and_optimiser_match_real_tensors():
     policy = JanusPolicy(*load_janus())
-    s, w = shape_of(policy.model.config), Work(precision="fp32", gradient_checkpointing=False, rollouts=2, max_new_tokens=4)
+    s, w = (
+        shape_of(policy.model.config),
+        Work(precision="fp32", gradient_checkpointing=False, rollouts=2, max_new_tokens=4),
+    )
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad])
-    for prompts in (policy.image_prompts(["a red circle", "two squares"]), policy.text_prompts(["what?", "where?"], [torch.zeros(48, 48, 3, dtype=torch.uint8).numpy()]*2)):
+    for prompts in (
+        policy.image_prompts(["a red circle", "two squares"]),
+        policy.text_prompts(
+            ["what?", "where?"], [torch.zeros(48, 48, 3, dtype=torch.uint8).numpy()] * 2
+        ),
+    ):
         length = policy.image_tokens if prompts.task == "g" else 4
-        policy(policy.sample(prompts, 2, noise(0, 0, [0, 1], 2, length), Sampling(max_new_tokens=4))).sum().backward()
+        policy(
+            policy.sample(prompts, 2, noise(0, 0, [0, 1], 2, length), Sampling(max_new_tokens=4))
+        ).sum().backward()
     opt.step()
     planned = memory(s, w)["step"]
-    real = dict(weights=sum(p.nbytes for p in policy.parameters()), gradients=sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None),
-                optimiser=sum(state[k].nbytes for state in opt.state.values() for k in ("exp_avg", "exp_avg_sq")))
-    for part, size in real.items(): assert round(planned[part]*1e9) == size, (part, planned[part]*1e9, size)
-    assert round(memory(s, replace(w, shard=True, devices=2))["step"]["optimiser"]*2e9) == real["optimiser"]
+    real = dict(
+        weights=sum(p.nbytes for p in policy.parameters()),
+        gradients=sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None),
+        optimiser=sum(
+            state[k].nbytes for state in opt.state.values() for k in ("exp_avg", "exp_avg_sq")
+        ),
+    )
+    for part, size in real.items():
+        assert round(planned[part] * 1e9) == size, (part, planned[part] * 1e9, size)
+    assert (
+        round(memory(s, replace(w, shard=True, devices=2))["step"]["optimiser"] * 2e9)
+        == real["optimiser"]
+    )
 
 # %% ../nbs/10b_plan.ipynb #680bb0e6
 class Peak(TorchDispatchMode):
     "The largest sum of bytes that live at a time, parameters left out."
+
     def __init__(self, model):
         super().__init__()
-        self.live, self.peak, self.own = {}, 0, {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.live, self.peak, self.own = (
+            {},
+            0,
+            {p.untyped_storage().data_ptr() for p in model.parameters()},
+        )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -141,9 +238,11 @@ class Peak(TorchDispatchMode):
         self.peak = max(self.peak, sum(self.live.values()))
         return out
 
+
 def keep_inputs_alone(trunk):
     "Checkpoint each layer."
-    for layer in trunk.layers: layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    for layer in trunk.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 # %% ../nbs/10b_plan.ipynb #221ea548
 def test_backward_peak_matches_live_bytes():
@@ -152,31 +251,59 @@ def test_backward_peak_matches_live_bytes():
     for precision in ("fp32", "bf16"):
         for checkpointed in (False, True):
             trunk = JanusForConditionalGeneration(config).model.language_model
-            if checkpointed: keep_inputs_alone(trunk)
+            if checkpointed:
+                keep_inputs_alone(trunk)
             with Peak(trunk) as measured:
                 for _ in range(2):  # the second pass meets the gradients of the first
-                    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False, enabled=precision == "bf16"):
-                        out = trunk(inputs_embeds=torch.randn(8, 60, 128), use_cache=False).last_hidden_state
+                    with torch.autocast(
+                        "cpu", torch.bfloat16, cache_enabled=False, enabled=precision == "bf16"
+                    ):
+                        out = trunk(
+                            inputs_embeds=torch.randn(8, 60, 128), use_cache=False
+                        ).last_hidden_state
                     out.sum().backward()
-            casts = 0 if precision == "fp32" else 2*matrices(s)/(s.layers if checkpointed else 1)
-            planned = casts + activation_bytes(s, Work(precision=precision, gradient_checkpointing=checkpointed), 8, 60, 0, 0) + sum(p.grad.nbytes for p in trunk.parameters() if p.grad is not None)
-            assert 0.85 < planned/measured.peak < 1.15, (precision, checkpointed, planned/measured.peak)
+            casts = 0 if precision == "fp32" else 2 * matrices(s) / (s.layers if checkpointed else 1)
+            planned = (
+                casts
+                + activation_bytes(
+                    s, Work(precision=precision, gradient_checkpointing=checkpointed), 8, 60, 0, 0
+                )
+                + sum(p.grad.nbytes for p in trunk.parameters() if p.grad is not None)
+            )
+            assert 0.85 < planned / measured.peak < 1.15, (
+                precision,
+                checkpointed,
+                planned / measured.peak,
+            )
 
 # %% ../nbs/10b_plan.ipynb #65244a20
 def test_flops_match_pytorchs_counter():
     config = nano_config(load_janus()[1], layers=3)
-    config.text_config._attn_implementation = "eager"  # plain products: PyTorch counts no FLOPs for its fused attention on a CPU
-    trunk, s, x = JanusForConditionalGeneration(config).model.language_model, shape_of(config), torch.randn(2, 24, 128, requires_grad=True)
+    config.text_config._attn_implementation = (
+        "eager"  # plain products: PyTorch counts no FLOPs for its fused attention on a CPU
+    )
+    trunk, s, x = (
+        JanusForConditionalGeneration(config).model.language_model,
+        shape_of(config),
+        torch.randn(2, 24, 128, requires_grad=True),
+    )
+
+
     def counted(backward=False):
         "FLOPs of a pass, by PyTorch."
         with FlopCounterMode(display=False) as flops:
             out = trunk(inputs_embeds=x, use_cache=False).last_hidden_state
-            if backward: out.sum().backward()
+            if backward:
+                out.sum().backward()
         return flops.get_total_flops()
-    one = forward_flops(s, 2*24, 24)
-    assert counted() == one and counted(backward=True) == 3*one
+
+
+    one = forward_flops(s, 2 * 24, 24)
+    assert counted() == one and counted(backward=True) == 3 * one
     keep_inputs_alone(trunk)
-    assert 3.7*one < counted(backward=True) < 4*one  # it stops before the last product of each layer, which nothing needs
+    assert (
+        3.7 * one < counted(backward=True) < 4 * one
+    )  # it stops before the last product of each layer, which nothing needs
 
 # %% ../nbs/10b_plan.ipynb #273a56d4
 def test_head_flops_match_the_policys_head():
@@ -185,14 +312,22 @@ def test_head_flops_match_the_policys_head():
     for task, scoring in ((0, "guided"), (1, "guided"), (1, "cond"), (1, "none")):
         t = tasks(s, Work(cfg_scoring=scoring))[task]
         for rows, logits in ((t.drawn, t.logits), (t.scored, 1)):
-            with torch.no_grad(), FlopCounterMode(display=False) as flops: made = policy.head("ug"[task], torch.randn(6*rows, s.width), 6*logits, 5.)
-            assert made.shape == (6*logits, t.vocab) and .98 < flops.get_total_flops()/(6*head_flops(t, rows, logits)) <= 1  # biases are added, not multiplied
+            with torch.no_grad(), FlopCounterMode(display=False) as flops:
+                made = policy.head("ug"[task], torch.randn(6 * rows, s.width), 6 * logits, 5.0)
+            assert (
+                made.shape == (6 * logits, t.vocab)
+                and 0.98 < flops.get_total_flops() / (6 * head_flops(t, rows, logits)) <= 1
+            )  # biases are added, not multiplied
 
 # %% ../nbs/10b_plan.ipynb #7bc5b649
 def test_every_preset_fits_and_7b_is_told_to_shard():
-    for (name, (s, w)), on in zip(PLANS.items(), ("H100", "A100", "4090")): assert ": fits" in advice(s, w, card_named(on)), name
+    for (name, (s, w)), on in zip(PLANS.items(), ("H100", "A100", "4090")):
+        assert ": fits" in advice(s, w, card_named(on)), name
     s, w = PLANS["janus-pro-7b"]
-    for devices in (1, 8): assert "needs sharding" in advice(s, replace(w, devices=devices, shard=False), card_named("H100"))
+    for devices in (1, 8):
+        assert "needs sharding" in advice(
+            s, replace(w, devices=devices, shard=False), card_named("H100")
+        )
     assert "fits; full fine-tuning of this model needs sharding" in advice(s, w, card_named("H100"))
     assert "needs sharding" not in advice(*PLANS["janus-pro-1b"], card_named("H100"))
     assert "with --lora-rank 32" in advice(s, replace(w, devices=1, shard=False), card_named("H100"))
@@ -200,47 +335,111 @@ def test_every_preset_fits_and_7b_is_told_to_shard():
 
 # %% ../nbs/10b_plan.ipynb #09d2e47d
 def test_advice_holds_what_it_says():
-    for w in (Work(), Work(devices=8, rollouts=4), Work(gradient_checkpointing=False, micro_batch=128), Work(precision="fp32", lora_rank=8, micro_batch=512), Work(rollout_gb=70.)):
+    for w in (
+        Work(),
+        Work(devices=8, rollouts=4),
+        Work(gradient_checkpointing=False, micro_batch=128),
+        Work(precision="fp32", lora_rank=8, micro_batch=512),
+        Work(rollout_gb=70.0),
+    ):
         for s in (JANUS_PRO_1B, JANUS_PRO_7B):
             for card in CARDS.values():
                 told = advice(s, w, card)
-                if "with --" not in told: continue
-                change = {k: v for flag, saver in SAVERS.items() if flag in told for k, v in saver.items()}
+                if "with --" not in told:
+                    continue
+                change = {
+                    k: v for flag, saver in SAVERS.items() if flag in told for k, v in saver.items()
+                }
                 assert peak(s, w) > card.gb >= peak(s, replace(w, **change)), told
 
 # %% ../nbs/10b_plan.ipynb #bce9f041
 def test_more_work_costs_more():
     s, w, card = JANUS_PRO_1B, Work(), card_named("A100")
-    cost = lambda **changes: (peak(s, replace(w, **changes)), plan(s, replace(w, **changes), card)["hours"])
+    cost = lambda **changes: (
+        peak(s, replace(w, **changes)),
+        plan(s, replace(w, **changes), card)["hours"],
+    )
     gb, hours = cost()
-    for more in (dict(rollouts=16), dict(max_new_tokens=2048), dict(precision="fp32"), dict(beta=.1)): assert cost(**more)[1] > hours, more
-    for more in (dict(micro_batch=64), dict(gradient_checkpointing=False), dict(rollout_gb=64.), dict(beta=.1)): assert cost(**more)[0] > gb - 1e-9, more
-    for less in (dict(lora_rank=32), dict(cfg_scoring="cond"), dict(cfg_weight=1.), dict(devices=8), dict(num_iterations=1, steps=600)): assert cost(**less)[1] < hours, less
-    assert peak(JANUS_PRO_7B, Work(devices=8, shard=True)) < peak(JANUS_PRO_7B, Work(devices=4, shard=True)) < peak(JANUS_PRO_7B, Work(devices=4))
-    assert sum(step_seconds(s, w, replace(card, layer_ms=1e-9, utilisation=1.)).values()) < sum(step_seconds(s, w, replace(card, layer_ms=1e-9)).values())
+    for more in (dict(rollouts=16), dict(max_new_tokens=2048), dict(precision="fp32"), dict(beta=0.1)):
+        assert cost(**more)[1] > hours, more
+    for more in (
+        dict(micro_batch=64),
+        dict(gradient_checkpointing=False),
+        dict(rollout_gb=64.0),
+        dict(beta=0.1),
+    ):
+        assert cost(**more)[0] > gb - 1e-9, more
+    for less in (
+        dict(lora_rank=32),
+        dict(cfg_scoring="cond"),
+        dict(cfg_weight=1.0),
+        dict(devices=8),
+        dict(num_iterations=1, steps=600),
+    ):
+        assert cost(**less)[1] < hours, less
+    assert (
+        peak(JANUS_PRO_7B, Work(devices=8, shard=True))
+        < peak(JANUS_PRO_7B, Work(devices=4, shard=True))
+        < peak(JANUS_PRO_7B, Work(devices=4))
+    )
+    assert sum(step_seconds(s, w, replace(card, layer_ms=1e-9, utilisation=1.0)).values()) < sum(
+        step_seconds(s, w, replace(card, layer_ms=1e-9)).values()
+    )
 
 # %% ../nbs/10b_plan.ipynb #ff8cca0d
 def test_table_and_plan_agree():
     p = plan(*PLANS["janus-pro-7b"], card_named("H100"))
     text = plan_table(p)
-    rows = {line[:22].strip(): [float(x) for x in line[22:].split()] for line in text.splitlines() if line[:22].strip() in {"all", *(part for phase in p["gb"].values() for part in phase)}}
-    assert rows["all"] == [round(sum(phase.values()), 1) for phase in p["gb"].values()] and max(rows["all"]) == round(p["peak"], 1)
-    assert abs(sum(v[0] for k, v in rows.items() if k in p["gb"]["sample"]) - rows["all"][0]) < .5
+    rows = {
+        line[:22].strip(): [float(x) for x in line[22:].split()]
+        for line in text.splitlines()
+        if line[:22].strip() in {"all", *(part for phase in p["gb"].values() for part in phase)}
+    }
+    assert rows["all"] == [round(sum(phase.values()), 1) for phase in p["gb"].values()] and max(
+        rows["all"]
+    ) == round(p["peak"], 1)
+    assert abs(sum(v[0] for k, v in rows.items() if k in p["gb"]["sample"]) - rows["all"][0]) < 0.5
     assert f"{p['hours']:.1f} hours" in text and "assumptions" in text and "7,407,773,323" in text
-    assert abs(p["hours"] - 1200*sum(p["seconds"].values())/3600) < 1e-9
+    assert abs(p["hours"] - 1200 * sum(p["seconds"].values()) / 3600) < 1e-9
 
 # %% ../nbs/10b_plan.ipynb #a04867fc
 def test_settings_become_work():
-    settings = replace(TrainSettings(), rollouts=4, micro_batch=7, max_new_tokens=99, cfg_scoring="cond")
+    settings = replace(
+        TrainSettings(), rollouts=4, micro_batch=7, max_new_tokens=99, cfg_scoring="cond"
+    )
     w = work_of(settings, devices=3)
-    assert (w.rollouts, w.micro_batch, w.max_new_tokens, w.cfg_scoring, w.devices, w.steps) == (4, 7, 99, "cond", 3, settings.steps)
-    assert [t.drawn for t in tasks(JANUS_PRO_1B, w)] == [1, 2] and [t.scored for t in tasks(JANUS_PRO_1B, w)] == [1, 1]
+    assert (w.rollouts, w.micro_batch, w.max_new_tokens, w.cfg_scoring, w.devices, w.steps) == (
+        4,
+        7,
+        99,
+        "cond",
+        3,
+        settings.steps,
+    )
+    assert [t.drawn for t in tasks(JANUS_PRO_1B, w)] == [1, 2] and [
+        t.scored for t in tasks(JANUS_PRO_1B, w)
+    ] == [1, 1]
 
 # %% ../nbs/10b_plan.ipynb #d97c624a
 def test_bad_plans_are_named():
-    for bad, word in ((dict(precision="fp8"), "fp8"), (dict(rollouts=0), "rollouts"), (dict(devices=0), "devices"), (dict(lora_rank=-1), "lora_rank"), (dict(shard=True), "devices"),
-                      (dict(cfg_scoring="both"), "both"), (dict(rollout_gb=float("nan")), "rollout_gb")):
-        with pytest.raises(ValueError, match=word): plan(JANUS_PRO_1B, Work(**bad), card_named("H100"))
-    for name, change, word in (("", {}, "unknown card"), ("0", {}, "unknown card"), ("3060", {}, "unknown card '3060': choose one of .*; in Python, card_named"), ("H100", dict(bandwidth=0.), "bandwidth"), ("H100", dict(utilisation=1.5), "at most 1")):
-        with pytest.raises(ValueError, match=word): card_named(name, **change)
-    assert card_named("h100", gb=None, tflops=1.) == replace(CARDS["H100 80GB"], tflops=1.)
+    for bad, word in (
+        (dict(precision="fp8"), "fp8"),
+        (dict(rollouts=0), "rollouts"),
+        (dict(devices=0), "devices"),
+        (dict(lora_rank=-1), "lora_rank"),
+        (dict(shard=True), "devices"),
+        (dict(cfg_scoring="both"), "both"),
+        (dict(rollout_gb=float("nan")), "rollout_gb"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            plan(JANUS_PRO_1B, Work(**bad), card_named("H100"))
+    for name, change, word in (
+        ("", {}, "unknown card"),
+        ("0", {}, "unknown card"),
+        ("3060", {}, "unknown card '3060': choose one of .*; in Python, card_named"),
+        ("H100", dict(bandwidth=0.0), "bandwidth"),
+        ("H100", dict(utilisation=1.5), "at most 1"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            card_named(name, **change)
+    assert card_named("h100", gb=None, tflops=1.0) == replace(CARDS["H100 80GB"], tflops=1.0)

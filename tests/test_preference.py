@@ -14,8 +14,11 @@ import pytest
 from pairuni_nb.rewards import reward_matrix
 from pairuni_nb.world import records
 
+
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory): return tiny_clip(tmp_path_factory.mktemp("clip"))
+def clip_folder(tmp_path_factory):
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
+
 
 def drawn(n, seed=1):
     rows = records("g", n, seed)
@@ -25,81 +28,132 @@ def drawn(n, seed=1):
 def test_score_is_the_models_own_cosine(clip_folder):
     prompts, images, rows = drawn(5)
     clip, tok, pixels = load_clip(clip_folder)
-    out = clip(**tok(prompts, padding=True, return_tensors="pt"), pixel_values=pixels(list(images), return_tensors="pt")["pixel_values"])
-    want = (out.logits_per_image/clip.logit_scale.exp()).diag()
+    out = clip(
+        **tok(prompts, padding=True, return_tensors="pt"),
+        pixel_values=pixels(list(images), return_tensors="pt")["pixel_values"],
+    )
+    want = (out.logits_per_image / clip.logit_scale.exp()).diag()
     assert np.allclose(clip_reward(clip_folder)(prompts, images, rows), want.detach(), atol=1e-5)
+
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_score_does_not_depend_on_the_batch(clip_folder, batch):
     prompts, images, rows = drawn(7)
     prompts[4] = prompts[1] + ", " + prompts[2]  # a long one among short ones
     whole = clip_reward(clip_folder)(prompts, images, rows)
-    assert np.allclose(clip_reward(clip_folder, batch=batch)(prompts, images, rows), whole, atol=1e-5)
-    alone = [clip_reward(clip_folder)([p], x[None], [r])[0] for p, x, r in zip(prompts, images, rows)]
+    assert np.allclose(
+        clip_reward(clip_folder, batch=batch)(prompts, images, rows), whole, atol=1e-5
+    )
+    alone = [
+        clip_reward(clip_folder)([p], x[None], [r])[0] for p, x, r in zip(prompts, images, rows)
+    ]
     assert np.allclose(alone, whole, atol=1e-5) and len({round(v, 4) for v in whole}) > 3
+
 
 def test_bfloat16_scores_are_not_rounded_to_bfloat16(clip_folder):
     prompts, images, rows = drawn(24)
-    full, half = (torch.tensor(clip_reward(clip_folder, dtype=d)(prompts, images, rows)) for d in (torch.float32, torch.bfloat16))
-    assert (full - half).abs().max() < .03 and (half != half.bfloat16()).sum() > 20
+    full, half = (
+        torch.tensor(clip_reward(clip_folder, dtype=d)(prompts, images, rows))
+        for d in (torch.float32, torch.bfloat16)
+    )
+    assert (full - half).abs().max() < 0.03 and (half != half.bfloat16()).sum() > 20
 
 # %% ../nbs/07b_preference.ipynb #aa97b3b4
 from torch import nn
 
+
 class Block(nn.Module):
     def __init__(self, width, heads, act):
         super().__init__()
-        self.ln_1, self.ln_2, self.attn, self.act = nn.LayerNorm(width), nn.LayerNorm(width), nn.MultiheadAttention(width, heads, batch_first=True), act
-        self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(width, 2*width), c_proj=nn.Linear(2*width, width)))
+        self.ln_1, self.ln_2, self.attn, self.act = (
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+            nn.MultiheadAttention(width, heads, batch_first=True),
+            act,
+        )
+        self.mlp = nn.ModuleDict(
+            dict(c_fc=nn.Linear(width, 2 * width), c_proj=nn.Linear(2 * width, width))
+        )
+
     def forward(self, x, mask):
         h = self.ln_1(x)
         x = x + self.attn(h, h, h, attn_mask=mask, need_weights=False)[0]
         return x + self.mlp["c_proj"](self.act(self.mlp["c_fc"](self.ln_2(x))))
 
+
 class Layers(nn.Module):
     def __init__(self, width, heads, act, n=2):
         super().__init__()
         self.resblocks = nn.ModuleList([Block(width, heads, act) for _ in range(n)])
+
     def forward(self, x, mask=None):
-        for block in self.resblocks: x = block(x, mask)
+        for block in self.resblocks:
+            x = block(x, mask)
         return x
 
 # %% ../nbs/07b_preference.ipynb #8de1477c
-def noisy(*shape): return nn.Parameter(torch.randn(shape)*.2)
+def noisy(*shape):
+    return nn.Parameter(torch.randn(shape) * 0.2)
+
 
 class Visual(nn.Module):
     def __init__(self, width, side, patch, dim, act):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
-        self.class_embedding, self.positional_embedding, self.proj = noisy(width), noisy((side//patch)**2 + 1, width), noisy(width, dim)
-        self.ln_pre, self.ln_post, self.transformer = nn.LayerNorm(width), nn.LayerNorm(width), Layers(width, width//80, act)
-    def forward(self, x): # (B, 3, H, W) -> (B, D)
+        self.class_embedding, self.positional_embedding, self.proj = (
+            noisy(width),
+            noisy((side // patch) ** 2 + 1, width),
+            noisy(width, dim),
+        )
+        self.ln_pre, self.ln_post, self.transformer = (
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+            Layers(width, width // 80, act),
+        )
+
+    def forward(self, x):  # (B, 3, H, W) -> (B, D)
         x = self.conv1(x).flatten(2).mT
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
-        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0])@self.proj
+        x = (
+            torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
+            + self.positional_embedding
+        )
+        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
 
 # %% ../nbs/07b_preference.ipynb #4eabff97
 class OpenClip(nn.Module):
     def __init__(self, vocab, length=32, width=128, dim=48, side=56, act=nn.GELU()):
         super().__init__()
-        self.visual, self.transformer = Visual(160, side, 14, dim, act), Layers(width, width//64, act)
-        self.token_embedding, self.positional_embedding = nn.Embedding(vocab, width), noisy(length, width)
-        self.ln_final, self.text_projection, self.logit_scale = nn.LayerNorm(width), noisy(width, dim), nn.Parameter(torch.tensor(4.6))
-        for p in self.parameters(): p.data += .05*torch.randn_like(p)  # no bias or norm stays trivial
-    def encode_text(self, ids): # (B, T) -> (B, D)
+        self.visual, self.transformer = (
+            Visual(160, side, 14, dim, act),
+            Layers(width, width // 64, act),
+        )
+        self.token_embedding, self.positional_embedding = (
+            nn.Embedding(vocab, width),
+            noisy(length, width),
+        )
+        self.ln_final, self.text_projection, self.logit_scale = (
+            nn.LayerNorm(width),
+            noisy(width, dim),
+            nn.Parameter(torch.tensor(4.6)),
+        )
+        for p in self.parameters():
+            p.data += 0.05 * torch.randn_like(p)  # no bias or norm stays trivial
+
+    def encode_text(self, ids):  # (B, T) -> (B, D)
         x = self.token_embedding(ids) + self.positional_embedding
-        x = self.ln_final(self.transformer(x, torch.full((ids.shape[1],)*2, -torch.inf).triu(1)))
-        return x[torch.arange(len(ids)), ids.argmax(1)]@self.text_projection
+        x = self.ln_final(self.transformer(x, torch.full((ids.shape[1],) * 2, -torch.inf).triu(1)))
+        return x[torch.arange(len(ids)), ids.argmax(1)] @ self.text_projection
 
 # %% ../nbs/07b_preference.ipynb #d3e9aaa8
 def publish(folder, seed=0, **kw):
     "A small HPSv2 as it would be published: the reference, its .pt file, a tokenizer's folder."
     torch.manual_seed(seed)
-    folder = Path(folder); folder.mkdir(exist_ok=True)
-    tok = AutoTokenizer.from_pretrained(tiny_clip(folder/"tokenizer"))
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
+    tok = AutoTokenizer.from_pretrained(tiny_clip(folder / "tokenizer"))
     reference = OpenClip(len(tok), **kw).eval().requires_grad_(False)
-    torch.save(dict(epoch=1, state_dict=reference.state_dict()), folder/"HPS.pt")
-    return reference, folder/"HPS.pt", folder/"tokenizer"
+    torch.save(dict(epoch=1, state_dict=reference.state_dict()), folder / "HPS.pt")
+    return reference, folder / "HPS.pt", folder / "tokenizer"
 
 # %% ../nbs/07b_preference.ipynb #a88fdb13
 def both(reference, folder, texts, pixels):
@@ -107,91 +161,149 @@ def both(reference, folder, texts, pixels):
     clip, tok, _ = load_clip(folder)
     length = clip.config.text_config.max_position_embeddings
     ids = tok(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    zeros = ids.input_ids*ids.attention_mask  # open_clip's padding
-    return ((reference.visual(pixels), reference.encode_text(zeros)),
-            (clip.get_image_features(pixels).pooler_output, clip.get_text_features(**ids).pooler_output))
+    zeros = ids.input_ids * ids.attention_mask  # open_clip's padding
+    return (
+        (reference.visual(pixels), reference.encode_text(zeros)),
+        (
+            clip.get_image_features(pixels).pooler_output,
+            clip.get_text_features(**ids).pooler_output,
+        ),
+    )
 
 # %% ../nbs/07b_preference.ipynb #d9c9faf3
 @pytest.fixture(scope="module")
 def hps(tmp_path_factory):
     reference, weights, tokenizer = publish(tmp_path_factory.mktemp("published"))
-    return reference, weights, tokenizer, convert_hps(weights, weights.parent/"hps", tokenizer)
+    return reference, weights, tokenizer, convert_hps(weights, weights.parent / "hps", tokenizer)
+
 
 @pytest.mark.parametrize("seed,kw", [(0, {}), (1, dict(width=64, dim=160, side=28, length=20))])
 def test_converted_hps_computes_what_open_clip_computes(tmp_path, seed, kw):
-    reference, weights, tokenizer = publish(tmp_path/"published", seed, **kw)
-    folder = convert_hps(weights, tmp_path/"hps", tokenizer)
-    texts = drawn(6)[0] + ["a red circle top, " * 20, ""]  # one longer than the model reads, one empty
-    theirs, ours = both(reference, folder, texts, torch.randn(3, 3, kw.get("side", 56), kw.get("side", 56)))
-    for a, b in zip(theirs, ours): assert torch.allclose(a, b, atol=1e-4, rtol=1e-4) and a.std() > .01
+    reference, weights, tokenizer = publish(tmp_path / "published", seed, **kw)
+    folder = convert_hps(weights, tmp_path / "hps", tokenizer)
+    texts = drawn(6)[0] + [
+        "a red circle top, " * 20,
+        "",
+    ]  # one longer than the model reads, one empty
+    theirs, ours = both(
+        reference, folder, texts, torch.randn(3, 3, kw.get("side", 56), kw.get("side", 56))
+    )
+    for a, b in zip(theirs, ours):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4) and a.std() > 0.01
+
 
 def test_converted_hps_scores_and_letterboxes(hps):
     reference, _, _, folder = hps
     prompts, images, rows = drawn(4)
     pixels = load_clip(folder)[2]
-    (x, t), _ = both(reference, folder, prompts, pixels(list(images), return_tensors="pt")["pixel_values"])
-    assert np.allclose(clip_reward(folder)(prompts, images, rows), torch.cosine_similarity(x, t), atol=1e-5)
+    (x, t), _ = both(
+        reference, folder, prompts, pixels(list(images), return_tensors="pt")["pixel_values"]
+    )
+    assert np.allclose(
+        clip_reward(folder)(prompts, images, rows), torch.cosine_similarity(x, t), atol=1e-5
+    )
     wide = pixels([images[0][:24]], return_tensors="pt")["pixel_values"][0]
-    assert wide.shape == (3, 56, 56) and (wide[:, :13] == wide[:, :1, :1]).all() and wide[:, 15:41].std() > .1  # bars above and below
+    assert (
+        wide.shape == (3, 56, 56)
+        and (wide[:, :13] == wide[:, :1, :1]).all()
+        and wide[:, 15:41].std() > 0.1
+    )  # bars above and below
+
 
 def test_halves_stay_halves(hps, tmp_path):
     reference, _, tokenizer, _ = hps
-    torch.save(dict(state_dict={k: v.half() for k, v in reference.state_dict().items()}), tmp_path/"half.pt")
-    assert load_clip(convert_hps(tmp_path/"half.pt", tmp_path/"hps", tokenizer), dtype="auto")[0].dtype == torch.float16
+    torch.save(
+        dict(state_dict={k: v.half() for k, v in reference.state_dict().items()}),
+        tmp_path / "half.pt",
+    )
+    assert (
+        load_clip(convert_hps(tmp_path / "half.pt", tmp_path / "hps", tokenizer), dtype="auto")[
+            0
+        ].dtype
+        == torch.float16
+    )
+
 
 def test_another_tokenizer_is_refused(hps, tmp_path):
-    tiny_tokenizer(["a red circle"], 520).save_pretrained(tmp_path/"tok")
-    with pytest.raises(ValueError, match="the tokenizer has .* tokens but the weights"): convert_hps(hps[1], tmp_path/"out", tmp_path/"tok")
-    with pytest.raises(ValueError, match="holds no tokenizer"): convert_hps(hps[1], tmp_path/"out", tmp_path/"none")
+    tiny_tokenizer(["a red circle"], 520).save_pretrained(tmp_path / "tok")
+    with pytest.raises(ValueError, match="the tokenizer has .* tokens but the weights"):
+        convert_hps(hps[1], tmp_path / "out", tmp_path / "tok")
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        convert_hps(hps[1], tmp_path / "out", tmp_path / "none")
     assert [p.name for p in tmp_path.iterdir()] == ["tok"]
 
 # %% ../nbs/07b_preference.ipynb #90e1ff60
 def test_a_missing_part_makes_the_sum_missing():
-    half, full = lambda p, i, t: [1., None, 3.], lambda p, i, t: [10., 20., 30.]
+    half, full = lambda p, i, t: [1.0, None, 3.0], lambda p, i, t: [10.0, 20.0, 30.0]
     half.__name__, full.__name__ = "half", "full"
-    mixed = weighted([(2, half), (.1, full)])
-    assert mixed([""]*3, None, [{}]*3) == [3., None, 9.] and mixed([""]*3, None, [{}]*3) == [3., None, 9.]
+    mixed = weighted([(2, half), (0.1, full)])
+    assert mixed([""] * 3, None, [{}] * 3) == [3.0, None, 9.0] and mixed([""] * 3, None, [{}] * 3) == [
+        3.0,
+        None,
+        9.0,
+    ]
     assert mixed.missing == {"half": 2, "full": 0} and mixed.__name__ == "2*half+0.1*full"
-    assert weighted([(1, weighted([(1, half), (1, full)])), (1, full)])([""]*3, None, [{}]*3) == [21., None, 63.]
+    assert weighted([(1, weighted([(1, half), (1, full)])), (1, full)])([""] * 3, None, [{}] * 3) == [
+        21.0,
+        None,
+        63.0,
+    ]
 
 # %% ../nbs/07b_preference.ipynb #5617245b
 from contextlib import contextmanager
 from threading import Thread
 
+
 @contextmanager
 def serving(reward):
     server = reward_server(reward, port=0)
     Thread(target=server.serve_forever, daemon=True).start()
-    try: yield f"http://127.0.0.1:{server.server_port}"
-    finally: server.shutdown(); server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 # %% ../nbs/07b_preference.ipynb #2fbb3ca6
 def test_a_remote_reward_is_the_reward(clip_folder):
     prompts, images, rows = drawn(7)
     rows[2] = rows[2] | dict(scene="")
     judge = clip_reward(clip_folder)
-    with serving(judge) as url: assert np.allclose(remote_reward(url, batch=3)(prompts, images, rows), judge(prompts, images, rows), atol=1e-5)
-    with serving(scene_reward) as url: assert remote_reward(url, batch=3)(prompts, images, rows) == [1, 1, None, 1, 1, 1, 1]
+    with serving(judge) as url:
+        assert np.allclose(
+            remote_reward(url, batch=3)(prompts, images, rows),
+            judge(prompts, images, rows),
+            atol=1e-5,
+        )
+    with serving(scene_reward) as url:
+        assert remote_reward(url, batch=3)(prompts, images, rows) == [1, 1, None, 1, 1, 1, 1]
+
 
 def test_a_reward_that_raises_is_told_and_missing():
-    def strict(prompts, images, truths): raise KeyError("no 'mood' in the truth")
+    def strict(prompts, images, truths):
+        raise KeyError("no 'mood' in the truth")
+
     prompts, images, rows = drawn(3)
     with serving(strict) as url:
         far = remote_reward(url, retries=1, wait=0, batch=2)
-        assert far(prompts, images, rows) == [None]*3
+        assert far(prompts, images, rows) == [None] * 3
     [(why, n)] = far.missing.items()
     assert "500" in why and "mood" in why and n == 3
 
+
 def test_only_the_failing_batch_is_missing_and_retries_help():
     calls = Counter()
+
     def flaky(prompts, images, truths):
         calls[prompts[0]] += 1
-        if prompts[0] == "lost" or calls[prompts[0]] < 3: raise RuntimeError("busy")
+        if prompts[0] == "lost" or calls[prompts[0]] < 3:
+            raise RuntimeError("busy")
         return [float(len(p)) for p in prompts]
+
     images = np.zeros((4, 8, 8, 3), np.uint8)
     with serving(flaky) as url:
         far = remote_reward(url, retries=2, wait=0, batch=2)
-        assert far(["a", "bb", "lost", "ccc"], images, [{}]*4) == [1, 2, None, None]
+        assert far(["a", "bb", "lost", "ccc"], images, [{}] * 4) == [1, 2, None, None]
     assert calls == {"a": 3, "lost": 3} and sum(far.missing.values()) == 2
 
 # %% ../nbs/07b_preference.ipynb #a511f9c7
@@ -199,18 +311,39 @@ def test_a_line_names_a_reward(clip_folder):
     prompts, images, rows = drawn(4)
     with serving(scene_reward) as url:
         mixed = reward_from(f" 2*{url} + .5*hps:{clip_folder}+scene", batch=3)
-        want = [3*s + .5*c for s, c in zip(scene_reward(prompts, images, rows), clip_reward(clip_folder)(prompts, images, rows))]
+        want = [
+            3 * s + 0.5 * c
+            for s, c in zip(
+                scene_reward(prompts, images, rows), clip_reward(clip_folder)(prompts, images, rows)
+            )
+        ]
         assert np.allclose(mixed(prompts, images, rows), want, atol=1e-5)
-    assert reward_from("scene") is scene_reward and np.allclose(reward_from("100*scene")(prompts, images, rows), 100)
+    assert reward_from("scene") is scene_reward and np.allclose(
+        reward_from("100*scene")(prompts, images, rows), 100
+    )
     assert set(mixed.missing) == {url, f"clip:{clip_folder}", "scene_reward"}
 
+
 def test_a_plus_in_a_folder_is_no_sum(tmp_path):
-    folder = tiny_clip(tmp_path/"a+b 1")
+    folder = tiny_clip(tmp_path / "a+b 1")
     assert reward_from(f"scene+2*clip:{folder}").__name__ == f"1*scene_reward+2*clip:{folder}"
 
-@pytest.mark.parametrize("spec,why", [
-    ("", "unknown reward ''"), ("beauty", "unknown reward 'beauty'"), ("scene+beauty", "unknown reward 'scene\\+beauty'"), ("hps:", "unknown reward 'hps:'"),
-    ("-1*scene", "weight '-1'"), ("0*scene", "weight '0'"), ("x*scene", "weight 'x'"), ("clip:/no/such", "no folder '/no/such'"), ("hps:a.pt", "pairuni convert")])
+
+@pytest.mark.parametrize(
+    "spec,why",
+    [
+        ("", "unknown reward ''"),
+        ("beauty", "unknown reward 'beauty'"),
+        ("scene+beauty", "unknown reward 'scene\\+beauty'"),
+        ("hps:", "unknown reward 'hps:'"),
+        ("-1*scene", "weight '-1'"),
+        ("0*scene", "weight '0'"),
+        ("x*scene", "weight 'x'"),
+        ("clip:/no/such", "no folder '/no/such'"),
+        ("hps:a.pt", "pairuni convert"),
+    ],
+)
 def test_a_bad_line_is_one_sentence(spec, why):
-    with pytest.raises(ValueError, match=why) as e: reward_from(spec)
+    with pytest.raises(ValueError, match=why) as e:
+        reward_from(spec)
     assert "\n" not in str(e.value)

@@ -23,19 +23,64 @@ def test_numbers_agree_with_fractions():
     rng = np.random.default_rng(0)
     for _ in range(300):
         a, b = int(rng.integers(-99999, 99999)), int(rng.integers(1, 9999))
-        assert parse_number(f"{a}/{b}") == pytest.approx(float(Fraction(a, b))) and parse_number(f"{a:,}") == a
-        assert same_number(parse_number(f"{a}/{b}"), float(f"{a/b:.6g}")) and not same_number(float(a), float(a + 1))
-    assert [parse_number(t) for t in ("+.5", "1e3", "2.", "−7", "$1,200.50", "5 %", "\\frac{-1}{4}")] == [.5, 1000, 2, -7, 1200.5, .05, -.25]
-    for no in ("", "-", "four", "3,5", "12,34", "1,2000", "1 2", "3:4", "1/2/3", "x=4", "4 cm", "1/0", "1e999", "nan", "inf", "²"): assert parse_number(no) is None, no
+        assert (
+            parse_number(f"{a}/{b}") == pytest.approx(float(Fraction(a, b)))
+            and parse_number(f"{a:,}") == a
+        )
+        assert same_number(parse_number(f"{a}/{b}"), float(f"{a / b:.6g}")) and not same_number(
+            float(a), float(a + 1)
+        )
+    assert [
+        parse_number(t) for t in ("+.5", "1e3", "2.", "−7", "$1,200.50", "5 %", "\\frac{-1}{4}")
+    ] == [0.5, 1000, 2, -7, 1200.5, 0.05, -0.25]
+    for no in (
+        "",
+        "-",
+        "four",
+        "3,5",
+        "12,34",
+        "1,2000",
+        "1 2",
+        "3:4",
+        "1/2/3",
+        "x=4",
+        "4 cm",
+        "1/0",
+        "1e999",
+        "nan",
+        "inf",
+        "²",
+    ):
+        assert parse_number(no) is None, no
 
 # %% ../nbs/01b_records.ipynb #c90f1ff7
 def test_words_are_compared_without_their_dress():
-    assert len({plain_words(t) for t in ("Stop", "stop.", ' "STOP" ', "the stop", "(stop)", "Ｓｔｏｐ")}) == 1
-    assert plain_words("A") == "a" and plain_words("cat  dog") == "cat dog" != plain_words("catdog") and plain_words("?!") == ""
+    assert (
+        len({plain_words(t) for t in ("Stop", "stop.", ' "STOP" ', "the stop", "(stop)", "Ｓｔｏｐ")})
+        == 1
+    )
+    assert (
+        plain_words("A") == "a"
+        and plain_words("cat  dog") == "cat dog" != plain_words("catdog")
+        and plain_words("?!") == ""
+    )
     ask = lambda choices, answer, matcher="choice": check_question("q?", choices, answer, matcher)
-    assert ask(["a", "b"], "a") is None and ask(list("abcdefgh"), "h") is None and ask([], "1,000", "number") is None and ask([], "stop", "text") is None
-    for wrong, reason in [((["a"], "a"), "two to eight"), ((list("abcdefghi"), "a"), "two to eight"), ((["a", "a"], "a"), "different"), ((None, "a"), "two to eight"),
-                          ((["a", "b"], "c"), "not among"), (([], "many", "number"), "not a number"), (([], "...", "text"), "no word"), (([], "x", "regex"), "'regex'")]:
+    assert (
+        ask(["a", "b"], "a") is None
+        and ask(list("abcdefgh"), "h") is None
+        and ask([], "1,000", "number") is None
+        and ask([], "stop", "text") is None
+    )
+    for wrong, reason in [
+        ((["a"], "a"), "two to eight"),
+        ((list("abcdefghi"), "a"), "two to eight"),
+        ((["a", "a"], "a"), "different"),
+        ((None, "a"), "two to eight"),
+        ((["a", "b"], "c"), "not among"),
+        (([], "many", "number"), "not a number"),
+        (([], "...", "text"), "no word"),
+        (([], "x", "regex"), "'regex'"),
+    ]:
         assert reason in ask(*wrong), wrong
 
 # %% ../nbs/01b_records.ipynb #db148a71
@@ -49,10 +94,16 @@ def test_images_are_turned_shrunk_and_laid_on_white():
     exif = Image.Exif()
     exif[274] = 6  # "turn me by 90 degrees"
     wide = Image.new("RGB", (40, 20), "red")
-    assert read_image(image_bytes(wide, "JPEG", exif=exif)).size == (20, 40) and read_image(image_bytes(wide), max_side=10).size == (10, 5)
+    assert read_image(image_bytes(wide, "JPEG", exif=exif)).size == (20, 40) and read_image(
+        image_bytes(wide), max_side=10
+    ).size == (10, 5)
     small = read_image(image_bytes(Image.new("L", (800, 400), 99), "JPEG", exif=exif), max_side=100)
     assert (small.mode, small.size, small.getpixel((9, 9))) == ("RGB", (50, 100), (99, 99, 99))
-    assert read_image(image_bytes(Image.new("RGBA", (5, 5), (255, 0, 0, 0)))).getpixel((2, 2)) == (255, 255, 255)
+    assert read_image(image_bytes(Image.new("RGBA", (5, 5), (255, 0, 0, 0)))).getpixel((2, 2)) == (
+        255,
+        255,
+        255,
+    )
 
 # %% ../nbs/01b_records.ipynb #a166354d
 def test_broken_bytes_never_raise_anything_but_a_sentence():
@@ -62,24 +113,44 @@ def test_broken_bytes_never_raise_anything_but_a_sentence():
         for _ in range(80):
             broken = whole.copy()
             broken[rng.integers(0, rng.choice((60, len(whole))), 5)] = rng.integers(0, 256, 5)
-            try: read_image(broken[:rng.integers(1, len(whole) + 1)].tobytes())
-            except ValueError as e: assert "\n" not in str(e)
+            try:
+                read_image(broken[: rng.integers(1, len(whole) + 1)].tobytes())
+            except ValueError as e:
+                assert "\n" not in str(e)
 
 # %% ../nbs/01b_records.ipynb #5e1f0a07
 def test_a_stored_image_is_an_image():
     rng = np.random.default_rng(0)
-    exif = Image.Exif(); exif[274] = 6
+    exif = Image.Exif()
+    exif[274] = 6
     photo = Image.fromarray(rng.integers(0, 256, (30, 50, 3), np.uint8))
-    for raw, plain in ((image_bytes(photo, "JPEG"), True), (image_bytes(photo), True), (image_bytes(photo, "WEBP"), True), (image_bytes(photo, "JPEG", exif=exif), False),
-                       (image_bytes(photo, "BMP"), False), (image_bytes(photo.convert("L"), "JPEG"), False), (image_bytes(photo, "PNG", transparency=(1, 2, 3)), False)):
+    for raw, plain in (
+        (image_bytes(photo, "JPEG"), True),
+        (image_bytes(photo), True),
+        (image_bytes(photo, "WEBP"), True),
+        (image_bytes(photo, "JPEG", exif=exif), False),
+        (image_bytes(photo, "BMP"), False),
+        (image_bytes(photo.convert("L"), "JPEG"), False),
+        (image_bytes(photo, "PNG", transparency=(1, 2, 3)), False),
+    ):
         a, b, small = StoredImage(raw), read_image(raw), StoredImage(raw, max_side=20)
         assert (a.mode, a.size) == (b.mode, b.size) and np.array_equal(a, b) and a._im is None
-        assert a.load()[3, 4] == a.getpixel((3, 4)) == b.getpixel((3, 4)) and np.array_equal(a.convert("RGB").resize((7, 9)), b.resize((7, 9)))
+        assert a.load()[3, 4] == a.getpixel((3, 4)) == b.getpixel((3, 4)) and np.array_equal(
+            a.convert("RGB").resize((7, 9)), b.resize((7, 9))
+        )
         assert (a.encoded() == raw) == plain and np.array_equal(read_image(a.encoded()), b)
-        assert max(small.size) == 20 and small.encoded() != raw and np.array_equal(read_image(small.encoded()), read_image(raw, max_side=20))
+        assert (
+            max(small.size) == 20
+            and small.encoded() != raw
+            and np.array_equal(read_image(small.encoded()), read_image(raw, max_side=20))
+        )
         a.putpixel((0, 0), (9, 9, 9))  # a change is kept, and is nobody else's
-        assert read_image(a.encoded()).getpixel((0, 0)) == (9, 9, 9) and np.array_equal(StoredImage(raw), b)
-        assert np.array_equal(copy.deepcopy(a), a) and np.array_equal(pickle.loads(pickle.dumps(small)), small)
+        assert read_image(a.encoded()).getpixel((0, 0)) == (9, 9, 9) and np.array_equal(
+            StoredImage(raw), b
+        )
+        assert np.array_equal(copy.deepcopy(a), a) and np.array_equal(
+            pickle.loads(pickle.dumps(small)), small
+        )
 
 # %% ../nbs/01b_records.ipynb #632a8a22
 def write_tar(file, samples):
@@ -95,12 +166,26 @@ def write_tar(file, samples):
 def test_columns_are_mapped_or_named():
     pick = lambda row, columns="", source="u": pick_columns(row, source, parse_columns(columns, source))
     row = dict(image="x.png", question="q", answer="7")
-    for columns, words in ("", "lacks the columns choices; it has image, question, answer"), ("choices=options", "lacks the columns options"), ("choices=,id=key", "lacks the columns key"):
-        with pytest.raises(ValueError, match=words): pick(row, columns)
-    assert [pick(row | dict(answer=a), "choices=")["matcher"] for a in ("7", "3/4", "seven", 7)] == ["number", "number", "text", "number"]
-    assert pick(row | dict(matcher="text"))["choices"] is None and pick(row | dict(choices=["1", "7"]))["matcher"] is None
-    for bad in "prompt=caption", "image", "picture=image", "=": 
-        with pytest.raises(ValueError, match="is not of the form"): parse_columns(bad, "u")
+    for columns, words in (
+        ("", "lacks the columns choices; it has image, question, answer"),
+        ("choices=options", "lacks the columns options"),
+        ("choices=,id=key", "lacks the columns key"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pick(row, columns)
+    assert [pick(row | dict(answer=a), "choices=")["matcher"] for a in ("7", "3/4", "seven", 7)] == [
+        "number",
+        "number",
+        "text",
+        "number",
+    ]
+    assert (
+        pick(row | dict(matcher="text"))["choices"] is None
+        and pick(row | dict(choices=["1", "7"]))["matcher"] is None
+    )
+    for bad in "prompt=caption", "image", "picture=image", "=":
+        with pytest.raises(ValueError, match="is not of the form"):
+            parse_columns(bad, "u")
 
 # %% ../nbs/01b_records.ipynb #38cba137
 def test_records_come_back_from_every_form():
@@ -108,28 +193,65 @@ def test_records_come_back_from_every_form():
         rows = records(source, 5, 0)
         with TemporaryDirectory() as d:
             d = Path(d)
-            save_records(rows, d/"folder")
+            save_records(rows, d / "folder")
             ds = Dataset.from_list(rows).cast_column("image", ImageColumn())
-            ds.to_parquet(d/"rows.parquet"); ds.save_to_disk(str(d/"disk")); (d/"hub").mkdir(); ds.to_parquet(d/"hub/train-00000-of-00001.parquet")
-            sample = lambda r: dict(png=image_bytes(r["image"]), json=json.dumps({k: v for k, v in r.items() if k not in ("id", "image")}).encode())
-            (d/"tars").mkdir(); write_tar(d/"tars/a.tar", [(r["id"], sample(r)) for r in rows[:2]]); write_tar(d/"tars/b.tar", [(r["id"], sample(r)) for r in rows[2:]])
-            for path in d/"folder", d/"folder/records.jsonl", d/"rows.parquet", d/"disk", d/"hub", d/"tars":
+            ds.to_parquet(d / "rows.parquet")
+            ds.save_to_disk(str(d / "disk"))
+            (d / "hub").mkdir()
+            ds.to_parquet(d / "hub/train-00000-of-00001.parquet")
+            sample = lambda r: dict(
+                png=image_bytes(r["image"]),
+                json=json.dumps({k: v for k, v in r.items() if k not in ("id", "image")}).encode(),
+            )
+            (d / "tars").mkdir()
+            write_tar(d / "tars/a.tar", [(r["id"], sample(r)) for r in rows[:2]])
+            write_tar(d / "tars/b.tar", [(r["id"], sample(r)) for r in rows[2:]])
+            for path in (
+                d / "folder",
+                d / "folder/records.jsonl",
+                d / "rows.parquet",
+                d / "disk",
+                d / "hub",
+                d / "tars",
+            ):
                 for a, b in zip(rows, load_records(path, source), strict=True):
-                    assert all(a[c] == b[c] for c in a if c not in ("id", "image")) and np.array_equal(np.asarray(a["image"]), np.asarray(b["image"])), path
-                    assert a["id"] == (b["id"] if path.name != "tars" else b["id"].partition("/")[2]) and b.get("matcher", "choice") == "choice"
+                    assert all(a[c] == b[c] for c in a if c not in ("id", "image")) and np.array_equal(
+                        np.asarray(a["image"]), np.asarray(b["image"])
+                    ), path
+                    assert (
+                        a["id"] == (b["id"] if path.name != "tars" else b["id"].partition("/")[2])
+                        and b.get("matcher", "choice") == "choice"
+                    )
 
 # %% ../nbs/01b_records.ipynb #8ffa4f8b
 def test_five_per_cent_is_the_limit():
-    good = [(f"{i:04}", dict(jpg=image_bytes(r["image"], "JPEG"), txt=r["prompt"].encode())) for i, r in enumerate(records("g", 40, 1))]
+    good = [
+        (f"{i:04}", dict(jpg=image_bytes(r["image"], "JPEG"), txt=r["prompt"].encode()))
+        for i, r in enumerate(records("g", 40, 1))
+    ]
     with TemporaryDirectory() as d:
-        tar = Path(d)/"x.tar"
+        tar = Path(d) / "x.tar"
         for broken, refused in (0, False), (2, False), (3, True):
-            kinds = [lambda f: f | dict(jpg=b"none"), lambda f: {k: v for k, v in f.items() if k != "txt"}, lambda f: dict(txt=f["txt"])]
+            kinds = [
+                lambda f: f | dict(jpg=b"none"),
+                lambda f: {k: v for k, v in f.items() if k != "txt"},
+                lambda f: dict(txt=f["txt"]),
+            ]
             write_tar(tar, [(k, kinds[i](f) if i < broken else f) for i, (k, f) in enumerate(good)])
             if refused:
-                with pytest.raises(ValueError, match="3 of the first 40 rows are bad, more than the 5%.*0000.*0001.*0002"): read_records(tar, "g")
+                with pytest.raises(
+                    ValueError,
+                    match="3 of the first 40 rows are bad, more than the 5%.*0000.*0001.*0002",
+                ):
+                    read_records(tar, "g")
             else:
                 got, counts = read_records(tar, "g")
-                assert len(got) == 40 - broken == counts["records"] and counts["bad"] == broken == len(counts["first_bad"])
-        got, counts = read_records(tar, "g", max_bad=.5)
-        assert counts["bad"] == 3 and all(f"x/000{i}" in bad for i, bad in enumerate(counts["first_bad"])) and got[0]["id"] == "x/0003"
+                assert len(got) == 40 - broken == counts["records"] and counts["bad"] == broken == len(
+                    counts["first_bad"]
+                )
+        got, counts = read_records(tar, "g", max_bad=0.5)
+        assert (
+            counts["bad"] == 3
+            and all(f"x/000{i}" in bad for i, bad in enumerate(counts["first_bad"]))
+            and got[0]["id"] == "x/0003"
+        )

@@ -7,9 +7,9 @@ import json
 
 # %% ../nbs/11_report.ipynb #e4221be7
 def test_a_missing_side_has_no_rise():
-    one = dict(accuracy_mean=.5, accuracy_ci=.1, score_mean=None, score_ci=None)
-    (name, before, after, (mean, ci)), = rises(one, one)
-    assert name == "accuracy" and mean == 0 and abs(ci - .02**.5) < 1e-12
+    one = dict(accuracy_mean=0.5, accuracy_ci=0.1, score_mean=None, score_ci=None)
+    ((name, before, after, (mean, ci)),) = rises(one, one)
+    assert name == "accuracy" and mean == 0 and abs(ci - 0.02**0.5) < 1e-12
     assert rises({}, {}) == []
 
 # %% ../nbs/11_report.ipynb #0b1995b7
@@ -18,9 +18,35 @@ def fake_metrics(steps=20, tasks="ug", done=True):
     ends = [0, steps] if done else [0]
     out = []
     for step in range(steps + 1):
-        if step: out.append(dict(step=step, grad_norm=1., well_formed=.9, truncated=.1, sec_rollout=1., sec_reward=.1, sec_score=0., sec_update=1., sec_step=2.1)
-                            | {f"{k}_{t}": step/50 for k in ("reward", "flat", "clip_low", "clip_high", "gap") for t in tasks})
-        if step in ends: out.append(dict(step=step, sec_eval=3.) | {f"eval_{name}_{part}": v for name, (t, _, _) in SCORES.items() if t in tasks for part, v in (("mean", .5 + step/100), ("ci", .05))})
+        if step:
+            out.append(
+                dict(
+                    step=step,
+                    grad_norm=1.0,
+                    well_formed=0.9,
+                    truncated=0.1,
+                    sec_rollout=1.0,
+                    sec_reward=0.1,
+                    sec_score=0.0,
+                    sec_update=1.0,
+                    sec_step=2.1,
+                )
+                | {
+                    f"{k}_{t}": step / 50
+                    for k in ("reward", "flat", "clip_low", "clip_high", "gap")
+                    for t in tasks
+                }
+            )
+        if step in ends:
+            out.append(
+                dict(step=step, sec_eval=3.0)
+                | {
+                    f"eval_{name}_{part}": v
+                    for name, (t, _, _) in SCORES.items()
+                    if t in tasks
+                    for part, v in (("mean", 0.5 + step / 100), ("ci", 0.05))
+                }
+            )
     return out
 
 # %% ../nbs/11_report.ipynb #5b90d9e5
@@ -28,12 +54,18 @@ def test_plots_what_is_there():
     for tasks, lines in [("ug", 2), ("u", 1), ("g", 1)]:
         fig = plot_run(fake_metrics(tasks=tasks))
         assert len(fig.axes) == 8 and len(fig.axes[3].lines) == lines
-    plot_run(fake_metrics(steps=0)); plot_run([])
+    plot_run(fake_metrics(steps=0))
+    plot_run([])
     assert running_mean([0, 3, 0], 3) == [1.5, 1, 1.5]
 
 # %% ../nbs/11_report.ipynb #9bb0f9e4
 def test_everything_is_escaped():
-    evil = dict(question="<script>q</script>", choices=["<b>", "x", "y", "z"], answer="<b>", completion="<script>alert(1)</script>")
+    evil = dict(
+        question="<script>q</script>",
+        choices=["<b>", "x", "y", "z"],
+        answer="<b>",
+        completion="<script>alert(1)</script>",
+    )
     page = answer_part([evil], [evil])
     assert "<script>" not in page and "&lt;script&gt;" in page and "unreadable" in page
 
@@ -41,16 +73,39 @@ def test_everything_is_escaped():
 import tempfile
 import pytest
 
+
 def fake_run(folder, tasks="ug", done=True):
     "A run folder that never was."
-    (folder/"samples").mkdir(parents=True)
-    (folder/"settings.json").write_text(json.dumps(dict(method="grpo", seed=3, steps=20, pairs_per_step=8, rollouts=8, pairs=99, model=None)))
-    (folder/"metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in fake_metrics(tasks=tasks, done=done)))
-    answer = dict(question="what?", choices=["a", "b", "c", "d"], answer="b", completion="<think>x</think><answer>b</answer>")
+    (folder / "samples").mkdir(parents=True)
+    (folder / "settings.json").write_text(
+        json.dumps(
+            dict(
+                method="grpo", seed=3, steps=20, pairs_per_step=8, rollouts=8, pairs=99, model=None
+            )
+        )
+    )
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(m) + "\n" for m in fake_metrics(tasks=tasks, done=done))
+    )
+    answer = dict(
+        question="what?",
+        choices=["a", "b", "c", "d"],
+        answer="b",
+        completion="<think>x</think><answer>b</answer>",
+    )
     for name in ("before", "after") if done else ("before",):
-        Image.new("RGB", (8*104, 104), "white").save(folder/"samples"/f"{name}.png")
-        (folder/"samples"/f"{name}.json").write_text(json.dumps(dict(prompts=["<a cube>"] if "g" in tasks else [], answers=[answer] if "u" in tasks else [], protocol=dict(seed=3))))
-    if done: (folder/"result.json").write_text("{}")
+        Image.new("RGB", (8 * 104, 104), "white").save(folder / "samples" / f"{name}.png")
+        (folder / "samples" / f"{name}.json").write_text(
+            json.dumps(
+                dict(
+                    prompts=["<a cube>"] if "g" in tasks else [],
+                    answers=[answer] if "u" in tasks else [],
+                    protocol=dict(seed=3),
+                )
+            )
+        )
+    if done:
+        (folder / "result.json").write_text("{}")
     return folder
 
 # %% ../nbs/11_report.ipynb #d03b949d
@@ -58,15 +113,27 @@ def test_every_kind_of_run_gets_its_page():
     with tempfile.TemporaryDirectory() as tmp:
         for tasks in ("ug", "u", "g"):
             for done in (True, False):
-                text = write_report(fake_run(Path(tmp)/f"{tasks}{done}", tasks, done)).read_text()
-                assert "GRPO, seed 3" in text and ("not finished" in text) != done and ("not yet" in text) == (not done and "g" in tasks)
-                assert ('class="card u"' in text) == ("u" in tasks) and ('class="card g"' in text) == ("g" in tasks)
-                assert ("✓ right" in text) == ("u" in tasks) and ("&lt;a cube&gt;" in text) == ("g" in tasks)
+                text = write_report(fake_run(Path(tmp) / f"{tasks}{done}", tasks, done)).read_text()
+                assert (
+                    "GRPO, seed 3" in text
+                    and ("not finished" in text) != done
+                    and ("not yet" in text) == (not done and "g" in tasks)
+                )
+                assert ('class="card u"' in text) == ("u" in tasks) and ('class="card g"' in text) == (
+                    "g" in tasks
+                )
+                assert ("✓ right" in text) == ("u" in tasks) and ("&lt;a cube&gt;" in text) == (
+                    "g" in tasks
+                )
                 assert "<script" not in text and "http" not in text.replace("data:image", "")
-        assert not list(Path(tmp).rglob(".*")) and len(compare([Path(tmp)/"ugTrue", Path(tmp)/"uTrue"]).axes) == 2
+        assert (
+            not list(Path(tmp).rglob(".*"))
+            and len(compare([Path(tmp) / "ugTrue", Path(tmp) / "uTrue"]).axes) == 2
+        )
 
 # %% ../nbs/11_report.ipynb #b7475858
 def test_no_run_no_report():
     with tempfile.TemporaryDirectory() as tmp:
-        with pytest.raises(ValueError, match="holds no settings.json"): write_report(tmp)
+        with pytest.raises(ValueError, match="holds no settings.json"):
+            write_report(tmp)
         assert not list(Path(tmp).iterdir())

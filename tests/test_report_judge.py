@@ -1,4 +1,5 @@
 """The report shows each judge's scores on its own scale, and names the judge."""
+
 import json
 
 import pytest
@@ -6,37 +7,67 @@ from matplotlib.figure import Figure
 
 from pairuni_nb.report import amount, draw_heldout, write_report
 
-PER_CENT, PLAIN = dict(score_mean=.5, score_ci=.1, full_mean=.2, full_ci=.1), dict(score_mean=21., score_ci=1.25)
+PER_CENT, PLAIN = (
+    dict(score_mean=0.5, score_ci=0.1, full_mean=0.2, full_ci=0.1),
+    dict(score_mean=21.0, score_ci=1.25),
+)
 
 
 def report(folder, reward, figures, steps=(0, 9)):
     "The page of a run that never was."
-    folder.mkdir(); (folder/"samples").mkdir()
-    settings = dict(method="grpo", seed=0, steps=9, pairs_per_step=2, rollouts=2, pairs=9, model=None) | ({} if reward is None else dict(reward=reward))
-    (folder/"settings.json").write_text(json.dumps(settings))
-    (folder/"metrics.jsonl").write_text("".join(json.dumps(dict(step=step, sec_eval=1.) | {f"eval_{k}": v for k, v in figures.items()}) + "\n" for step in steps))
-    (folder/"samples"/"before.json").write_text(json.dumps(dict(prompts=[], answers=[], protocol=dict(n_u=7, n_g=32))))
+    folder.mkdir()
+    (folder / "samples").mkdir()
+    settings = dict(
+        method="grpo", seed=0, steps=9, pairs_per_step=2, rollouts=2, pairs=9, model=None
+    ) | ({} if reward is None else dict(reward=reward))
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(dict(step=step, sec_eval=1.0) | {f"eval_{k}": v for k, v in figures.items()})
+            + "\n"
+            for step in steps
+        )
+    )
+    (folder / "samples" / "before.json").write_text(
+        json.dumps(dict(prompts=[], answers=[], protocol=dict(n_u=7, n_g=32)))
+    )
     return write_report(folder).read_text()
 
 
-@pytest.mark.parametrize("reward, figures, judge, shown", [
-    ("", PER_CENT, "scene", "50.0 → 50.0 %"), ("scene", PER_CENT, "scene", "50.0 → 50.0 %"),
-    ("", PLAIN, "similarity to the target image", "21.000 → 21.000<"), ("hps:<F>", PLAIN, "hps:&lt;F&gt;", "21.000 → 21.000<"), (None, PLAIN, "not recorded", "21.000 → 21.000<")])
+@pytest.mark.parametrize(
+    "reward, figures, judge, shown",
+    [
+        ("", PER_CENT, "scene", "50.0 → 50.0 %"),
+        ("scene", PER_CENT, "scene", "50.0 → 50.0 %"),
+        ("", PLAIN, "similarity to the target image", "21.000 → 21.000<"),
+        ("hps:<F>", PLAIN, "hps:&lt;F&gt;", "21.000 → 21.000<"),
+        (None, PLAIN, "not recorded", "21.000 → 21.000<"),
+    ],
+)
 def test_the_judge_is_named_and_its_scale_kept(reward, figures, judge, shown, tmp_path):
-    text = report(tmp_path/"run", reward, figures)
-    assert f"32 items, judge: {judge}" in text and shown in text and ("full marks" in text) == ("stated facts" in text) == (judge == "scene")
+    text = report(tmp_path / "run", reward, figures)
+    assert (
+        f"32 items, judge: {judge}" in text
+        and shown in text
+        and ("full marks" in text) == ("stated facts" in text) == (judge == "scene")
+    )
 
 
 def test_a_run_on_its_way_says_that_a_quarter_was_scored(tmp_path):
-    assert "step 9, a quarter of the items" in report(tmp_path/"run", "", PER_CENT)
+    assert "step 9, a quarter of the items" in report(tmp_path / "run", "", PER_CENT)
 
 
 def test_a_change_is_counted_in_the_judges_units():
-    assert amount("score", (.1, .02), "scene", "+") == "+10.0 ±\xa02.0 points" and amount("score", (.1, .02), "clip:x", "+") == "+0.100 ±\xa00.020"
+    assert (
+        amount("score", (0.1, 0.02), "scene", "+") == "+10.0 ±\xa02.0 points"
+        and amount("score", (0.1, 0.02), "clip:x", "+") == "+0.100 ±\xa00.020"
+    )
 
 
-@pytest.mark.parametrize("mean, inside", [(.4, True), (21., False), (-.2, False)])
+@pytest.mark.parametrize("mean, inside", [(0.4, True), (21.0, False), (-0.2, False)])
 def test_the_axis_holds_every_score(mean, inside):
-    ax = draw_heldout([dict(step=i, eval_score_mean=mean, eval_score_ci=.1) for i in (0, 1)], Figure().subplots())
+    ax = draw_heldout(
+        [dict(step=i, eval_score_mean=mean, eval_score_ci=0.1) for i in (0, 1)], Figure().subplots()
+    )
     low, high = ax.get_ylim()
     assert low <= mean <= high and ((low, high) == (0, 1)) == inside

@@ -8,31 +8,74 @@ import torch
 # %% ../nbs/07_rewards.ipynb #13be1caf
 def test_only_the_exact_form_is_read():
     assert parse_answer("<think>a b: c</think><answer> top-left </answer>") == "top-left"
-    for bad in ["", "red", "<answer>red</answer>", "<think></think><answer>red</answer>", "<think>x</think><answer></answer>",
-                "<think>x</think><answer>a</answer><answer>b</answer>", "<think>x<think>y</think><answer>a</answer>"]:
+    for bad in [
+        "",
+        "red",
+        "<answer>red</answer>",
+        "<think></think><answer>red</answer>",
+        "<think>x</think><answer></answer>",
+        "<think>x</think><answer>a</answer><answer>b</answer>",
+        "<think>x<think>y</think><answer>a</answer>",
+    ]:
         assert not well_formed(bad), bad
 
 # %% ../nbs/07_rewards.ipynb #f4a6d4ba
 def test_accuracy_takes_words_or_letter():
     truth = dict(choices=["pink", "blue", "red", "green"], answer="red")
     say = lambda a: f"<think>x</think><answer>{a}</answer>"
-    got = answer_accuracy(["q"]*6, [say("red"), say("Red"), say("C"), say("A"), say("red or blue"), "red"], [truth]*6)
-    assert got == [1, 1, 1, 0, 0, 0] and answer_accuracy(["q"], ["C"], [dict(choices=[], answer="")]) == [None]
+    got = answer_accuracy(
+        ["q"] * 6, [say("red"), say("Red"), say("C"), say("A"), say("red or blue"), "red"], [truth] * 6
+    )
+    assert got == [1, 1, 1, 0, 0, 0] and answer_accuracy(
+        ["q"], ["C"], [dict(choices=[], answer="")]
+    ) == [None]
 
 # %% ../nbs/07_rewards.ipynb #ba4dc91d
 def test_each_matcher_judges_by_its_own_rule():
     def judged(answer, said, matcher, choices=()):
         truth = dict(choices=list(choices), answer=answer, matcher=matcher)
-        return [answer_accuracy(["q"], [f"<think>x</think><answer>{a}</answer>"], [truth])[0] for a in said]
+        return [
+            answer_accuracy(["q"], [f"<think>x</think><answer>{a}</answer>"], [truth])[0] for a in said
+        ]
 
-    assert judged("1,200", ["1200", "1200.0", "1.2e3", "1201", "twelve hundred", "1,2,00"], "number") == [1, 1, 1, 0, 0, 0]
-    assert judged("1/3", ["0.3333", "2/6", "33.33%", "0.3", "1/3 or 2/3", "-1/3"], "number") == [1, 1, 1, 0, 0, 0]
-    assert judged("25%", ["0.25", "1/4", "25 %", "25"], "number") == [1, 1, 1, 0] and judged("many", ["many"], "number") == judged("...", [""], "text") == [None]
-    assert judged("a STOP sign", ["stop sign", "The stop sign.", "stop", "a stop sign or not"], "text") == [1, 1, 0, 0]
-    assert judged("no", ["no", "No", "B", "A", "yes", "C"], "choice", ["yes", "no"]) == [1, 1, 1, 0, 0, 0]
-    assert judged("A", ["A", "b", "B"], "choice", ["B", "A"]) == [1, 0, 0]  # choices that are letters: only words count
-    assert judged("h", ["H"], "choice", ["x1", "x2", "x3", "x4", "x5", "x6", "x7", "h"]) == [1] and judged("x", ["x"], None) == [None]
-    for matcher in "number", "text", "choice": assert answer_accuracy(["q"], ["5"], [dict(choices=["5", "6"], answer="5", matcher=matcher)]) == [0]  # no form, no reward
+
+    assert judged(
+        "1,200", ["1200", "1200.0", "1.2e3", "1201", "twelve hundred", "1,2,00"], "number"
+    ) == [1, 1, 1, 0, 0, 0]
+    assert judged("1/3", ["0.3333", "2/6", "33.33%", "0.3", "1/3 or 2/3", "-1/3"], "number") == [
+        1,
+        1,
+        1,
+        0,
+        0,
+        0,
+    ]
+    assert judged("25%", ["0.25", "1/4", "25 %", "25"], "number") == [1, 1, 1, 0] and judged(
+        "many", ["many"], "number"
+    ) == judged("...", [""], "text") == [None]
+    assert judged(
+        "a STOP sign", ["stop sign", "The stop sign.", "stop", "a stop sign or not"], "text"
+    ) == [1, 1, 0, 0]
+    assert judged("no", ["no", "No", "B", "A", "yes", "C"], "choice", ["yes", "no"]) == [
+        1,
+        1,
+        1,
+        0,
+        0,
+        0,
+    ]
+    assert judged("A", ["A", "b", "B"], "choice", ["B", "A"]) == [
+        1,
+        0,
+        0,
+    ]  # choices that are letters: only words count
+    assert judged("h", ["H"], "choice", ["x1", "x2", "x3", "x4", "x5", "x6", "x7", "h"]) == [
+        1
+    ] and judged("x", ["x"], None) == [None]
+    for matcher in "number", "text", "choice":
+        assert answer_accuracy(
+            ["q"], ["5"], [dict(choices=["5", "6"], answer="5", matcher=matcher)]
+        ) == [0]  # no form, no reward
 
 # %% ../nbs/07_rewards.ipynb #a4f7f5be
 from pairuni_nb.world import records, render
@@ -41,23 +84,33 @@ from pairuni_nb.world import records, render
 def test_scene_reward_knows_what_it_cannot_tell():
     rs = records("g", 4, seed=1)
     x = render([Scene.from_json(r["scene"]) for r in rs])
-    assert scene_reward([""]*4, x, rs) == [1]*4
-    assert scene_reward([""]*4, x, [dict(rs[0], scene="")] + rs[1:]) == [None, 1, 1, 1]
+    assert scene_reward([""] * 4, x, rs) == [1] * 4
+    assert scene_reward([""] * 4, x, [dict(rs[0], scene="")] + rs[1:]) == [None, 1, 1, 1]
 
 # %% ../nbs/07_rewards.ipynb #304a9712
 def test_a_copy_of_the_target_earns_one():
-    flat = lambda images: torch.nn.functional.normalize(torch.tensor(np.stack([np.asarray(i, np.float32).ravel() - 128 for i in images])), dim=1)
+    flat = lambda images: torch.nn.functional.normalize(
+        torch.tensor(np.stack([np.asarray(i, np.float32).ravel() - 128 for i in images])), dim=1
+    )
     rs = records("g", 3, seed=2)
     x = np.stack([np.asarray(r["image"]) for r in rs])
     score = target_similarity(flat)
-    assert np.allclose(score([""]*3, x, rs), 1, atol=1e-5) and max(score([""]*3, 255-x, rs)) < .1
+    assert np.allclose(score([""] * 3, x, rs), 1, atol=1e-5) and max(score([""] * 3, 255 - x, rs)) < 0.1
 
 # %% ../nbs/07_rewards.ipynb #1e7c8307
 def test_matrix_keeps_groups_together():
-    m = reward_matrix(lambda p, o, t: [None if x == 3 else x for x in o], ["a", "b"], [0, 1, 2, 3, 4, 5], [{}, {}], 3)
-    assert m.shape == (2, 3) and m[0].tolist() == [0, 1, 2] and m[1].isnan().tolist() == [True, False, False]
+    m = reward_matrix(
+        lambda p, o, t: [None if x == 3 else x for x in o], ["a", "b"], [0, 1, 2, 3, 4, 5], [{}, {}], 3
+    )
+    assert (
+        m.shape == (2, 3)
+        and m[0].tolist() == [0, 1, 2]
+        and m[1].isnan().tolist() == [True, False, False]
+    )
 
 # %% ../nbs/07_rewards.ipynb #ac6d8f00
 def test_short_reward_is_refused():
     import pytest
-    with pytest.raises(ValueError, match="returned 1 values for 4"): reward_matrix(lambda p, o, t: [1.], ["a"], [0]*4, [{}], 4)
+
+    with pytest.raises(ValueError, match="returned 1 values for 4"):
+        reward_matrix(lambda p, o, t: [1.0], ["a"], [0] * 4, [{}], 4)

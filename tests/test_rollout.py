@@ -14,41 +14,59 @@ from pairuni_nb.janus_nano import new_nano, nano_processor
 
 # %% ../nbs/06_rollout.ipynb #7b7eff8a
 def test_draw_never_leaves_the_support():
-    holes = torch.tensor([[0., .3, 0., .7, 0.]]).repeat(4, 1)
-    assert draw(holes, torch.tensor([0., .2999, .3001, 1 - 2**-24])).tolist() == [1, 1, 3, 3]
-    long = torch.full((1, 100_000), 1e-5); long[:, -50:] = 0
+    holes = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).repeat(4, 1)
+    assert draw(holes, torch.tensor([0.0, 0.2999, 0.3001, 1 - 2**-24])).tolist() == [1, 1, 3, 3]
+    long = torch.full((1, 100_000), 1e-5)
+    long[:, -50:] = 0
     assert draw(long, torch.tensor([1 - 2**-24])) < 99_950
-    sums = torch.rand(100_000, 1) + .5  # whatever the rounding made of the sum
-    assert (draw(torch.cat([sums, torch.zeros_like(sums)], 1), torch.full((100_000,), 1 - 2**-24)) == 0).all()
+    sums = torch.rand(100_000, 1) + 0.5  # whatever the rounding made of the sum
+    assert (
+        draw(torch.cat([sums, torch.zeros_like(sums)], 1), torch.full((100_000,), 1 - 2**-24)) == 0
+    ).all()
 
 # %% ../nbs/06_rollout.ipynb #ff3dcc01
 def test_noise_depends_on_its_four_arguments_alone():
     whole = noise(3, 1, ["a", "b", "c"], 4, 16)
     assert torch.equal(noise(3, 1, ["c", "a"], 4, 16), torch.cat([whole[8:], whole[:4]]))
     assert torch.equal(noise(3, 1, ["b"], 2, 9), whole[4:6, :9])
-    others = [noise(4, 1, ["a"], 4, 16), noise(3, 2, ["a"], 4, 16), noise(3, 1, ["d"], 4, 16), whole[4:8]]
+    others = [
+        noise(4, 1, ["a"], 4, 16),
+        noise(3, 2, ["a"], 4, 16),
+        noise(3, 1, ["d"], 4, 16),
+        whole[4:8],
+    ]
     assert not any((o == whole[:4]).any() for o in others) and 0 <= whole.min() and whole.max() < 1
 
 # %% ../nbs/06_rollout.ipynb #8f464029
 def test_draws_follow_the_softmax():
-    want = torch.tensor([2., 1., 0., -1., -2., .5]).softmax(0).repeat(40_000, 1)
+    want = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, 0.5]).softmax(0).repeat(40_000, 1)
     counts = draw(want, noise(0, 0, range(40), 1, 1000).flatten()).bincount(minlength=6)
-    chi2 = ((counts - 40_000*want[0])**2/(40_000*want[0])).sum()
+    chi2 = ((counts - 40_000 * want[0]) ** 2 / (40_000 * want[0])).sum()
     assert chi2 < 20.5  # 99.9 % point of chi-square with 5 degrees of freedom
 
 # %% ../nbs/06_rollout.ipynb #c4bd3c5a
 @cache
-def read_processor(): return nano_processor()
+def read_processor():
+    return nano_processor()
+
 
 def random_nano(seed=0):
     "A nano Janus with lively random weights; no training involved"
     processor = deepcopy(read_processor())
     model, generator = new_nano(processor, seed), torch.Generator().manual_seed(seed)
     parts = model.model
-    for module, std in ((parts.language_model, .05), (parts.language_model.embed_tokens, .3), (parts.aligner, .1), (parts.generation_aligner, .1), (parts.generation_embeddings, 1.),
-                        (parts.generation_head, .08), (model.lm_head, .08)):
+    for module, std in (
+        (parts.language_model, 0.05),
+        (parts.language_model.embed_tokens, 0.3),
+        (parts.aligner, 0.1),
+        (parts.generation_aligner, 0.1),
+        (parts.generation_embeddings, 1.0),
+        (parts.generation_head, 0.08),
+        (model.lm_head, 0.08),
+    ):
         for weight in module.parameters():
-            if weight.ndim > 1: weight.data.normal_(0, std, generator=generator)
+            if weight.ndim > 1:
+                weight.data.normal_(0, std, generator=generator)
     return model, processor
 
 # %% ../nbs/06_rollout.ipynb #b1fa9d82
@@ -61,16 +79,22 @@ def test_eos_counts_and_nothing_after_it():
 def saved(f):
     "MB that autograd keeps for the backward pass of f, each storage once"
     kept = {}
-    def pack(x): kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes(); return x
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): f()
-    return round(sum(kept.values())/1e6, 1)
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        f()
+    return round(sum(kept.values()) / 1e6, 1)
 
 # %% ../nbs/06_rollout.ipynb #78c06631
 def plain_score(policy, r):
     "Log-probs with no cache and no sharing: one whole sequence a row, conditional and unconditional in turn"
     ids, mask = r.prompts.input_ids[r.group], r.prompts.attention_mask[r.group]
     T, both = r.tokens.shape[1], [ids]
-    if r.task == "g" and r.sampling.scores_guided: both.append(unconditional(mask, policy.bos, policy.pad, policy.boi))
+    if r.task == "g" and r.sampling.scores_guided:
+        both.append(unconditional(mask, policy.bos, policy.pad, policy.boi))
     mask, rows = F.pad(mask, (0, T), value=1), []
     for ids in both:
         x = policy.model.get_input_embeddings()(ids)
@@ -78,22 +102,32 @@ def plain_score(policy, r):
             seen = policy.model.model.aligner(r.prompts.features)[r.group]
             x[ids == policy.model.config.image_token_id] = seen.flatten(0, 1)
         x = torch.cat([x, policy.embed(r.task, r.tokens)], 1)
-        states = policy.model.model.language_model(inputs_embeds=x, attention_mask=mask, position_ids=positions(mask)).last_hidden_state
-        rows.append(policy.head(r.task, states[:, -T-1:-1]))
-    logits = guide(torch.cat(rows), len(r), r.sampling.cfg_weight)/r.sampling.temperature
-    return logits.log_softmax(-1).gather(-1, r.tokens[..., None]).squeeze(-1)*r.mask
+        states = policy.model.model.language_model(
+            inputs_embeds=x, attention_mask=mask, position_ids=positions(mask)
+        ).last_hidden_state
+        rows.append(policy.head(r.task, states[:, -T - 1 : -1]))
+    logits = guide(torch.cat(rows), len(r), r.sampling.cfg_weight) / r.sampling.temperature
+    return logits.log_softmax(-1).gather(-1, r.tokens[..., None]).squeeze(-1) * r.mask
 
 # %% ../nbs/06_rollout.ipynb #4df93fa3
 @cache
-def nano_policy(): return JanusPolicy(*random_nano())
+def nano_policy():
+    return JanusPolicy(*random_nano())
 
-DRAW = ["a red star at the top", "two blue circles and a green square, striped background", "a pink cross"]
+
+DRAW = [
+    "a red star at the top",
+    "two blue circles and a green square, striped background",
+    "a pink cross",
+]
 ASK = ["What colour is it?", "How many shapes are there in the picture?\nA. one\nB. two", "Which?"]
+
 
 def rollouts(task, sampling, k=4, ids=range(3)):
     "k rollouts of three prompts of different lengths"
     policy = nano_policy()
-    if task == "g": return policy.sample(policy.image_prompts(DRAW), k, noise(0, 0, ids, k, 36), sampling)
+    if task == "g":
+        return policy.sample(policy.image_prompts(DRAW), k, noise(0, 0, ids, k, 36), sampling)
     pictures = [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")]
     return policy.sample(policy.text_prompts(ASK, pictures), k, noise(0, 0, ids, k, 36), sampling)
 
@@ -101,19 +135,26 @@ def rollouts(task, sampling, k=4, ids=range(3)):
 @pytest.mark.parametrize("scoring", ["guided", "cond", "none"])
 @pytest.mark.parametrize("task", ["u", "g"])
 def test_recorded_equals_replayed(task, scoring):
-    r = rollouts(task, Sampling(.8, 5., scoring))
-    with torch.no_grad(): replay, plain = nano_policy()(r), plain_score(nano_policy(), r)
+    r = rollouts(task, Sampling(0.8, 5.0, scoring))
+    with torch.no_grad():
+        replay, plain = nano_policy()(r), plain_score(nano_policy(), r)
     assert gap(r, replay) < 1e-4 and gap(r, plain) < 1e-4
     assert (r.logp.exp() <= 1 + 1e-6).all() and r.logp[r.mask].max() < 0
     same = torch.equal(r.logp, r.sample_logp)
-    assert same == (task == "u" or scoring != "cond")  # only cond scores another distribution than it samples
+    assert same == (
+        task == "u" or scoring != "cond"
+    )  # only cond scores another distribution than it samples
 
 # %% ../nbs/06_rollout.ipynb #4e349b19
 def test_at_weight_one_the_modes_agree():
-    modes = [rollouts("g", Sampling(1., 1., s)) for s in ("guided", "cond", "none")]
+    modes = [rollouts("g", Sampling(1.0, 1.0, s)) for s in ("guided", "cond", "none")]
     assert all(torch.equal(modes[0].tokens, r.tokens) for r in modes)
-    for w in (1., 1.00001):  # the second really runs the unconditional rows
-        with torch.no_grad(): scores = [nano_policy()(replace(modes[0], sampling=Sampling(1., w, s))) for s in ("guided", "cond", "none")]
+    for w in (1.0, 1.00001):  # the second really runs the unconditional rows
+        with torch.no_grad():
+            scores = [
+                nano_policy()(replace(modes[0], sampling=Sampling(1.0, w, s)))
+                for s in ("guided", "cond", "none")
+            ]
         assert all((modes[0].logp - s).abs().max() < 2e-4 for s in scores)
 
 # %% ../nbs/06_rollout.ipynb #b0aafe94
@@ -122,7 +163,8 @@ def test_no_token_knows_the_future():
         r = rollouts(task, Sampling())
         other = replace(r, tokens=r.tokens.clone(), mask=torch.ones_like(r.mask))
         other.tokens[:, 10] = (other.tokens[:, 10] + 1) % 300
-        with torch.no_grad(): moved = (nano_policy()(other) - nano_policy()(replace(r, mask=other.mask))).abs() > 1e-5
+        with torch.no_grad():
+            moved = (nano_policy()(other) - nano_policy()(replace(r, mask=other.mask))).abs() > 1e-5
         assert not moved[:, :10].any() and moved[:, 10:].any(1).all()
 
 # %% ../nbs/06_rollout.ipynb #d7a3c1a3
@@ -130,19 +172,30 @@ def test_greedy_images_equal_generate():
     policy = nano_policy()
     batch = policy._tokenize(DRAW, generation_mode="image")
     assert len(batch["attention_mask"].sum(1).unique()) == 3
-    theirs = policy.model.generate(**batch, generation_mode="image", do_sample=False, guidance_scale=5.)
+    theirs = policy.model.generate(
+        **batch, generation_mode="image", do_sample=False, guidance_scale=5.0
+    )
     ours = policy.sample(policy.image_prompts(DRAW), 1, None, Sampling(temperature=0))
     assert torch.equal(ours.tokens, theirs) and len(theirs.unique()) > 15
-    with torch.no_grad(): assert torch.equal(policy.logits(ours).argmax(-1), theirs)  # and replay picks them again
+    with torch.no_grad():
+        assert torch.equal(policy.logits(ours).argmax(-1), theirs)  # and replay picks them again
 
 # %% ../nbs/06_rollout.ipynb #087c609a
 def test_greedy_text_equals_generate():
-    policy, pictures = nano_policy(), [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")]
+    policy, pictures = (
+        nano_policy(),
+        [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")],
+    )
     batch = policy._tokenize(ASK, pictures)
-    theirs = policy.model.generate(**batch, do_sample=False, max_new_tokens=20)[:, batch["input_ids"].shape[1]:]
-    ours = policy.sample(policy.text_prompts(ASK, pictures), 1, None, Sampling(temperature=0, max_new_tokens=20))
+    theirs = policy.model.generate(**batch, do_sample=False, max_new_tokens=20)[
+        :, batch["input_ids"].shape[1] :
+    ]
+    ours = policy.sample(
+        policy.text_prompts(ASK, pictures), 1, None, Sampling(temperature=0, max_new_tokens=20)
+    )
     assert torch.equal(ours.tokens, theirs) and len(theirs.unique()) > 10
-    with torch.no_grad(): again = policy.logits(ours).argmax(-1)
+    with torch.no_grad():
+        again = policy.logits(ours).argmax(-1)
     assert torch.equal(again[ours.mask], ours.tokens[ours.mask])
 
 # %% ../nbs/06_rollout.ipynb #fa4a8707
@@ -151,19 +204,30 @@ def test_batch_chunk_and_padding_do_not_matter(task):
     policy, whole = nano_policy(), rollouts(task, Sampling())
     for p in range(3):
         pictures = [Image.new("RGB", (48, 48), ("red", "green", "blue")[p])]
-        alone = policy.image_prompts(DRAW[p:p+1]) if task == "g" else policy.text_prompts(ASK[p:p+1], pictures)
+        alone = (
+            policy.image_prompts(DRAW[p : p + 1])
+            if task == "g"
+            else policy.text_prompts(ASK[p : p + 1], pictures)
+        )
         r = policy.sample(alone, 4, noise(0, 0, [p], 4, 36), Sampling())
-        part, T = whole.index(slice(4*p, 4*p + 4)), r.tokens.shape[1]
-        same = (r.tokens == part.tokens[:, :T]).all(1)  # a u on the very edge of a bin may fall either way, about once in 1e5 tokens
+        part, T = whole.index(slice(4 * p, 4 * p + 4)), r.tokens.shape[1]
+        same = (r.tokens == part.tokens[:, :T]).all(
+            1
+        )  # a u on the very edge of a bin may fall either way, about once in 1e5 tokens
         assert same.sum() >= 3 and (r.logp - part.logp[:, :T])[same].abs().max() < 1e-4
-        with torch.no_grad(): assert (policy(replace(part, prompts=alone, group=torch.zeros_like(part.group))) - policy(part)).abs().max() < 1e-4
+        with torch.no_grad():
+            assert (
+                policy(replace(part, prompts=alone, group=torch.zeros_like(part.group)))
+                - policy(part)
+            ).abs().max() < 1e-4
 
 # %% ../nbs/06_rollout.ipynb #01b9683a
 @pytest.mark.parametrize("rows", [slice(4, 8), [1, 2, 9], torch.tensor([11, 0])])
 def test_scoring_a_slice_is_slicing_the_scores(rows):
     for task in "ug":
         r = rollouts(task, Sampling())
-        with torch.no_grad(): assert (nano_policy()(r, rows) - nano_policy()(r)[rows]).abs().max() < 1e-5
+        with torch.no_grad():
+            assert (nano_policy()(r, rows) - nano_policy()(r)[rows]).abs().max() < 1e-5
 
 # %% ../nbs/06_rollout.ipynb #4f57e0ee
 def test_gradient_reaches_what_is_trained():
@@ -172,6 +236,12 @@ def test_gradient_reaches_what_is_trained():
     for task in "ug":
         policy.zero_grad()
         policy(rollouts(task, Sampling())).sum().backward()
-        got[task] = {name.removeprefix("model.").removeprefix("model.").split(".")[0] for name, p in policy.named_parameters() if p.grad is not None}
-    assert got == {"u": {"language_model", "lm_head", "aligner"},
-                   "g": {"language_model", "generation_head", "generation_embeddings", "generation_aligner"}}
+        got[task] = {
+            name.removeprefix("model.").removeprefix("model.").split(".")[0]
+            for name, p in policy.named_parameters()
+            if p.grad is not None
+        }
+    assert got == {
+        "u": {"language_model", "lm_head", "aligner"},
+        "g": {"language_model", "generation_head", "generation_embeddings", "generation_aligner"},
+    }

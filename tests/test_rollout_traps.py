@@ -1,4 +1,5 @@
 """Edge cases of sampling and scoring that would interrupt the lesson in nbs/06_rollout.ipynb."""
+
 import copy
 from dataclasses import replace
 
@@ -22,49 +23,73 @@ def fresh():
 
 
 def sample_text(policy, sampling, k=8):
-    return policy.sample(policy.text_prompts(ASK), k, noise(0, 0, range(3), k, sampling.max_new_tokens), sampling)
+    return policy.sample(
+        policy.text_prompts(ASK), k, noise(0, 0, range(3), k, sampling.max_new_tokens), sampling
+    )
 
 
 # temperature
 
+
 @pytest.mark.parametrize("task", ["u", "g"])
 def test_temperature_is_used_in_both_passes(task):
-    cold, warm = rollouts(task, Sampling(.5)), rollouts(task, Sampling(1.))
+    cold, warm = rollouts(task, Sampling(0.5)), rollouts(task, Sampling(1.0))
     with torch.no_grad():
         assert gap(cold, nano_policy()(cold)) < 1e-4
-        assert gap(cold, nano_policy()(replace(cold, sampling=warm.sampling))) > .1  # another record, another score
-    assert (cold.logp.sum()/cold.mask.sum()).exp() > (warm.logp.sum()/warm.mask.sum()).exp()
+        assert (
+            gap(cold, nano_policy()(replace(cold, sampling=warm.sampling))) > 0.1
+        )  # another record, another score
+    assert (cold.logp.sum() / cold.mask.sum()).exp() > (warm.logp.sum() / warm.mask.sum()).exp()
 
 
 def test_greedy_rollouts_are_not_scored():
     r = nano_policy().sample(nano_policy().image_prompts(DRAW), 1, None, Sampling(temperature=0))
     assert (r.logp == 0).all()
-    with pytest.raises(ValueError, match="greedy"): nano_policy()(r)
+    with pytest.raises(ValueError, match="greedy"):
+        nano_policy()(r)
 
 
-@pytest.mark.parametrize("bad", [dict(temperature=-1.), dict(temperature=float("nan")), dict(cfg_weight=-1.), dict(max_new_tokens=0), dict(cfg_scoring="Guided")])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(temperature=-1.0),
+        dict(temperature=float("nan")),
+        dict(cfg_weight=-1.0),
+        dict(max_new_tokens=0),
+        dict(cfg_scoring="Guided"),
+    ],
+)
 def test_bad_sampling_is_named(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))): Sampling(**bad)
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Sampling(**bad)
 
 
 # truncation: every token of the vocabulary can come, in both tasks
 
+
 @pytest.mark.parametrize("task", ["u", "g"])
 def test_first_tokens_follow_the_whole_softmax(task, fresh):
     head = fresh.model.lm_head if task == "u" else fresh.model.model.generation_head.vision_head
-    head.weight.data.mul_(.1)  # nearly flat: a hidden top 50 would leave out most of the vocabulary
+    head.weight.data.mul_(
+        0.1
+    )  # nearly flat: a hidden top 50 would leave out most of the vocabulary
     k, sampling = 6000, Sampling(max_new_tokens=1)
     prompts = fresh.text_prompts(ASK[:1]) if task == "u" else fresh.image_prompts(DRAW[:1])
-    if task == "g": fresh.image_tokens = 1  # one step is enough
+    if task == "g":
+        fresh.image_tokens = 1  # one step is enough
     r = fresh.sample(prompts, k, noise(0, 0, [0], k, 1), sampling)
-    with torch.no_grad(): want = fresh.logits(r.index([0]))[0, 0].softmax(-1)*k
+    with torch.no_grad():
+        want = fresh.logits(r.index([0]))[0, 0].softmax(-1) * k
     seen = r.tokens[:, 0].bincount(minlength=len(want))
-    chi2, n = ((seen - want)**2/want).sum(), len(want) - 1
-    assert (want > 5).sum() > 2*50 and abs(chi2 - n) < 5*(2*n)**.5  # chi-square has mean n and variance 2n
-    assert (seen > 0).sum() > .95*len(want)  # all of them, but for the rare miss
+    chi2, n = ((seen - want) ** 2 / want).sum(), len(want) - 1
+    assert (want > 5).sum() > 2 * 50 and abs(chi2 - n) < 5 * (
+        2 * n
+    ) ** 0.5  # chi-square has mean n and variance 2n
+    assert (seen > 0).sum() > 0.95 * len(want)  # all of them, but for the rare miss
 
 
 # the unconditional prompt
+
 
 def test_unconditional_prompt_is_built_from_its_own_length():
     policy = nano_policy()
@@ -73,7 +98,7 @@ def test_unconditional_prompt_is_built_from_its_own_length():
     for p, one in enumerate(alone):
         n = one.input_ids.shape[1]
         assert one.attention_mask.all() and together.attention_mask[p].sum() == n
-        assert ids[p, -n:].tolist() == [policy.bos] + [policy.pad]*(n - 2) + [policy.boi]
+        assert ids[p, -n:].tolist() == [policy.bos] + [policy.pad] * (n - 2) + [policy.boi]
         assert torch.equal(together.input_ids[p, -n:], one.input_ids[0])
 
 
@@ -81,33 +106,46 @@ def test_pads_of_the_unconditional_prompt_are_attended(fresh):
     r = rollouts("g", Sampling())
     with torch.no_grad():
         before = fresh(r)
-        fresh.model.get_input_embeddings().weight[fresh.pad] += 1.
+        fresh.model.get_input_embeddings().weight[fresh.pad] += 1.0
         assert (fresh(r) - before).abs().max() > 1e-3  # seen through the unconditional rows ..
         bare = replace(r, sampling=Sampling(cfg_scoring="cond"))
         after = fresh(bare)
-        fresh.model.get_input_embeddings().weight[fresh.pad] -= 1.
-        assert (fresh(bare) - after).abs().max() < 1e-5  # .. and only there: padding is not attended
+        fresh.model.get_input_embeddings().weight[fresh.pad] -= 1.0
+        assert (
+            fresh(bare) - after
+        ).abs().max() < 1e-5  # .. and only there: padding is not attended
 
 
 # EOS
+
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
 def test_text_ends_at_its_first_eos(fresh, pad_is_eos):
     free = sample_text(fresh, Sampling(max_new_tokens=20))
     ends = free.tokens[:, 3:12].flatten().unique()[::6]  # some tokens that do occur become EOS
     fresh.eos = ends
-    if pad_is_eos: fresh.pad = ends[0].item()
+    if pad_is_eos:
+        fresh.pad = ends[0].item()
     r = sample_text(fresh, Sampling(max_new_tokens=20))
     stop = torch.isin(free.tokens, ends)
     for row in range(len(r)):
         n = stop[row].int().argmax().item() + 1 if stop[row].any() else 20
         assert r.mask[row].sum() == n and r.mask[row, :n].all()
         assert torch.equal(r.tokens[row, :n], free.tokens[row, :n])  # the EOS itself is there ..
-        assert (r.tokens[row, n:] == fresh.pad).all() and (r.logp[row, n:] == 0).all()  # .. and nothing after it
-    assert torch.equal(r.ended, stop.any(1)) and not r.ended.all() and r.mask.sum(1).unique().numel() > 2 and gap(r, fresh(r)) < 1e-4
+        assert (r.tokens[row, n:] == fresh.pad).all() and (
+            r.logp[row, n:] == 0
+        ).all()  # .. and nothing after it
+    assert (
+        torch.equal(r.ended, stop.any(1))
+        and not r.ended.all()
+        and r.mask.sum(1).unique().numel() > 2
+        and gap(r, fresh(r)) < 1e-4
+    )
     assert r.logp[r.mask].max() < 0 and (fresh(r)[~r.mask] == 0).all()
     texts = fresh.texts(r)
-    assert texts[0] == fresh.processor.tokenizer.decode([t for t in r.tokens[0, :r.mask[0].sum()].tolist() if t not in ends])
+    assert texts[0] == fresh.processor.tokenizer.decode(
+        [t for t in r.tokens[0, : r.mask[0].sum()].tolist() if t not in ends]
+    )
 
 
 def test_sampling_stops_when_all_rows_have_ended(fresh):
@@ -119,29 +157,44 @@ def test_sampling_stops_when_all_rows_have_ended(fresh):
 
 def test_images_know_no_eos(fresh):
     fresh.eos = torch.arange(512)
-    r = fresh.sample(fresh.image_prompts(DRAW), 2, noise(0, 0, range(3), 2, 36), Sampling(max_new_tokens=3))
-    assert r.tokens.shape == (6, 36) and r.mask.all() and r.ended.all() and torch.equal(r.tokens, rollouts("g", Sampling(), 2).tokens)
+    r = fresh.sample(
+        fresh.image_prompts(DRAW), 2, noise(0, 0, range(3), 2, 36), Sampling(max_new_tokens=3)
+    )
+    assert (
+        r.tokens.shape == (6, 36)
+        and r.mask.all()
+        and r.ended.all()
+        and torch.equal(r.tokens, rollouts("g", Sampling(), 2).tokens)
+    )
 
 
 # two heads, two vocabularies
 
-@pytest.mark.parametrize("task, own, other", [("u", "lm_head", "generation_head"), ("g", "generation_head", "lm_head")])
+
+@pytest.mark.parametrize(
+    "task, own, other", [("u", "lm_head", "generation_head"), ("g", "generation_head", "lm_head")]
+)
 def test_heads_are_never_mixed(fresh, task, own, other):
     r = rollouts(task, Sampling())
-    heads = dict(lm_head=fresh.model.lm_head.weight, generation_head=fresh.model.model.generation_head.vision_head.weight)
+    heads = dict(
+        lm_head=fresh.model.lm_head.weight,
+        generation_head=fresh.model.model.generation_head.vision_head.weight,
+    )
     with torch.no_grad():
         before = fresh(r)
         heads[other].normal_()
-        if task == "u": fresh.model.model.generation_embeddings.weight.normal_()
+        if task == "u":
+            fresh.model.model.generation_embeddings.weight.normal_()
         assert torch.equal(fresh(r), before)
         heads[own].normal_()
-        assert not torch.allclose(fresh(r), before, atol=.1)
+        assert not torch.allclose(fresh(r), before, atol=0.1)
 
 
 def test_forward_is_where_the_hooks_hang(fresh):
     calls = []
     fresh.register_forward_hook(lambda *_: calls.append(1))
-    for task in "ug": fresh(rollouts(task, Sampling()))
+    for task in "ug":
+        fresh(rollouts(task, Sampling()))
     assert len(calls) == 2
 
 
@@ -149,30 +202,39 @@ def test_ddp_wraps_both_tasks(fresh):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(fresh, find_unused_parameters=True)
-        for task, used in (("u", fresh.model.lm_head.weight), ("g", fresh.model.model.generation_head.vision_head.weight)):
+        for task, used in (
+            ("u", fresh.model.lm_head.weight),
+            ("g", fresh.model.model.generation_head.vision_head.weight),
+        ):
             r = rollouts(task, Sampling())
             logp = wrapped(r)
             logp.sum().backward()
             assert gap(r, logp) < 1e-4 and used.grad.abs().sum() > 0
-    finally: dist.destroy_process_group()
+    finally:
+        dist.destroy_process_group()
 
 
 # micro-batches
 
+
 def test_gradient_of_micro_batches_is_the_gradient_of_the_batch(fresh):
     r = rollouts("g", Sampling())
     weight = torch.linspace(-1, 1, len(r))
-    (fresh(r).sum(1)*weight).sum().backward()
+    (fresh(r).sum(1) * weight).sum().backward()
     whole = fresh.model.model.language_model.layers[0].mlp.up_proj.weight.grad.clone()
     fresh.zero_grad()
     for rows in ([0, 5, 7, 11], [1, 2, 3], [4, 6, 8, 9, 10]):  # groups torn apart
-        (fresh(r, rows).sum(1)*weight[rows]).sum().backward()
-    assert (fresh.model.model.language_model.layers[0].mlp.up_proj.weight.grad - whole).abs().max() < 1e-4*whole.abs().max()
+        (fresh(r, rows).sum(1) * weight[rows]).sum().backward()
+    assert (
+        fresh.model.model.language_model.layers[0].mlp.up_proj.weight.grad - whole
+    ).abs().max() < 1e-4 * whole.abs().max()
 
 
 def test_rollouts_can_be_trained_on_after_inference_mode(fresh):
     r = fresh.sample(fresh.text_prompts(ASK), 2, noise(0, 0, range(3), 2, 24), Sampling())
-    assert not any(t.is_inference() for t in (r.tokens, r.logp, r.mask, r.group, r.prompts.input_ids))
+    assert not any(
+        t.is_inference() for t in (r.tokens, r.logp, r.mask, r.group, r.prompts.input_ids)
+    )
     fresh(r).sum().backward()
 
 
@@ -180,37 +242,54 @@ def test_gradient_checkpointing_is_refused(fresh):
     fresh.model.gradient_checkpointing_enable()
     r = rollouts("u", Sampling())
     assert gap(r, fresh(r)) < 1e-4  # in eval mode it does nothing
-    with pytest.raises(ValueError, match="checkpointing"): fresh.train()(r)
+    with pytest.raises(ValueError, match="checkpointing"):
+        fresh.train()(r)
 
 
 # precision
+
 
 @pytest.mark.parametrize("task", ["u", "g"])
 def test_bfloat16_trunk_keeps_float32_heads(task):
     model, processor = random_nano()
     policy = JanusPolicy(model.bfloat16(), processor)
-    prompts = policy.image_prompts(DRAW) if task == "g" else policy.text_prompts(ASK, [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")])
+    prompts = (
+        policy.image_prompts(DRAW)
+        if task == "g"
+        else policy.text_prompts(
+            ASK, [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")]
+        )
+    )
     r = policy.sample(prompts, 4, noise(0, 0, range(3), 4, 36), Sampling())
-    with torch.autocast("cpu", torch.bfloat16): logp = policy(r)
+    with torch.autocast("cpu", torch.bfloat16):
+        logp = policy(r)
     assert r.logp.dtype == logp.dtype == torch.float32
-    assert 1e-4 < gap(r, logp.detach())  # bfloat16 does part: that is why a trainer recomputes old log-probs there
-    assert ((r.logp - logp)*r.mask).abs().mean() < .1
+    assert 1e-4 < gap(
+        r, logp.detach()
+    )  # bfloat16 does part: that is why a trainer recomputes old log-probs there
+    assert ((r.logp - logp) * r.mask).abs().mean() < 0.1
 
 
 # pixels
 
+
 def test_images_are_clamped_not_wrapped(fresh):
     r = rollouts("g", Sampling(), 1)
-    fresh.model.model.vqmodel.decoder.conv_out.bias.data[:] = torch.tensor([9., -9., 0.])
+    fresh.model.model.vqmodel.decoder.conv_out.bias.data[:] = torch.tensor([9.0, -9.0, 0.0])
     drawn = fresh.images(r)
     assert drawn.shape == (3, 48, 48, 3) and drawn.dtype == "uint8"
     assert (drawn[..., 0] == 255).all() and (drawn[..., 1] == 0).all()
-    first = fresh.model.decode_image_tokens(r.tokens).detach().permute(0, 3, 1, 2)  # transformers' PIL processor wants channels first
+    first = (
+        fresh.model.decode_image_tokens(r.tokens).detach().permute(0, 3, 1, 2)
+    )  # transformers' PIL processor wants channels first
     theirs = fresh.processor.postprocess(list(first))["pixel_values"]
-    assert max(abs(a.transpose(2, 0, 1).astype(int) - b).max() for a, b in zip(drawn, theirs)) <= 1  # they cut, we round
+    assert (
+        max(abs(a.transpose(2, 0, 1).astype(int) - b).max() for a, b in zip(drawn, theirs)) <= 1
+    )  # they cut, we round
 
 
 # what a user may hand over
+
 
 def test_noise_of_a_wrong_shape_is_named():
     policy = nano_policy()
@@ -220,27 +299,33 @@ def test_noise_of_a_wrong_shape_is_named():
 
 
 def test_questions_without_their_images_are_named():
-    with pytest.raises(ValueError, match="3 questions but 1 images"): nano_policy().text_prompts(ASK, [Image.new("RGB", (48, 48))])
+    with pytest.raises(ValueError, match="3 questions but 1 images"):
+        nano_policy().text_prompts(ASK, [Image.new("RGB", (48, 48))])
 
 
-@pytest.mark.parametrize("harm, words", [
-    (lambda m, p: m.generation_config.generation_kwargs.clear(), "boi"),
-    (lambda m, p: setattr(m.generation_config, "eos_token_id", None), "eos"),
-    (lambda m, p: setattr(p, "num_image_tokens", 576), "processor has 576"),
-    (lambda m, p: setattr(m.config.vq_config, "num_patches", 24), "VQ has 576"),
-    (lambda m, p: setattr(m.config, "model_type", "llama"), "'llama'"),
-])
+@pytest.mark.parametrize(
+    "harm, words",
+    [
+        (lambda m, p: m.generation_config.generation_kwargs.clear(), "boi"),
+        (lambda m, p: setattr(m.generation_config, "eos_token_id", None), "eos"),
+        (lambda m, p: setattr(p, "num_image_tokens", 576), "processor has 576"),
+        (lambda m, p: setattr(m.config.vq_config, "num_patches", 24), "VQ has 576"),
+        (lambda m, p: setattr(m.config, "model_type", "llama"), "'llama'"),
+    ],
+)
 def test_a_checkpoint_that_does_not_fit_is_refused(harm, words):
     model, processor = random_nano()
     harm(model, processor)
-    with pytest.raises(ValueError, match=words): JanusPolicy(model, processor)
+    with pytest.raises(ValueError, match=words):
+        JanusPolicy(model, processor)
 
 
 def test_a_tokenizer_that_adds_no_bos_is_refused():
     model, processor = random_nano()
     policy = JanusPolicy(model, processor)
     policy.bos = policy.boi
-    with pytest.raises(ValueError, match="BOS"): policy.image_prompts(DRAW)
+    with pytest.raises(ValueError, match="BOS"):
+        policy.image_prompts(DRAW)
 
 
 def test_several_eos_ids(fresh):
@@ -251,9 +336,13 @@ def test_several_eos_ids(fresh):
 
 # steps that a GPU may record
 
+
 class Tape(TorchDispatchMode):
     "Operations on the tensors they met, as a CUDA graph keeps them; recording runs them once, so the first play does not."
-    def __init__(self): super().__init__(); self.ops, self.plays = [], 0
+
+    def __init__(self):
+        super().__init__()
+        self.ops, self.plays = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.ops.append((func, args, kwargs or {}, out := func(*args, **(kwargs or {}))))
@@ -261,35 +350,63 @@ class Tape(TorchDispatchMode):
 
     def play(self):
         self.plays += 1
-        if self.plays == 1: return
+        if self.plays == 1:
+            return
         for func, args, kwargs, out in self.ops:
-            for old, new in zip(*(x if isinstance(x, (tuple, list)) else (x,) for x in (out, func(*args, **kwargs)))):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr(): old.copy_(new)
+            for old, new in zip(
+                *(x if isinstance(x, (tuple, list)) else (x,) for x in (out, func(*args, **kwargs)))
+            ):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
 
 
 @pytest.mark.parametrize("taped", [False, True])
-@pytest.mark.parametrize("task, sampling", [("u", Sampling(.8)), ("g", Sampling(.8)), ("g", Sampling(.8, 5., "cond")), ("g", Sampling(1., 1.)), ("g", Sampling(0.))])
+@pytest.mark.parametrize(
+    "task, sampling",
+    [
+        ("u", Sampling(0.8)),
+        ("g", Sampling(0.8)),
+        ("g", Sampling(0.8, 5.0, "cond")),
+        ("g", Sampling(1.0, 1.0)),
+        ("g", Sampling(0.0)),
+    ],
+)
 def test_steps_to_record_draw_the_same(task, sampling, taped, fresh, monkeypatch):
     tapes = []
+
     def record(step, device):
-        with Tape() as tape: step()
+        with Tape() as tape:
+            step()
         tapes.append(tape)
         return tape.play
+
     monkeypatch.setattr(R, "STRETCH", 10)
-    if taped: monkeypatch.setattr(R, "record", record)
+    if taped:
+        monkeypatch.setattr(R, "record", record)
     fresh.model.model.language_model.double()  # so that sums in another order, as other threads make them, do not show
-    prompts = fresh.text_prompts(ASK, [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")]) if task == "u" else fresh.image_prompts(DRAW)
+    prompts = (
+        fresh.text_prompts(ASK, [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")])
+        if task == "u"
+        else fresh.image_prompts(DRAW)
+    )
     assert not prompts.attention_mask.all()
     expected = fresh.sample(prompts, 4, noise(0, 0, range(3), 4, 36), sampling)
     fresh.cuda_graphs = True
     r = fresh.sample(prompts, 4, noise(0, 0, range(3), 4, 36), sampling)
-    assert torch.equal(r.tokens, expected.tokens) and (r.logp - expected.logp).abs().max() < 1e-5 and (r.sample_logp - expected.sample_logp).abs().max() < 1e-5
-    if taped: assert len(tapes) == -(-(r.tokens.shape[1] - 1)//10) and max(t.plays for t in tapes) == 9
+    assert (
+        torch.equal(r.tokens, expected.tokens)
+        and (r.logp - expected.logp).abs().max() < 1e-5
+        and (r.sample_logp - expected.sample_logp).abs().max() < 1e-5
+    )
+    if taped:
+        assert len(tapes) == -(-(r.tokens.shape[1] - 1) // 10) and max(t.plays for t in tapes) == 9
     assert not WAITS & {func for t in tapes for func, *_ in t.ops}
-    if sampling.temperature: assert gap(r, fresh(r)) < 1e-4
+    if sampling.temperature:
+        assert gap(r, fresh(r)) < 1e-4
 
 
 def test_steps_to_record_in_bf16(fresh):
     fresh.precision, fresh.cuda_graphs = "bf16", True
     r = fresh.sample(fresh.image_prompts(DRAW), 2, noise(0, 0, range(3), 2, 36), Sampling())
-    with torch.no_grad(): assert 1e-4 < gap(r, fresh(r)) and (r.logp - fresh(r)).abs().mean() < .05
+    with torch.no_grad():
+        assert 1e-4 < gap(r, fresh(r)) and (r.logp - fresh(r)).abs().mean() < 0.05

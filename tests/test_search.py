@@ -11,49 +11,79 @@ import pytest
 # %% ../nbs/03b_search.ipynb #a6c1158d
 def test_nearest_equals_brute_force():
     def sorted_matrix(a, b, n, above):
-        S = np.round(a.astype(float)@b.astype(float).T, 6).clip(-1, 1)
+        S = np.round(a.astype(float) @ b.astype(float).T, 6).clip(-1, 1)
         index = np.argsort(-S, axis=1, kind="stable")[:, :n]
         s = np.take_along_axis(S, index, 1)
         return np.where(s > above, index, -1), np.where(s > above, s, above)
 
+
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        f = clustered(260, 24, seed, hidden=6) if seed % 2 else rng.integers(-1, 2, (260, 4)) + [0, 0, 0, .5]  # odd: groups; even: ties
-        if seed == 3: f[130:] = f[:130] + 1e-4*rng.normal(size=(130, 24))
+        f = (
+            clustered(260, 24, seed, hidden=6)
+            if seed % 2
+            else rng.integers(-1, 2, (260, 4)) + [0, 0, 0, 0.5]
+        )  # odd: groups; even: ties
+        if seed == 3:
+            f[130:] = f[:130] + 1e-4 * rng.normal(size=(130, 24))
         f = unit(f)
-        for n, above, tile in (1, -1, (7, 11)), (5, .6, (64, 64)), (130, -1, (50, 40)), (9, .99, (999, 999)):
+        for n, above, tile in (
+            (1, -1, (7, 11)),
+            (5, 0.6, (64, 64)),
+            (130, -1, (50, 40)),
+            (9, 0.99, (999, 999)),
+        ):
             for dtype in torch.bfloat16, torch.float32:
                 got = nearest(f[:150], f[150:], n, above, tile, dtype)
-                want = [np.pad(w, ((0, 0), (0, n - w.shape[1])), constant_values=c) for w, c in zip(sorted_matrix(f[:150], f[150:], n, above), (-1, above))]
-                assert np.array_equal(got[0], want[0]) and np.allclose(got[1], want[1], atol=1.1e-6), (seed, n, dtype)
+                want = [
+                    np.pad(w, ((0, 0), (0, n - w.shape[1])), constant_values=c)
+                    for w, c in zip(sorted_matrix(f[:150], f[150:], n, above), (-1, above))
+                ]
+                assert np.array_equal(got[0], want[0]) and np.allclose(got[1], want[1], atol=1.1e-6), (
+                    seed,
+                    n,
+                    dtype,
+                )
 
 # %% ../nbs/03b_search.ipynb #a5ff196b
 def test_bound_holds_for_every_pair():
-    for seed, scale in (0, 1.), (1, 30.):
+    for seed, scale in (0, 1.0), (1, 30.0):
         rng = np.random.default_rng(seed)
-        f = unit(np.exp(scale**.5*rng.normal(size=(400, 64))/3)*rng.choice([-1, 1], (400, 64)))  # even and very uneven rows
+        f = unit(
+            np.exp(scale**0.5 * rng.normal(size=(400, 64)) / 3) * rng.choice([-1, 1], (400, 64))
+        )  # even and very uneven rows
         for dtype in torch.bfloat16, torch.float32:
             low, lost = lowered(f, dtype)
-            error = (low@low.T).double().numpy().clip(max=1) - f@f.T
-            assert (abs(error) <= error_bound(lost, lost, 64, dtype).numpy()[:, None]).all() and (dtype is torch.float32 or abs(error).max() > 1e-3)
+            error = (low @ low.T).double().numpy().clip(max=1) - f @ f.T
+            assert (abs(error) <= error_bound(lost, lost, 64, dtype).numpy()[:, None]).all() and (
+                dtype is torch.float32 or abs(error).max() > 1e-3
+            )
 
 # %% ../nbs/03b_search.ipynb #5469cc71
 def test_kmeans_is_as_good_as_scikit_learn():
     from sklearn.cluster import KMeans, MiniBatchKMeans
+
     share = []
-    for seed, spread in enumerate((.3, .6, 1.)):
+    for seed, spread in enumerate((0.3, 0.6, 1.0)):
         f = clustered(3000, 64, seed, spread)
         labels, centers, spent = kmeans(f, 150, seed)
-        share.append(inertia(f, centers)/inertia(f, MiniBatchKMeans(150, random_state=seed, n_init=1).fit(f).cluster_centers_))
+        share.append(
+            inertia(f, centers)
+            / inertia(f, MiniBatchKMeans(150, random_state=seed, n_init=1).fit(f).cluster_centers_)
+        )
         exact = KMeans(150, init=centers, n_init=1, max_iter=1).fit(f)
-        assert (exact.labels_ != labels).mean() < .02 and abs(inertia(f, centers)/spent[-1] - 1) < .01  # near ties alone may differ
+        assert (exact.labels_ != labels).mean() < 0.02 and abs(
+            inertia(f, centers) / spent[-1] - 1
+        ) < 0.01  # near ties alone may differ
         assert len(set(labels)) == 150 and len(spent) == 11 and spent[-1] < spent[-2] < spent[-3]
     assert max(share) < 1.03 and np.mean(share) < 1.01, share
     assert all(np.array_equal(p, q) for p, q in zip(kmeans(f, 150, seed), (labels, centers, spent)))
 
 # %% ../nbs/03b_search.ipynb #b812e1a5
 def test_kmeans_bears_extremes():
-    f = unit(np.ones((40, 5)) + np.arange(40)[:, None]%4*np.eye(5)[0])  # four different rows, ten times each
+    f = unit(
+        np.ones((40, 5)) + np.arange(40)[:, None] % 4 * np.eye(5)[0]
+    )  # four different rows, ten times each
     for k in 1, 2, 4, 7, 40:
         labels, centers, _ = kmeans(f, k, dtype=torch.float32)
         assert labels.max() < k and np.isfinite(centers).all() and (k < 4 or inertia(f, centers) < 1e-5)
@@ -63,35 +93,60 @@ def test_kmeans_bears_extremes():
 def test_duplicates_equal_plain_loops():
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        f = unit(np.repeat(clustered(90, 12, seed, hidden=4), 3, 0)[rng.permutation(270)] + .05*rng.normal(size=(270, 12)))
-        if seed == 2: f[:] = f[0]
-        S = np.round(f@f.T, 6)
-        for above in .5, .9, .98, 1.:
+        f = unit(
+            np.repeat(clustered(90, 12, seed, hidden=4), 3, 0)[rng.permutation(270)]
+            + 0.05 * rng.normal(size=(270, 12))
+        )
+        if seed == 2:
+            f[:] = f[0]
+        S = np.round(f @ f.T, 6)
+        for above in 0.5, 0.9, 0.98, 1.0:
             kept = []
             for i in range(270):
-                if not any(S[i, j] > above for j in kept): kept.append(i)
+                if not any(S[i, j] > above for j in kept):
+                    kept.append(i)
             for block in 4, 50, 999:
-                for dtype in torch.bfloat16, torch.float32: assert unique_rows(f, above, block, dtype).tolist() == kept, (seed, above, block)
+                for dtype in torch.bfloat16, torch.float32:
+                    assert unique_rows(f, above, block, dtype).tolist() == kept, (seed, above, block)
 
 # %% ../nbs/03b_search.ipynb #416286bd
 def test_equal_pixels_are_one_image():
     from PIL import Image
+
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    images = [Image.fromarray(p) for p in (pixels, pixels.reshape(2, 8, 3), pixels, pixels + 1, pixels + 1)] + [Image.fromarray(pixels).convert("RGBA")]
+    images = [
+        Image.fromarray(p) for p in (pixels, pixels.reshape(2, 8, 3), pixels, pixels + 1, pixels + 1)
+    ] + [Image.fromarray(pixels).convert("RGBA")]
     assert unique_images(images).tolist() == [0, 1, 3]
 
 # %% ../nbs/03b_search.ipynb #ef6cb373
 def test_bad_features_are_one_sentence():
     f = clustered(20, 8)
-    for value, words in (np.nan, "row 4 holds NaN"), (np.inf, "row 4 holds NaN"), (0., "row 4 is all zeros"), (2., "row 4 does not have length 1"):
-        bad = f.copy(); bad[4] = value
-        for call in (lambda: nearest(bad, f), lambda: nearest(f, bad), lambda: kmeans(bad, 3), lambda: unique_rows(bad, .9)):
-            with pytest.raises(ValueError, match=words): call()
-    with pytest.raises(ValueError, match="different widths, 8 and 5"): nearest(f, unit(f[:, :5]))
-    with pytest.raises(ValueError, match=r"shape \(0, 8\)"): nearest(f[:0], f)
-    with pytest.raises(ValueError, match="0 neighbours are wanted"): nearest(f, f, 0)
+    for value, words in (
+        (np.nan, "row 4 holds NaN"),
+        (np.inf, "row 4 holds NaN"),
+        (0.0, "row 4 is all zeros"),
+        (2.0, "row 4 does not have length 1"),
+    ):
+        bad = f.copy()
+        bad[4] = value
+        for call in (
+            lambda: nearest(bad, f),
+            lambda: nearest(f, bad),
+            lambda: kmeans(bad, 3),
+            lambda: unique_rows(bad, 0.9),
+        ):
+            with pytest.raises(ValueError, match=words):
+                call()
+    with pytest.raises(ValueError, match="different widths, 8 and 5"):
+        nearest(f, unit(f[:, :5]))
+    with pytest.raises(ValueError, match=r"shape \(0, 8\)"):
+        nearest(f[:0], f)
+    with pytest.raises(ValueError, match="0 neighbours are wanted"):
+        nearest(f, f, 0)
     for k in 0, 21:
-        with pytest.raises(ValueError, match=f"{k} clusters .* number of images, 20"): kmeans(f, k)
+        with pytest.raises(ValueError, match=f"{k} clusters .* number of images, 20"):
+            kmeans(f, k)
 
 # %% ../nbs/03b_search.ipynb #11916e9f
 def test_faiss_finds_most_and_ranks_them_exactly(need):
@@ -99,7 +154,26 @@ def test_faiss_finds_most_and_ranks_them_exactly(need):
     f = clustered(3000, 32, 0)
     index, s = nearest(f[:200], f[200:], 10)
     got, gs = nearest_faiss(f[:200], f[200:], 10, probes=8)
-    recall = np.mean([len(set(p) & set(q))/10 for p, q in zip(got, index)])
-    assert recall > .9 and np.mean([len(set(p) & set(q))/10 for p, q in zip(nearest_faiss(f[:200], f[200:], 10, probes=1)[0], index)]) < recall
-    assert np.array_equal(nearest_faiss(f[:200], f[200:], 10, probes=10**6, kind="IVF20,Flat")[0], index)  # every cell, no compression: exact
-    assert (gs[got >= 0] == np.round((f[:200].astype(float)@f[200:].astype(float).T)[np.nonzero(got >= 0)[0], got[got >= 0]], 6)).all()
+    recall = np.mean([len(set(p) & set(q)) / 10 for p, q in zip(got, index)])
+    assert (
+        recall > 0.9
+        and np.mean(
+            [
+                len(set(p) & set(q)) / 10
+                for p, q in zip(nearest_faiss(f[:200], f[200:], 10, probes=1)[0], index)
+            ]
+        )
+        < recall
+    )
+    assert np.array_equal(
+        nearest_faiss(f[:200], f[200:], 10, probes=10**6, kind="IVF20,Flat")[0], index
+    )  # every cell, no compression: exact
+    assert (
+        gs[got >= 0]
+        == np.round(
+            (f[:200].astype(float) @ f[200:].astype(float).T)[
+                np.nonzero(got >= 0)[0], got[got >= 0]
+            ],
+            6,
+        )
+    ).all()

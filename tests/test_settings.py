@@ -6,16 +6,36 @@ import pytest
 # %% ../nbs/00_settings.ipynb #da495c9c
 def test_bad_settings_are_named():
     import pytest
-    for bad, word in [(PairSettings(delta=-.1), "-0.1"), (PairSettings(mix="pear"), "pear"), (TrainSettings(method="ppo"), "ppo"),
-                      (TrainSettings(rollouts=1), "rollouts"), (TrainSettings(lr=0), "lr"), (TrainSettings(lr=float("nan")), "lr"),
-                      (TrainSettings(precision="fp16"), "fp16"), (TrainSettings(lora_rank=-1), "lora_rank"), (TrainSettings(lora_rank=8, shard=True), "lora_rank"),
-                      (TrainSettings(beta=-1.), "beta"), (TrainSettings(beta=float("nan")), "beta"), (TrainSettings(clip_eps=float("inf")), "clip_eps"), (TrainSettings(seed=-1), "seed must be"), (PairSettings(seed=-1), "seed must be")]:
-        with pytest.raises(ValueError, match=word): check(bad)
-    check(PairSettings()); check(TrainSettings())
-    for p in PRESETS.values(): check(p.train); check(p.pair)
-    with pytest.raises(ValueError, match="unknown preset 'mega'"): preset("mega")
+
+    for bad, word in [
+        (PairSettings(delta=-0.1), "-0.1"),
+        (PairSettings(mix="pear"), "pear"),
+        (TrainSettings(method="ppo"), "ppo"),
+        (TrainSettings(rollouts=1), "rollouts"),
+        (TrainSettings(lr=0), "lr"),
+        (TrainSettings(lr=float("nan")), "lr"),
+        (TrainSettings(precision="fp16"), "fp16"),
+        (TrainSettings(lora_rank=-1), "lora_rank"),
+        (TrainSettings(lora_rank=8, shard=True), "lora_rank"),
+        (TrainSettings(beta=-1.0), "beta"),
+        (TrainSettings(beta=float("nan")), "beta"),
+        (TrainSettings(clip_eps=float("inf")), "clip_eps"),
+        (TrainSettings(seed=-1), "seed must be"),
+        (PairSettings(seed=-1), "seed must be"),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            check(bad)
+    check(PairSettings())
+    check(TrainSettings())
+    for p in PRESETS.values():
+        check(p.train)
+        check(p.pair)
+    with pytest.raises(ValueError, match="unknown preset 'mega'"):
+        preset("mega")
 
 # %% ../nbs/00_settings.ipynb #ad4afaf3
 def test_settings_are_frozen():
     from dataclasses import FrozenInstanceError
-    with pytest.raises(FrozenInstanceError): TrainSettings().steps = 3
+
+    with pytest.raises(FrozenInstanceError):
+        TrainSettings().steps = 3

@@ -7,23 +7,35 @@ import numpy as np
 
 # %% ../nbs/03_similarity.ipynb #e112ac8a
 def test_similarity_is_a_cut_cosine():
-    a = np.array([[1., 0], [0, 1], [-1, 0], [.6, .8]])
-    assert similarity(a, a).tolist() == [[1, 0, 0, .6], [0, 1, 0, .8], [0, 0, 1, 0], [.6, .8, 0, 1]]
+    a = np.array([[1.0, 0], [0, 1], [-1, 0], [0.6, 0.8]])
+    assert similarity(a, a).tolist() == [[1, 0, 0, 0.6], [0, 1, 0, 0.8], [0, 0, 1, 0], [0.6, 0.8, 0, 1]]
 
 # %% ../nbs/03_similarity.ipynb #104859bb
 def test_a_mixture_is_the_weighted_sum_of_cosines_cut_once():
     from zlib import crc32
     from pairuni_nb.encoders import Encoder
     from pairuni_nb.world import records
+
     u, g = records("u", 40, 1), records("g", 30, 1)
-    signed = Encoder("signed", "", lambda texts: [np.random.default_rng(crc32(t.encode())).normal(size=5) for t in texts])
-    image, text = [np.asarray(a, float)@np.asarray(b, float).T for a, b in (pair_features(u, g), pair_features(u, g, "text", text_encoder=signed))]
-    for w in (1, 0, 0), (0, 1, 0), (.5, .5, 0), (.1, .9, 0):
+    signed = Encoder(
+        "signed",
+        "",
+        lambda texts: [np.random.default_rng(crc32(t.encode())).normal(size=5) for t in texts],
+    )
+    image, text = [
+        np.asarray(a, float) @ np.asarray(b, float).T
+        for a, b in (pair_features(u, g), pair_features(u, g, "text", text_encoder=signed))
+    ]
+    for w in (1, 0, 0), (0, 1, 0), (0.5, 0.5, 0), (0.1, 0.9, 0):
         a, b = pair_features(u, g, "mixture", text_encoder=signed, weights=w)
-        whole = w[0]*image + w[1]*text
-        assert np.allclose((a**2).sum(1), 1, atol=1e-5) and np.allclose(similarity(a, b), np.maximum(0, whole), atol=2e-6)
-        assert w[0] == 1 or whole.min() < 0 or w[0] == .5                                   # so that the cut is tested
-    assert abs(similarity(a, b) - (.1*image.clip(0) + .9*text.clip(0))).max() > .01          # and it is not a cut of each part
+        whole = w[0] * image + w[1] * text
+        assert np.allclose((a**2).sum(1), 1, atol=1e-5) and np.allclose(
+            similarity(a, b), np.maximum(0, whole), atol=2e-6
+        )
+        assert w[0] == 1 or whole.min() < 0 or w[0] == 0.5  # so that the cut is tested
+    assert (
+        abs(similarity(a, b) - (0.1 * image.clip(0) + 0.9 * text.clip(0))).max() > 0.01
+    )  # and it is not a cut of each part
     assert np.array_equal(pair_features(u, g, "mixture", weights=(1, 0, 0))[0], pair_features(u, g)[0])
 
 # %% ../nbs/03_similarity.ipynb #3513a0ab
@@ -31,29 +43,45 @@ def test_joint_is_the_sum_of_both():
     from tempfile import TemporaryDirectory
     from pairuni_nb.encoders import fit_bridge
     from pairuni_nb.world import records
+
     u, g = records("u", 20, 1), records("g", 30, 1)
     with TemporaryDirectory() as d:
         b = fit_bridge([r["image"] for r in g], [r["prompt"] for r in g], d + "/b.safetensors")
         fu, fg = pair_features(u, g, "joint", joint_encoder=b)
-        want_u = unit(features([r["image"] for r in u], b) + features([f"{r['question']} {r['answer']}" for r in u], b))
+        want_u = unit(
+            features([r["image"] for r in u], b)
+            + features([f"{r['question']} {r['answer']}" for r in u], b)
+        )
         want_g = unit(features([r["image"] for r in g], b) + features([r["prompt"] for r in g], b))
         assert np.allclose(fu, want_u, atol=1e-6) and np.allclose(fg, want_g, atol=1e-6)
-        three = pair_features(u, g, "mixture", joint_encoder=b, weights=(.2, .3, .5))
-        want = .2*np.float64(pair_features(u, g)[0])@pair_features(u, g)[1].T + .3*np.float64(pair_features(u, g, "text")[0])@pair_features(u, g, "text")[1].T + .5*want_u@want_g.T
+        three = pair_features(u, g, "mixture", joint_encoder=b, weights=(0.2, 0.3, 0.5))
+        want = (
+            0.2 * np.float64(pair_features(u, g)[0]) @ pair_features(u, g)[1].T
+            + 0.3 * np.float64(pair_features(u, g, "text")[0]) @ pair_features(u, g, "text")[1].T
+            + 0.5 * want_u @ want_g.T
+        )
         assert np.allclose(similarity(*three), np.maximum(0, want), atol=2e-6)
 
 # %% ../nbs/03_similarity.ipynb #b2cc2bb8
 def test_chance_counts():
-    assert chance([0, .5, .6, 1], [0, .5, .5, .9]).tolist() == [1, .75, .25, 0]
+    assert chance([0, 0.5, 0.6, 1], [0, 0.5, 0.5, 0.9]).tolist() == [1, 0.75, 0.25, 0]
 
 # %% ../nbs/03_similarity.ipynb #f0387475
 def test_bad_settings_are_one_sentence():
     import pytest
     from pairuni_nb.world import records
+
     u, g = records("u", 3, 0), records("g", 3, 0)
-    for how, said in ((dict(similarity="words"), "'words': choose one of image, text, joint, mixture"), (dict(similarity="joint"), "joint_encoder"),
-                      (dict(similarity="mixture", weights=(.5, .6, 0)), "sum to 1"), (dict(similarity="mixture", weights=(1.5, -.5, 0)), "at least 0"),
-                      (dict(similarity="mixture", weights=(float("nan"), 1, 0)), "sum to 1"), (dict(encoder="words"), "reads texts"),
-                      (dict(similarity="text", text_encoder="pixels"), "reads images")):
-        with pytest.raises(ValueError, match=said): pair_features(u, g, **how)
-    with pytest.raises(ValueError, match="different widths, 2 and 3"): similarity(np.eye(2), np.eye(3))
+    for how, said in (
+        (dict(similarity="words"), "'words': choose one of image, text, joint, mixture"),
+        (dict(similarity="joint"), "joint_encoder"),
+        (dict(similarity="mixture", weights=(0.5, 0.6, 0)), "sum to 1"),
+        (dict(similarity="mixture", weights=(1.5, -0.5, 0)), "at least 0"),
+        (dict(similarity="mixture", weights=(float("nan"), 1, 0)), "sum to 1"),
+        (dict(encoder="words"), "reads texts"),
+        (dict(similarity="text", text_encoder="pixels"), "reads images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pair_features(u, g, **how)
+    with pytest.raises(ValueError, match="different widths, 2 and 3"):
+        similarity(np.eye(2), np.eye(3))

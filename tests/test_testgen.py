@@ -39,44 +39,68 @@ def test_names():
 
 # %% ../nbs/99_testgen.ipynb #a99t0035
 def write_notebook(path, *sources):
-    cells = [dict(cell_type="code", id=f"c{i}", metadata={}, execution_count=None, outputs=[], source=s) for i, s in enumerate(sources)]
+    cells = [
+        dict(cell_type="code", id=f"c{i}", metadata={}, execution_count=None, outputs=[], source=s)
+        for i, s in enumerate(sources)
+    ]
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     return path
 
-TOY = ("#| default_exp toy", "#| export\nimport math\ndef area(r): return math.pi * r**2",
-       "#| test unit_circle\nassert area(1) == math.pi")
+
+TOY = (
+    "#| default_exp toy",
+    "#| export\nimport math\ndef area(r): return math.pi * r**2",
+    "#| test unit_circle\nassert area(1) == math.pi",
+)
 
 # %% ../nbs/99_testgen.ipynb #a99t0038
-@pytest.mark.parametrize("source, words", [
-    ("#| test lean\nassert secret", "tests use .'secret'."),
-    ("#| test unit_circle\nassert area(0) == 0", "two tests are called"),
-    ("#| test: colon\nassert area(0) == 0", "without a colon"),
-    ("#| test magic\n%time area(1)", "cell c3"),
-    ("#| test 1-2\nassert area(0) == 0", "no Python name"),
-])
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("#| test lean\nassert secret", "tests use .'secret'."),
+        ("#| test unit_circle\nassert area(0) == 0", "two tests are called"),
+        ("#| test: colon\nassert area(0) == 0", "without a colon"),
+        ("#| test magic\n%time area(1)", "cell c3"),
+        ("#| test 1-2\nassert area(0) == 0", "no Python name"),
+    ],
+)
 def test_export_errors(tmp_path, source, words):
     with pytest.raises(ValueError, match=words):
-        make_test_file(write_notebook(tmp_path/"00_toy.ipynb", *TOY, source), "shop")
+        make_test_file(write_notebook(tmp_path / "00_toy.ipynb", *TOY, source), "shop")
 
 # %% ../nbs/99_testgen.ipynb #a99t0042
 def test_backward_imports(tmp_path):
-    write_notebook(tmp_path/"00_a.ipynb", "#| default_exp a", "#| export\ndef f():\n    from shop import b\n    return b")
-    write_notebook(tmp_path/"01_b.ipynb", "#| default_exp b", "#| export\nfrom shop.a import f")
-    assert [p.split(",")[0] for p in backward_imports(tmp_path, "shop")] == ["00_a.ipynb: imports b from 01_b.ipynb"]
+    write_notebook(
+        tmp_path / "00_a.ipynb",
+        "#| default_exp a",
+        "#| export\ndef f():\n    from shop import b\n    return b",
+    )
+    write_notebook(tmp_path / "01_b.ipynb", "#| default_exp b", "#| export\nfrom shop.a import f")
+    assert [p.split(",")[0] for p in backward_imports(tmp_path, "shop")] == [
+        "00_a.ipynb: imports b from 01_b.ipynb"
+    ]
 
 # %% ../nbs/99_testgen.ipynb #a99t0052
 @pytest.fixture
 def shop(tmp_path):
-    (tmp_path/"settings.ini").write_text(
+    (tmp_path / "settings.ini").write_text(
         "[DEFAULT]\nrepo = shop\nlib_name = shop\nlib_path = shop\nnbs_path = nbs\nversion = 0.0.1\ngit_url =\n"
-        "doc_host =\nbranch = main\nupdate_pyproject = False\nauthor = nobody\n")
-    write_notebook(tmp_path/"nbs"/"00_toy.ipynb", *TOY)
+        "doc_host =\nbranch = main\nupdate_pyproject = False\nauthor = nobody\n"
+    )
+    write_notebook(tmp_path / "nbs" / "00_toy.ipynb", *TOY)
     command_line(tmp_path)
     return tmp_path
 
+
 def command_line(folder, *args):
-    return subprocess.run([sys.executable, "-m", "pairuni_nb.testgen", *args], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "pairuni_nb.testgen", *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
 
 def spoil(path, old, new):
     path.write_text(path.read_text().replace(old, new))
@@ -84,14 +108,29 @@ def spoil(path, old, new):
 # %% ../nbs/99_testgen.ipynb #a99t0053
 def test_fresh_export_is_in_sync(shop):
     assert command_line(shop, "--check").returncode == 0
-    assert "from shop.toy import area" in (shop/"tests"/"test_toy.py").read_text()
+    assert "from shop.toy import area" in (shop / "tests" / "test_toy.py").read_text()
 
-@pytest.mark.parametrize("harm, words", [
-    (lambda p: spoil(p/"shop"/"toy.py", "r**2", "r**3"), "-def area(r): return math.pi * r**3"),
-    (lambda p: (p/"shop"/"gone.py").write_text(HEADER + "09_gone.ipynb.\n"), "--- shop/gone.py"),
-    (lambda p: (p/"tests"/"test_toy.py").unlink(), "+def test_unit_circle():"),
-    (lambda p: spoil(p/"nbs"/"00_toy.ipynb", '"execution_count": null', '"execution_count": 7'), '"execution_count": 7'),
-])
+
+@pytest.mark.parametrize(
+    "harm, words",
+    [
+        (
+            lambda p: spoil(p / "shop" / "toy.py", "r**2", "r**3"),
+            "-def area(r): return math.pi * r**3",
+        ),
+        (
+            lambda p: (p / "shop" / "gone.py").write_text(HEADER + "09_gone.ipynb.\n"),
+            "--- shop/gone.py",
+        ),
+        (lambda p: (p / "tests" / "test_toy.py").unlink(), "+def test_unit_circle():"),
+        (
+            lambda p: spoil(
+                p / "nbs" / "00_toy.ipynb", '"execution_count": null', '"execution_count": 7'
+            ),
+            '"execution_count": 7',
+        ),
+    ],
+)
 def test_check_finds_and_export_mends(shop, harm, words):
     harm(shop)
     found = command_line(shop, "--check")
@@ -103,24 +142,30 @@ def test_check_finds_and_export_mends(shop, harm, words):
 def test_command_needs_nbdev(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pairuni-export"])
     monkeypatch.setitem(main.__globals__, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="pairuni-export needs nbdev"): main()
+    with pytest.raises(SystemExit, match="pairuni-export needs nbdev"):
+        main()
+
 
 def test_command_needs_a_project(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["pairuni-export", "--check"])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="no settings.ini here"): main()
+    with pytest.raises(SystemExit, match="no settings.ini here"):
+        main()
+
 
 def test_hand_written_file_is_kept(shop):
-    (shop/"tests"/"test_toy.py").write_text("# mine\n")
+    (shop / "tests" / "test_toy.py").write_text("# mine\n")
     assert "rename that file" in command_line(shop).stderr
-    assert (shop/"tests"/"test_toy.py").read_text() == "# mine\n"
+    assert (shop / "tests" / "test_toy.py").read_text() == "# mine\n"
+
 
 def test_export_needs_a_module_name(shop):
-    write_notebook(shop/"nbs"/"01_nameless.ipynb", "#| export\nx = 1")
+    write_notebook(shop / "nbs" / "01_nameless.ipynb", "#| export\nx = 1")
     assert "01_nameless.ipynb: has cells to export but no" in command_line(shop).stderr
 
+
 def test_one_wrong_notebook_does_not_stop_the_others(shop):
-    write_notebook(shop/"nbs"/"00_bad.ipynb", "#| default_exp bad", "#| export\ndef f(:")
-    (shop/"tests"/"test_toy.py").unlink()
+    write_notebook(shop / "nbs" / "00_bad.ipynb", "#| default_exp bad", "#| export\ndef f(:")
+    (shop / "tests" / "test_toy.py").unlink()
     assert command_line(shop).stderr == "00_bad.ipynb, cell c1, line 1: invalid syntax\n"
-    assert (shop/"tests"/"test_toy.py").exists()
+    assert (shop / "tests" / "test_toy.py").exists()

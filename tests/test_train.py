@@ -21,17 +21,34 @@ def test_every_pair_once_an_epoch():
 # %% ../nbs/10_train.ipynb #5f9680b7
 from pairuni_nb.pairing import make_pairs
 
+
 def tiny_setup(**kw):
     "Some fifty toy pairs, the shipped policy, and settings for a fast step."
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)
-    s = TrainSettings(**(dict(pairs_per_step=4, rollouts=4, micro_batch=64, steps=3, eval_items=8, eval_every=2, save_every=2) | kw))
+    s = TrainSettings(
+        **(
+            dict(
+                pairs_per_step=4,
+                rollouts=4,
+                micro_batch=64,
+                steps=3,
+                eval_items=8,
+                eval_every=2,
+                save_every=2,
+            )
+            | kw
+        )
+    )
     return pairs, JanusPolicy(*load_janus()), s
+
 
 def gradients(policy, sides, s):
     "The gradient of one update, by parameter name."
-    opt = torch.optim.SGD(policy.parameters(), lr=0.)
+    opt = torch.optim.SGD(policy.parameters(), lr=0.0)
     kept = {}
-    opt.zero_grad = lambda: kept.update({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
+    opt.zero_grad = lambda: kept.update(
+        {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    )
     policy.zero_grad()
     update(policy, opt, sides, s, Accelerator(cpu=True))
     return kept
@@ -41,19 +58,41 @@ def test_accumulation_equals_the_full_batch():
     import torch
     from accelerate import Accelerator
     from dataclasses import replace
+
     pairs, policy, s = tiny_setup(max_grad_norm=1e9)
-    sides, _ = collect(policy, [pairs[i] for i in range(4)], list(range(4)), 0, s, dict(u=answer_accuracy, g=scene_reward))
+    sides, _ = collect(
+        policy,
+        [pairs[i] for i in range(4)],
+        list(range(4)),
+        0,
+        s,
+        dict(u=answer_accuracy, g=scene_reward),
+    )
     whole = gradients(policy, sides, s)
     for loss_type in ("grpo", "dapo"):
-        a, b = (gradients(policy, sides, replace(s, micro_batch=m, loss_type=loss_type)) for m in (64, 5))
-        assert max((a[n]-b[n]).abs().max() for n in a) < 1e-5*max(g.abs().max() for g in a.values())
-    assert any(n.endswith("lm_head.weight") for n in whole) and any("generation_head" in n for n in whole)
+        a, b = (
+            gradients(policy, sides, replace(s, micro_batch=m, loss_type=loss_type))
+            for m in (64, 5)
+        )
+        assert max((a[n] - b[n]).abs().max() for n in a) < 1e-5 * max(
+            g.abs().max() for g in a.values()
+        )
+    assert any(n.endswith("lm_head.weight") for n in whole) and any(
+        "generation_head" in n for n in whole
+    )
     assert not any("vision_model" in n or "vqmodel" in n for n in whole)
 
 # %% ../nbs/10_train.ipynb #d941143b
 def test_both_sides_add_up():
     pairs, policy, s = tiny_setup(max_grad_norm=1e9)
-    sides, _ = collect(policy, [pairs[i] for i in range(4)], list(range(4)), 0, s, dict(u=answer_accuracy, g=scene_reward))
+    sides, _ = collect(
+        policy,
+        [pairs[i] for i in range(4)],
+        list(range(4)),
+        0,
+        s,
+        dict(u=answer_accuracy, g=scene_reward),
+    )
     both, u, g = (gradients(policy, {t: sides[t] for t in ts}, s) for ts in ("ug", "u", "g"))
     for n in both:
         apart = sum(part[n] for part in (u, g) if n in part)
@@ -61,6 +100,7 @@ def test_both_sides_add_up():
 
 # %% ../nbs/10_train.ipynb #f4d5767c
 import tempfile
+
 
 def tiny_run(out, **kw):
     "A run of three small steps."
@@ -71,72 +111,109 @@ def tiny_run(out, **kw):
 def test_one_sided_pairs_train():
     with tempfile.TemporaryDirectory() as tmp:
         singles, _ = make_pairs(records("u", 40, 0), records("g", 40, 0), mix="unpaired")
-        result = train(singles, Path(tmp)/"run", tiny_setup()[2], device="cpu")
+        result = train(singles, Path(tmp) / "run", tiny_setup()[2], device="cpu")
         assert "accuracy_mean" in result["after"] and "score_mean" in result["after"]
         only_u = singles.select([i for i, q in enumerate(singles["question"]) if q is not None])
-        result = train(only_u, Path(tmp)/"u", tiny_setup()[2], device="cpu")
-        assert "reward_g" not in read_metrics(Path(tmp)/"u")[1]
+        result = train(only_u, Path(tmp) / "u", tiny_setup()[2], device="cpu")
+        assert "reward_g" not in read_metrics(Path(tmp) / "u")[1]
 
 # %% ../nbs/10_train.ipynb #9a18c676
 def test_a_seed_repeats_a_run():
-    def without_seconds(run): return [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)]
+    def without_seconds(run):
+        return [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)]
+
+
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
-        tiny_run(tmp/"a"); tiny_run(tmp/"b"); tiny_run(tmp/"c", seed=1)
-        assert without_seconds(tmp/"a") == without_seconds(tmp/"b") != without_seconds(tmp/"c")
-        load_janus(tmp/"a"/"checkpoint")
+        tiny_run(tmp / "a")
+        tiny_run(tmp / "b")
+        tiny_run(tmp / "c", seed=1)
+        assert without_seconds(tmp / "a") == without_seconds(tmp / "b") != without_seconds(tmp / "c")
+        load_janus(tmp / "a" / "checkpoint")
 
 # %% ../nbs/10_train.ipynb #e464cae1
 def test_a_resumed_run_is_the_same_run():
     import pytest
     from safetensors.torch import load_file
 
+
     def breaks_at(n):
         "A reward that fails on its n-th call."
         calls = []
+
         def reward(prompts, images, truths):
             calls.append(1)
-            if len(calls) == n: raise KeyboardInterrupt
+            if len(calls) == n:
+                raise KeyboardInterrupt
             return scene_reward(prompts, images, truths)
+
         return reward
 
-    strip = lambda run: [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)]
+
+    strip = lambda run: [
+        {k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)
+    ]
     with tempfile.TemporaryDirectory() as tmp:
-        whole, broken = Path(tmp)/"whole", Path(tmp)/"broken"
+        whole, broken = Path(tmp) / "whole", Path(tmp) / "broken"
         pairs, _, s = tiny_setup(steps=5)
         train(pairs, whole, s, rewards=dict(g=breaks_at(0)), device="cpu")  # never
-        with pytest.raises(KeyboardInterrupt): train(pairs, broken, s, rewards=dict(g=breaks_at(6)), device="cpu")
-        with pytest.raises(ValueError, match="half-finished run"): train(pairs, broken, s, device="cpu")
+        with pytest.raises(KeyboardInterrupt):
+            train(pairs, broken, s, rewards=dict(g=breaks_at(6)), device="cpu")
+        with pytest.raises(ValueError, match="half-finished run"):
+            train(pairs, broken, s, device="cpu")
         assert len(read_metrics(broken)) > 4
         train(pairs, broken, s, rewards=dict(g=breaks_at(0)), device="cpu", resume=True)
         assert strip(whole) == strip(broken)
-        a, b = (load_file(run/"checkpoint"/"model.safetensors") for run in (whole, broken))
+        a, b = (load_file(run / "checkpoint" / "model.safetensors") for run in (whole, broken))
         assert all(torch.equal(a[k], b[k]) for k in a)
-        with pytest.raises(ValueError, match="finished run"): train(pairs, broken, s, device="cpu")
+        with pytest.raises(ValueError, match="finished run"):
+            train(pairs, broken, s, device="cpu")
 
 # %% ../nbs/10_train.ipynb #82ffe2ad
 def test_clipping_acts_on_later_iterations():
     pairs, policy, s = tiny_setup(num_iterations=3, lr=3e-3)
-    sides, _ = collect(policy, [pairs[i] for i in range(4)], list(range(4)), 0, s, dict(u=answer_accuracy, g=scene_reward))
+    sides, _ = collect(
+        policy,
+        [pairs[i] for i in range(4)],
+        list(range(4)),
+        0,
+        s,
+        dict(u=answer_accuracy, g=scene_reward),
+    )
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr)
     st = update(policy, opt, sides, s, Accelerator(cpu=True))
-    assert st["ratio_max_g"] > 1.05 and st["clip_high_g"] + st["clip_low_g"] > 0 and st["gap_g"] < 1e-3
+    assert (
+        st["ratio_max_g"] > 1.05 and st["clip_high_g"] + st["clip_low_g"] > 0 and st["gap_g"] < 1e-3
+    )
 
 # %% ../nbs/10_train.ipynb #20b260a3
 def test_reference_is_frozen():
     with tempfile.TemporaryDirectory() as tmp:
-        tiny_run(Path(tmp)/"r", beta=.1, lr=3e-3)
-        kl = [m["kl_g"] for m in read_metrics(Path(tmp)/"r") if "kl_g" in m]
+        tiny_run(Path(tmp) / "r", beta=0.1, lr=3e-3)
+        kl = [m["kl_g"] for m in read_metrics(Path(tmp) / "r") if "kl_g" in m]
     assert abs(kl[0]) < 1e-6 and kl[-1] > 1e-4
 
 # %% ../nbs/10_train.ipynb #7a0de507
 def test_flat_rewards_move_nothing():
     pairs, policy, s = tiny_setup()
-    flat = lambda prompts, outputs, truths: [.7]*len(outputs)
-    sides, _ = collect(policy, [pairs[i] for i in range(4)], list(range(4)), 0, s, dict(u=flat, g=flat))
-    assert update(policy, torch.optim.SGD(policy.parameters(), lr=.1), sides, s, Accelerator(cpu=True))["grad_norm"] == 0
+    flat = lambda prompts, outputs, truths: [0.7] * len(outputs)
+    sides, _ = collect(
+        policy, [pairs[i] for i in range(4)], list(range(4)), 0, s, dict(u=flat, g=flat)
+    )
+    assert (
+        update(
+            policy, torch.optim.SGD(policy.parameters(), lr=0.1), sides, s, Accelerator(cpu=True)
+        )["grad_norm"]
+        == 0
+    )
     for task in "ug":  # one side alone stops the run too
         line = lambda step, missing: {"step": step, f"missing_{task}": missing}
-        for missing, end, at in (([1, 1], False, "steps 1 and 2"), ([.9, 1, 1], True, "steps 2 and 3"), ([1], True, "step 1")):
-            with pytest.raises(ValueError, match=f"every reward of {at} is missing on side {task}"): check_rewards([line(i, m) for i, m in enumerate(missing, 1)], end)
-        for missing, end in (([1], False), ([1, .9], True), ([.9, 1], True), ([], True)): check_rewards([line(i, m) for i, m in enumerate(missing, 1)], end)
+        for missing, end, at in (
+            ([1, 1], False, "steps 1 and 2"),
+            ([0.9, 1, 1], True, "steps 2 and 3"),
+            ([1], True, "step 1"),
+        ):
+            with pytest.raises(ValueError, match=f"every reward of {at} is missing on side {task}"):
+                check_rewards([line(i, m) for i, m in enumerate(missing, 1)], end)
+        for missing, end in (([1], False), ([1, 0.9], True), ([0.9, 1], True), ([], True)):
+            check_rewards([line(i, m) for i, m in enumerate(missing, 1)], end)

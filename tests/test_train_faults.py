@@ -1,4 +1,5 @@
 """What stops a run, and what it says: gradients, rewards, files that a killed run left."""
+
 import json
 import math
 
@@ -13,84 +14,148 @@ from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, reward_matrix, scene_reward
 from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.train import collect, larger, load_state, log_line, nothing_learned, of_all, read_metrics, train, update
+from pairuni_nb.train import (
+    collect,
+    larger,
+    load_state,
+    log_line,
+    nothing_learned,
+    of_all,
+    read_metrics,
+    train,
+    update,
+)
 from pairuni_nb.world import records
 
-S = TrainSettings(pairs_per_step=2, rollouts=2, steps=2, eval_items=4, eval_every=1, save_every=1, max_new_tokens=8)
+S = TrainSettings(
+    pairs_per_step=2,
+    rollouts=2,
+    steps=2,
+    eval_items=4,
+    eval_every=1,
+    save_every=1,
+    max_new_tokens=8,
+)
 
 
 @pytest.fixture(scope="module")
-def pairs(): return make_pairs(records("u", 40, 0), records("g", 40, 0), clusters=8)[0]
+def pairs():
+    return make_pairs(records("u", 40, 0), records("g", 40, 0), clusters=8)[0]
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(pairs):
     policy = JanusPolicy(*load_janus())
-    sides, _ = collect(policy, [pairs[0], pairs[1]], [0, 1], 0, S, dict(u=answer_accuracy, g=scene_reward))
+    sides, _ = collect(
+        policy, [pairs[0], pairs[1]], [0, 1], 0, S, dict(u=answer_accuracy, g=scene_reward)
+    )
     sides["g"].advantages[:] = math.nan
     before = [p.detach().clone() for p in policy.parameters()]
-    with pytest.raises(ValueError, match="not finite.*--resume"): update(policy, torch.optim.AdamW(policy.parameters()), sides, S, Accelerator(cpu=True))
+    with pytest.raises(ValueError, match="not finite.*--resume"):
+        update(policy, torch.optim.AdamW(policy.parameters()), sides, S, Accelerator(cpu=True))
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
 
 
 def test_a_largest_value_is_nan_where_one_is():
-    for a, b in ((0., math.nan), (math.nan, 0.)): assert math.isnan(larger(a, b))
-    assert math.isnan(of_all(dict(gap_u=math.nan))["gap_u"]) and larger(1., 2.) == 2
+    for a, b in ((0.0, math.nan), (math.nan, 0.0)):
+        assert math.isnan(larger(a, b))
+    assert math.isnan(of_all(dict(gap_u=math.nan))["gap_u"]) and larger(1.0, 2.0) == 2
 
 
 def test_metrics_are_strict_json_and_a_torn_line_is_left_out(tmp_path):
-    log_line(tmp_path, Accelerator(cpu=True), 1, dict(reward_g=math.nan, loss_u=.5, eval_score_mean=None))
-    with open(tmp_path/"metrics.jsonl", "a") as f: f.write('{"step": 2, "rew')
-    assert read_metrics(tmp_path) == [dict(step=1, reward_g=None, loss_u=.5, eval_score_mean=None)]
-    json.loads((tmp_path/"metrics.jsonl").read_text().splitlines()[0], parse_constant=pytest.fail)
+    log_line(
+        tmp_path,
+        Accelerator(cpu=True),
+        1,
+        dict(reward_g=math.nan, loss_u=0.5, eval_score_mean=None),
+    )
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 2, "rew')
+    assert read_metrics(tmp_path) == [dict(step=1, reward_g=None, loss_u=0.5, eval_score_mean=None)]
+    json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0], parse_constant=pytest.fail)
 
 
 def test_a_damaged_state_is_one_sentence(tmp_path):
-    (tmp_path/"state.pt").write_bytes(b"PK half a file")
-    with pytest.raises(ValueError, match="state.pt' is damaged .*remove it"): load_state(tmp_path, None, None)
+    (tmp_path / "state.pt").write_bytes(b"PK half a file")
+    with pytest.raises(ValueError, match="state.pt' is damaged .*remove it"):
+        load_state(tmp_path, None, None)
 
 
 def test_rewards_by_another_name_and_unknown_weightings_are_refused(pairs, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="rewards are named image: name them u"): train(pairs, tmp_path/"run", S, rewards=dict(image=scene_reward), device="cpu")
-    with pytest.raises(ValueError, match="unknown weighting 'square'"): train(pairs, tmp_path/"run", TrainSettings(weighting="square"), device="cpu")
-    assert not (tmp_path/"run").exists()
+    with pytest.raises(ValueError, match="rewards are named image: name them u"):
+        train(pairs, tmp_path / "run", S, rewards=dict(image=scene_reward), device="cpu")
+    with pytest.raises(ValueError, match="unknown weighting 'square'"):
+        train(pairs, tmp_path / "run", TrainSettings(weighting="square"), device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_weighting_of_your_own_trains_and_the_bar_ends(pairs, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(pair_grpo.WEIGHTINGS, "square", torch.square)
-    train(pairs, tmp_path/"run", TrainSettings(**vars(S) | dict(weighting="square")), device="cpu")
+    train(
+        pairs, tmp_path / "run", TrainSettings(**vars(S) | dict(weighting="square")), device="cpu"
+    )
     assert "2/2" in capfd.readouterr().err
 
 
 def test_a_reward_that_judges_nothing_stops_before_the_first_step(pairs, tmp_path):
-    with pytest.raises(ValueError, match="held-out drawings is missing"): train(pairs, tmp_path/"run", S, rewards=dict(g=lambda p, images, t: [None]*len(images)), device="cpu")
-    assert not (tmp_path/"run"/"metrics.jsonl").exists()
+    with pytest.raises(ValueError, match="held-out drawings is missing"):
+        train(
+            pairs,
+            tmp_path / "run",
+            S,
+            rewards=dict(g=lambda p, images, t: [None] * len(images)),
+            device="cpu",
+        )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_flat_groups_are_told_once():
-    lines = [dict(flat_u=float(x), flat_g=0.) for x in (1, 0, 1, 1, 1, 1, 1, 1, 0, 1)]
+    lines = [dict(flat_u=float(x), flat_g=0.0) for x in (1, 0, 1, 1, 1, 1, 1, 1, 0, 1)]
     said = [nothing_learned(lines[:n]) for n in range(len(lines) + 1)]
-    assert [n for n, text in enumerate(said) if text] == [7] and "for 5 steps" in said[7] and "understanding" in said[7]
-    assert nothing_learned([dict(flat_g=1.)]*5) and not nothing_learned([dict(flat_g=1.)]*6)
+    assert (
+        [n for n, text in enumerate(said) if text] == [7]
+        and "for 5 steps" in said[7]
+        and "understanding" in said[7]
+    )
+    assert nothing_learned([dict(flat_g=1.0)] * 5) and not nothing_learned([dict(flat_g=1.0)] * 6)
 
 
 def test_a_run_killed_beside_its_finished_checkpoint_goes_on(pairs, tmp_path, monkeypatch):
     whole = module.write_json
+
     def dies(path, value):
-        if path.name == "result.json": raise KeyboardInterrupt
+        if path.name == "result.json":
+            raise KeyboardInterrupt
         whole(path, value)
+
     monkeypatch.setattr(module, "write_json", dies)
-    with pytest.raises(KeyboardInterrupt): train(pairs, tmp_path/"run", S, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        train(pairs, tmp_path / "run", S, device="cpu")
     monkeypatch.undo()
-    assert (tmp_path/"run"/"checkpoint").exists() and not (tmp_path/"run"/"result.json").exists()
-    assert train(pairs, tmp_path/"run", S, device="cpu", resume=True)["after"] and load_janus(tmp_path/"run"/"checkpoint")
+    assert (tmp_path / "run" / "checkpoint").exists() and not (
+        tmp_path / "run" / "result.json"
+    ).exists()
+    assert train(pairs, tmp_path / "run", S, device="cpu", resume=True)["after"] and load_janus(
+        tmp_path / "run" / "checkpoint"
+    )
 
 
 def test_a_run_says_who_judges(pairs, tmp_path):
-    def bright(prompts, images, truths): return [float(i.mean())/255 for i in images]
+    def bright(prompts, images, truths):
+        return [float(i.mean()) / 255 for i in images]
+
     for name, rewards in (("bright", dict(g=bright)), ("scene", dict(g=scene_reward)), ("", None)):
-        train(pairs, tmp_path/f"run-{name}", TrainSettings(**vars(S) | dict(steps=1)), rewards=rewards, device="cpu")
-        assert json.loads((tmp_path/f"run-{name}"/"settings.json").read_text())["reward"] == name
+        train(
+            pairs,
+            tmp_path / f"run-{name}",
+            TrainSettings(**vars(S) | dict(steps=1)),
+            rewards=rewards,
+            device="cpu",
+        )
+        assert (
+            json.loads((tmp_path / f"run-{name}" / "settings.json").read_text())["reward"] == name
+        )
 
 
 def test_a_reward_must_return_a_list(pairs):
-    with pytest.raises(ValueError, match="returned no list of values for 2 rollouts"): reward_matrix(lambda p, o, t: .5, ["a"], [1, 2], [{}], 2)
+    with pytest.raises(ValueError, match="returned no list of values for 2 rollouts"):
+        reward_matrix(lambda p, o, t: 0.5, ["a"], [1, 2], [{}], 2)

@@ -1,4 +1,5 @@
 """What a user brings to a run: held-out records of their own, and a reward server that is lost on the way."""
+
 import json
 
 import pytest
@@ -15,41 +16,70 @@ S = TrainSettings(pairs_per_step=2, rollouts=2, steps=2, eval_items=4, eval_ever
 
 
 @pytest.fixture(scope="module")
-def pairs(): return make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)[0].map(lambda r: dict(u_scene="", g_scene=""))
+def pairs():
+    return make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)[0].map(
+        lambda r: dict(u_scene="", g_scene="")
+    )
 
 
 def draws(seen, stop=None):
     "A reward that notes the prompts it sees, and stops the run at a call."
+
     def reward(prompts, images, truths):
         seen.append(set(prompts))
-        if len(seen) == stop: raise KeyboardInterrupt
-        return [.1*(i % 2) for i in range(len(prompts))]
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        return [0.1 * (i % 2) for i in range(len(prompts))]
+
     return reward
 
 
 def test_your_own_held_out_records_are_scored_and_all_pairs_trained_on(pairs, tmp_path):
-    held, seen, s = (records("u", 3, 7), records("g", 5, 7)), [], TrainSettings(**vars(S) | dict(pairs_per_step=len(pairs), rollouts=2, steps=1))
-    result = train(pairs, tmp_path/"run", s, rewards=dict(g=draws(seen)), device="cpu", held=held)
+    held, seen, s = (
+        (records("u", 3, 7), records("g", 5, 7)),
+        [],
+        TrainSettings(**vars(S) | dict(pairs_per_step=len(pairs), rollouts=2, steps=1)),
+    )
+    result = train(pairs, tmp_path / "run", s, rewards=dict(g=draws(seen)), device="cpu", held=held)
     assert (result["protocol"]["n_u"], result["protocol"]["n_g"]) == (3, 5)
     before, step, after = seen
-    assert before == after == {r["prompt"] for r in held[1]} and step == {p for p in pairs["prompt"] if p is not None}
+    assert before == after == {r["prompt"] for r in held[1]} and step == {
+        p for p in pairs["prompt"] if p is not None
+    }
 
 
 def test_your_own_held_out_records_survive_a_resume(pairs, tmp_path):
     held, seen = (records("u", 3, 7), records("g", 5, 7)), []
-    train(pairs, tmp_path/"whole", S, rewards=dict(g=draws([])), device="cpu", held=held)
-    with pytest.raises(KeyboardInterrupt): train(pairs, tmp_path/"run", S, rewards=dict(g=draws([], 3)), device="cpu", held=held)
-    train(pairs, tmp_path/"run", S, rewards=dict(g=draws(seen)), device="cpu", held=held, resume=True)
-    strip = lambda run: [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)]
-    assert strip(tmp_path/"run") == strip(tmp_path/"whole") and seen[-1] == {r["prompt"] for r in held[1]}
+    train(pairs, tmp_path / "whole", S, rewards=dict(g=draws([])), device="cpu", held=held)
+    with pytest.raises(KeyboardInterrupt):
+        train(pairs, tmp_path / "run", S, rewards=dict(g=draws([], 3)), device="cpu", held=held)
+    train(
+        pairs,
+        tmp_path / "run",
+        S,
+        rewards=dict(g=draws(seen)),
+        device="cpu",
+        held=held,
+        resume=True,
+    )
+    strip = lambda run: [
+        {k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)
+    ]
+    assert strip(tmp_path / "run") == strip(tmp_path / "whole") and seen[-1] == {
+        r["prompt"] for r in held[1]
+    }
 
 
 def server_then(fails):
     "A server that rewards by rank in the batch, but not the requests that `fails` names by number."
+
     def later(handler):
         n = handler.server.asked
-        if fails(n): handler.send_error(503)
-        else: reply(handler, json.dumps(dict(rewards=[.1, .9][:handler.server.batch])).encode())
+        if fails(n):
+            handler.send_error(503)
+        else:
+            reply(handler, json.dumps(dict(rewards=[0.1, 0.9][: handler.server.batch])).encode())
+
     server = Server(later)
     server.batch = 2
     return server
@@ -60,54 +90,108 @@ def test_a_server_lost_for_two_steps_stops_the_run(tmp_path):
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
     with server_then(lambda n: n > 3) as server:  # the greeting and the evaluation before
         far = remote_reward(server.url, retries=0, wait=0, batch=2)
-        with pytest.raises(ValueError, match="^every reward of steps 1 and 2 is missing on side g: .* its server answers$"): train(toy, tmp_path/"run", S, rewards=dict(g=far), device="cpu")
-    assert far.missing.total() == 8 and not (tmp_path/"run"/"result.json").exists()
+        with pytest.raises(
+            ValueError,
+            match="^every reward of steps 1 and 2 is missing on side g: .* its server answers$",
+        ):
+            train(toy, tmp_path / "run", S, rewards=dict(g=far), device="cpu")
+    assert far.missing.total() == 8 and not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_step_without_rewards_may_be_chance(tmp_path):
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
     with server_then(lambda n: n in (4, 5)) as server:
-        train(toy, tmp_path/"run", S, rewards=dict(g=remote_reward(server.url, retries=0, wait=0, batch=2)), device="cpu")
-    first, second = [m for m in read_metrics(tmp_path/"run") if "missing_g" in m]
-    assert (first["missing_g"], second["missing_g"], first["adv_std_g"], first["flat_g"]) == (1, 0, 0, 1) and first["grad_norm"] >= 0  # no NaN
+        train(
+            toy,
+            tmp_path / "run",
+            S,
+            rewards=dict(g=remote_reward(server.url, retries=0, wait=0, batch=2)),
+            device="cpu",
+        )
+    first, second = [m for m in read_metrics(tmp_path / "run") if "missing_g" in m]
+    assert (first["missing_g"], second["missing_g"], first["adv_std_g"], first["flat_g"]) == (
+        1,
+        0,
+        0,
+        1,
+    ) and first["grad_norm"] >= 0  # no NaN
 
 
 def held_out_alone(stop=None):
     "A reward that knows the held-out records before the first step and nothing later, and stops the run at a call."
     calls = []
+
     def reward(prompts, images, truths):
         calls.append(1)
-        if len(calls) == stop: raise KeyboardInterrupt
-        return [.5 if len(calls) == 1 else None]*len(images)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return [0.5 if len(calls) == 1 else None] * len(images)
+
     return reward
 
 
 def test_the_only_step_without_rewards_stops_the_run(tmp_path):
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
     one = TrainSettings(**vars(S) | dict(steps=1))
-    with pytest.raises(ValueError, match="^every reward of step 1 is missing on side g"): train(toy, tmp_path/"run", one, rewards=dict(g=held_out_alone()), device="cpu")
-    assert not (tmp_path/"run"/"checkpoint").exists()
+    with pytest.raises(ValueError, match="^every reward of step 1 is missing on side g"):
+        train(toy, tmp_path / "run", one, rewards=dict(g=held_out_alone()), device="cpu")
+    assert not (tmp_path / "run" / "checkpoint").exists()
 
 
 def test_steps_without_rewards_are_counted_over_a_resume(tmp_path):
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
-    with pytest.raises(KeyboardInterrupt): train(toy, tmp_path/"run", S, rewards=dict(g=held_out_alone(3)), device="cpu")  # in its second step
-    with pytest.raises(ValueError, match="^every reward of steps 1 and 2 is missing on side g"): train(toy, tmp_path/"run", S, rewards=dict(g=lambda prompts, images, truths: [None]*len(images)), device="cpu", resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            toy, tmp_path / "run", S, rewards=dict(g=held_out_alone(3)), device="cpu"
+        )  # in its second step
+    with pytest.raises(ValueError, match="^every reward of steps 1 and 2 is missing on side g"):
+        train(
+            toy,
+            tmp_path / "run",
+            S,
+            rewards=dict(g=lambda prompts, images, truths: [None] * len(images)),
+            device="cpu",
+            resume=True,
+        )
 
 
 def test_one_lost_request_is_missing_counted_and_no_zero(tmp_path):
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
     with server_then(lambda n: n == 4) as server:
         far = remote_reward(server.url, retries=0, wait=0, batch=2)
-        train(toy, tmp_path/"run", S, rewards=dict(g=far), device="cpu")
-    first, second = [m for m in read_metrics(tmp_path/"run") if "reward_g" in m]
-    assert first["missing_g"] == .5 and second["missing_g"] == 0 and first["reward_g"] == pytest.approx(.5)
+        train(toy, tmp_path / "run", S, rewards=dict(g=far), device="cpu")
+    first, second = [m for m in read_metrics(tmp_path / "run") if "reward_g" in m]
+    assert (
+        first["missing_g"] == 0.5
+        and second["missing_g"] == 0
+        and first["reward_g"] == pytest.approx(0.5)
+    )
 
 
 @pytest.mark.parametrize("spec", ["{url}", "0.5*scene+0.5*{url}"])
-def test_a_server_that_is_down_at_the_start_leaves_no_run_folder(spec, tmp_path, monkeypatch, capsys):
+def test_a_server_that_is_down_at_the_start_leaves_no_run_folder(
+    spec, tmp_path, monkeypatch, capsys
+):
     monkeypatch.delenv("PAIRUNI_DEBUG", raising=False)
-    with Server(lambda h: None) as server: pass  # its port is free again
-    assert main(["train", "--reward", spec.format(url=server.url), "--out", str(tmp_path/"run"), "--device", "cpu"]) == 2
+    with Server(lambda h: None) as server:
+        pass  # its port is free again
+    assert (
+        main(
+            [
+                "train",
+                "--reward",
+                spec.format(url=server.url),
+                "--out",
+                str(tmp_path / "run"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"the reward server {server.url} does not answer" in said and "start it, or correct the address" in said and not (tmp_path/"run").exists()
+    assert (
+        f"the reward server {server.url} does not answer" in said
+        and "start it, or correct the address" in said
+        and not (tmp_path / "run").exists()
+    )

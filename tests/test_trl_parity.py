@@ -1,4 +1,5 @@
 """Loss, gradients and advantages equal those of TRL's own GRPOTrainer, on text that a tiny random Llama writes."""
+
 import pytest
 import torch
 from datasets import Dataset
@@ -10,7 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pairuni_nb.pair_grpo import group_advantage, policy_loss
 
 K, LONGEST = 4, 8
-REWARDS = {"w0 w1 w2": [1.0, 0.0, 0.0, 1.0], "w3": [0.5, None, 0.25, 0.0], "w4 w5": [0.3] * K, "w6 w7 w8 w9": [None, None, None, 1.0]}
+REWARDS = {
+    "w0 w1 w2": [1.0, 0.0, 0.0, 1.0],
+    "w3": [0.5, None, 0.25, 0.0],
+    "w4 w5": [0.3] * K,
+    "w6 w7 w8 w9": [None, None, None, 1.0],
+}
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
@@ -18,13 +24,28 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 def tiny(tmp_path_factory):
     """The folder of a random two-layer Llama, and its twelve-word tokenizer."""
     torch.manual_seed(0)
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(["<pad>", "<eos>", *(f"w{i}" for i in range(10))])}))
+    words = Tokenizer(
+        WordLevel(
+            {word: i for i, word in enumerate(["<pad>", "<eos>", *(f"w{i}" for i in range(10))])}
+        )
+    )
     words.pre_tokenizer = WhitespaceSplit()
-    config = LlamaConfig(vocab_size=12, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                         initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    config = LlamaConfig(
+        vocab_size=12,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
     folder = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(folder)
-    return folder, PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+    return folder, PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
 
 
 def hand_made(prompts, **kwargs):
@@ -35,35 +56,67 @@ def hand_made(prompts, **kwargs):
 def rolled_out(trl, tiny, folder, accumulation=1, **settings):
     """TRL's trainer after its rollout phase, its policy moved since then, and its micro-batches."""
     model, tokenizer = tiny
-    args = trl.GRPOConfig(str(folder), num_generations=K, max_completion_length=LONGEST, epsilon=0.2, num_iterations=2,
-                          per_device_train_batch_size=K * len(REWARDS) // accumulation, gradient_accumulation_steps=accumulation,
-                          use_cpu=True, bf16=False, seed=0, report_to="none", model_init_kwargs={"dtype": "float32"}, **settings)
-    trainer = trl.GRPOTrainer(str(model), hand_made, args, Dataset.from_dict({"prompt": list(REWARDS)}), processing_class=tokenizer)
+    args = trl.GRPOConfig(
+        str(folder),
+        num_generations=K,
+        max_completion_length=LONGEST,
+        epsilon=0.2,
+        num_iterations=2,
+        per_device_train_batch_size=K * len(REWARDS) // accumulation,
+        gradient_accumulation_steps=accumulation,
+        use_cpu=True,
+        bf16=False,
+        seed=0,
+        report_to="none",
+        model_init_kwargs={"dtype": "float32"},
+        **settings,
+    )
+    trainer = trl.GRPOTrainer(
+        str(model),
+        hand_made,
+        args,
+        Dataset.from_dict({"prompt": list(REWARDS)}),
+        processing_class=tokenizer,
+    )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = accumulation  # Trainer.train sets it in its loop
     rows, batches = next(iter(trainer.get_train_dataloader())), []
-    for trainer._step in range(accumulation): batches.append(trainer._prepare_inputs(rows))
+    for trainer._step in range(accumulation):
+        batches.append(trainer._prepare_inputs(rows))
     with torch.no_grad():
         torch.manual_seed(3)
-        for weight in trainer.model.parameters(): weight += 0.05 * torch.randn_like(weight)
+        for weight in trainer.model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
     return trainer, batches
 
 
 def plain_logp(model, batch):
     """Log-probs of the completions by a plain forward and a log-softmax."""
-    ids, mask = (torch.cat([batch[f"prompt_{x}"], batch[f"completion_{x}"]], 1) for x in ("ids", "mask"))
+    ids, mask = (
+        torch.cat([batch[f"prompt_{x}"], batch[f"completion_{x}"]], 1) for x in ("ids", "mask")
+    )
     logp = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
-    return logp.gather(-1, ids[:, 1:, None])[:, -batch["completion_ids"].shape[1]:, 0]
+    return logp.gather(-1, ids[:, 1:, None])[:, -batch["completion_ids"].shape[1] :, 0]
 
 
 def ours(tiny, trainer, batches, normalizers, **kwargs):
     """Loss and gradients of the same weights in an unpatched Llama, by `policy_loss`."""
-    model, reference = (LlamaForCausalLM.from_pretrained(tiny[0], dtype=torch.float32) for _ in range(2))
+    model, reference = (
+        LlamaForCausalLM.from_pretrained(tiny[0], dtype=torch.float32) for _ in range(2)
+    )
     model.load_state_dict(trainer.model.state_dict())
     total, stats = 0.0, []
     for batch, normalizer in zip(batches, normalizers):
         logp, ref_logp = plain_logp(model, batch), plain_logp(reference, batch)
-        loss, stat = policy_loss(logp, batch["old_per_token_logps"], batch["advantages"], batch["completion_mask"].bool(), ref_logp=ref_logp, normalizer=normalizer, **kwargs)
+        loss, stat = policy_loss(
+            logp,
+            batch["old_per_token_logps"],
+            batch["advantages"],
+            batch["completion_mask"].bool(),
+            ref_logp=ref_logp,
+            normalizer=normalizer,
+            **kwargs,
+        )
         loss.backward()
         total, stats = total + loss.detach(), [*stats, stat]
     return total, {name: weight.grad for name, weight in model.named_parameters()}, stats
@@ -73,7 +126,9 @@ def theirs(trainer, batches):
     """Loss and gradients by `GRPOTrainer._compute_loss`."""
     losses = [trainer._compute_loss(trainer.model, batch) for batch in batches]
     sum(losses).backward()
-    return sum(losses).detach(), {name: weight.grad for name, weight in trainer.model.named_parameters()}
+    return sum(losses).detach(), {
+        name: weight.grad for name, weight in trainer.model.named_parameters()
+    }
 
 
 def assert_same(mine, other):
@@ -88,11 +143,17 @@ def test_loss_and_gradients(need, tiny, tmp_path, loss_type, beta):
     trainer, [batch] = rolled_out(need("trl"), tiny, tmp_path, loss_type=loss_type, beta=beta)
     lengths = batch["completion_mask"].sum(-1)
     assert lengths.min() < lengths.max() == batch["completion_mask"].shape[1] == LONGEST
-    mine, other = ours(tiny, trainer, [batch], [None], loss_type=loss_type, beta=beta), theirs(trainer, [batch])
+    mine, other = (
+        ours(tiny, trainer, [batch], [None], loss_type=loss_type, beta=beta),
+        theirs(trainer, [batch]),
+    )
     assert_same(mine, other)
     [stats], logged = mine[2], trainer._metrics["train"]
     assert stats["clip_low"] > 0 and stats["clip_high"] > 0 and stats["ratio_max"] > 1.2
-    for name, key in [("clip_low", "clip_ratio/low_mean"), ("clip_high", "clip_ratio/high_mean")] + [("kl", "kl")] * (beta > 0):
+    for name, key in [
+        ("clip_low", "clip_ratio/low_mean"),
+        ("clip_high", "clip_ratio/high_mean"),
+    ] + [("kl", "kl")] * (beta > 0):
         assert float(stats[name]) == pytest.approx(logged[key][0], rel=1e-4)
 
 
@@ -102,12 +163,25 @@ def test_gradient_accumulation(need, tiny, tmp_path, loss_type):
     masks = [batch["completion_mask"] for batch in batches]
     assert len(masks) == 2 and masks[0].sum() != masks[1].sum()
     rows, tokens = sum(map(len, masks)), int(sum(mask.sum() for mask in masks))
-    normalizers = {"grpo": [rows] * 2, "dapo": [tokens] * 2, "dr_grpo": [rows * LONGEST] * 2, "bnpo": [2 * int(mask.sum()) for mask in masks]}
-    assert_same(ours(tiny, trainer, batches, normalizers[loss_type], loss_type=loss_type), theirs(trainer, batches))
+    normalizers = {
+        "grpo": [rows] * 2,
+        "dapo": [tokens] * 2,
+        "dr_grpo": [rows * LONGEST] * 2,
+        "bnpo": [2 * int(mask.sum()) for mask in masks],
+    }
+    assert_same(
+        ours(tiny, trainer, batches, normalizers[loss_type], loss_type=loss_type),
+        theirs(trainer, batches),
+    )
 
 
 def test_advantages(need, tiny, tmp_path):
     trainer, [batch] = rolled_out(need("trl"), tiny, tmp_path)
-    rewards, advantages = (torch.tensor(list(log)).view(-1, K) for log in (trainer._logs["rewards"]["hand_made"], trainer._logs["advantages"]))
-    assert rewards.isnan().sum() == 4 and sorted(advantages.flatten().tolist()) == sorted(batch["advantages"].tolist())
+    rewards, advantages = (
+        torch.tensor(list(log)).view(-1, K)
+        for log in (trainer._logs["rewards"]["hand_made"], trainer._logs["advantages"])
+    )
+    assert rewards.isnan().sum() == 4 and sorted(advantages.flatten().tolist()) == sorted(
+        batch["advantages"].tolist()
+    )
     torch.testing.assert_close(group_advantage(rewards), advantages, rtol=1e-5, atol=1e-6)

@@ -5,7 +5,7 @@ import numpy as np
 
 # %% ../nbs/01_world.ipynb #c7fcabf5
 def test_scene_survives_json():
-    s = Scene("placed", "grid", (("star", "yellow"),) + (None,)*8)
+    s = Scene("placed", "grid", (("star", "yellow"),) + (None,) * 8)
     assert Scene.from_json(s.to_json()) == s
 
 # %% ../nbs/01_world.ipynb #0026cf93
@@ -19,21 +19,26 @@ def test_splits_never_meet():
 def test_questions_hold_their_answer_once():
     rng = np.random.default_rng(0)
     for _ in range(500):
-        s = sample_scene(rng, "u"); q = question(s, rng)
-        assert len(set(q["choices"])) == 4 and q["answer"] in q["choices"] and q["evidence"].endswith(q["answer"])
+        s = sample_scene(rng, "u")
+        q = question(s, rng)
+        assert (
+            len(set(q["choices"])) == 4
+            and q["answer"] in q["choices"]
+            and q["evidence"].endswith(q["answer"])
+        )
 
 # %% ../nbs/01_world.ipynb #9130bf87
 def test_places_are_balanced():
     rng = np.random.default_rng(0)
     qs = [question(sample_scene(rng, "u"), rng) for _ in range(2000)]
-    share = np.bincount([q["choices"].index(q["answer"]) for q in qs], minlength=4)/2000
-    assert abs(share - .25).max() < .04
+    share = np.bincount([q["choices"].index(q["answer"]) for q in qs], minlength=4) / 2000
+    assert abs(share - 0.25).max() < 0.04
 
 # %% ../nbs/01_world.ipynb #f5a83b15
 def test_jaccard_by_hand():
-    s = Scene("placed", "grid", (("star", "yellow"), None, None, None, ("circle", "red")) + (None,)*4)
-    h = Scene("placed", "grid", (("star", "red"), None, None, None, ("circle", "red")) + (None,)*4)
-    assert abs(scene_scores(render([h]), [s])[0] - 4/6) < 1e-9
+    s = Scene("placed", "grid", (("star", "yellow"), None, None, None, ("circle", "red")) + (None,) * 4)
+    h = Scene("placed", "grid", (("star", "red"), None, None, None, ("circle", "red")) + (None,) * 4)
+    assert abs(scene_scores(render([h]), [s])[0] - 4 / 6) < 1e-9
     assert scene_scores(render([s]), [s])[0] == 1
 
 # %% ../nbs/01_world.ipynb #c457161f
@@ -41,7 +46,7 @@ def test_verifier_is_trustworthy():
     rng = np.random.default_rng(2)
     for source in "ug":
         r = verifier_rates([sample_scene(rng, source) for _ in range(1000)])
-        assert r["true"] >= .99 and r["swapped"] <= .02
+        assert r["true"] >= 0.99 and r["swapped"] <= 0.02
 
 # %% ../nbs/01_world.ipynb #3b1663a9
 def test_mush_reads_as_nothing():
