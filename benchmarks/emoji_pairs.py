@@ -6,7 +6,7 @@
 Writes, beside this file:
   emoji_pairs.csv       every similarity and encoder at every delta: pairs, precision, 95 % Wilson intervals; random pairs beside
   emoji_spread.csv      quantiles of the similarity of true matches, retrieved pairs (delta 0.6) and random pairs
-  emoji_sample.npz      24 concepts with pictures and features, for the notebook 03a_emoji
+  emoji_sample.npz      24 concepts with pictures and features, for the notebook data/05_emoji
   emoji_neighbours.png  what each similarity finds, for the same notebook
 The first run encodes 6,400 images and 4,800 texts: 7 minutes on one core; features are kept in data/features.
 """
@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 
 from pairuni_nb.encoders import features, fit_bridge, unit
 from pairuni_nb.pairing import retrieve
-from pairuni_nb.records_io import load_records
+from pairuni_nb.load import load_records
 from pairuni_nb.similarity import chance, pair_features, record_text, similarity
 
 HERE, DATA, CACHE = Path(__file__).parent, Path("data/emoji"), "data/features"

@@ -28,7 +28,7 @@ from PIL import Image
 from scipy.stats import t as student
 
 from pairuni_nb.evaluate import evaluate
-from pairuni_nb.janus_nano import load_janus, warm_start
+from pairuni_nb.janus import load_janus, warm_start
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import JanusPolicy, Sampling

@@ -31,20 +31,13 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from pairuni_nb.janus_pro import random_janus_pro
+from pairuni_nb.janus import random_janus_pro
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.plan import kv_bytes, matrices, parameters, shape_of
-from pairuni_nb.rollout import (
-    ImagePrompts,
-    JanusPolicy,
-    Rollouts,
-    Sampling,
-    TextPrompts,
-    noise,
-    unconditional,
-)
+from pairuni_nb.rollout import ImagePrompts, JanusPolicy, Rollouts, Sampling, TextPrompts, noise, unconditional
 from pairuni_nb.settings import preset
-from pairuni_nb.train import add_lora, round_frozen, train_step
+from pairuni_nb.prepare import add_lora, round_frozen
+from pairuni_nb.step import train_step
 from pairuni_nb.world import records
 from transformers import DynamicCache
 

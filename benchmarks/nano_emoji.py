@@ -24,10 +24,10 @@ from PIL import Image
 from scipy import stats
 
 from pairuni_nb.evaluate import evaluate, mean_ci
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb.janus import load_janus
 from pairuni_nb.nano_emoji import concept_reward, emoji_rows, make_emoji
 from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
-from pairuni_nb.records_io import load_records
+from pairuni_nb.load import load_records
 from pairuni_nb.rewards import answer_accuracy
 from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.settings import preset

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy, Sampling, noise
 from pairuni_nb.world import records
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from pairuni_nb import train
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb import step as steps
+from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import JanusPolicy
@@ -72,8 +72,8 @@ def main():
             spent.clear()
             calls.clear()
             total = time.perf_counter()
-        ids = train.rows_of_step(len(pairs), s.pairs_per_step, s.seed, step)
-        train.train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator)
+        ids = steps.rows_of_step(len(pairs), s.pairs_per_step, s.seed, step)
+        steps.train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator)
     total = (time.perf_counter() - total) / STEPS
     rows = [
         dict(

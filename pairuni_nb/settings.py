@@ -18,27 +18,32 @@ MIXES = ("pairs", "aligned", "retrieved", "random", "unpaired", "u-only", "g-onl
 class PairSettings:
     "How records become pairs (Algorithm 1)."
 
-    mix: str = "pairs"  # which pairs to keep, or a baseline: pairs, aligned, retrieved, random, unpaired, u-only, g-only
+    # which pairs to keep, or a baseline: pairs, aligned, retrieved, random, unpaired, u-only,
+    # g-only
+    mix: str = "pairs"
     n_u: int = 2000  # toy U records to draw when no data is given (paper: Orsta-47k)
     n_g: int = 2000  # toy G records to draw when no data is given (paper: BLIP3o-60k)
     clusters: int = 400  # k-means clusters, so at most this many aligned pairs (paper: not given)
     top_n: int = 10  # most similar U records that a G record may take (paper: not given)
     delta: float = 0.6  # a retrieved pair is more similar than this (paper: 0.6)
-    order: str = "g"  # who chooses first: g (Algorithm 1), best (the most similar pair) or optimal (the largest sum)
-    dedup: float | None = (
-        None  # first drop images more similar than this to an earlier one of their side; 1: copies only, 0: keep all; without one, records of yours that repeat image and texts
-    )
+    # who chooses first: g (Algorithm 1), best (the most similar pair) or optimal (the largest
+    # sum)
+    order: str = "g"
+    # first drop images more similar than this to an earlier one of their side; 1: copies only, 0:
+    # keep all; without one, records of yours that repeat image and texts
+    dedup: float | None = None
     search: str = "exact"  # exact neighbours, or faiss beyond a million
-    similarity: str = "image"  # s_p of a retrieved pair: image (paper), text, joint, or mixture; medoids are always of images
-    encoder: str = "pixels"  # reads images: pixels, efficientnet-lite0, or a transformers image model (paper: ResNet-50)
+    # s_p of a retrieved pair: image (paper), text, joint, or mixture; medoids are always of
+    # images
+    similarity: str = "image"
+    # reads images: pixels, efficientnet-lite0, or a transformers image model (paper: ResNet-50)
+    encoder: str = "pixels"
     text_encoder: str = "words"  # reads texts: words, minilm, or a sentence-transformers model
-    joint_encoder: str = (
-        ""  # reads both: a CLIP or SigLIP, or a file that fit_bridge made (03_encoders)
-    )
+    # reads both: a CLIP or SigLIP, or a file that fit_bridge made (06_encoders)
+    joint_encoder: str = ""
     weights: tuple[float, float, float] = (0.5, 0.5, 0.0)  # of image, text and joint in a mixture
-    cache: str = (
-        ""  # folder that keeps features between runs; without one they are computed each time
-    )
+    # folder that keeps features between runs; without one they are computed each time
+    cache: str = ""
     device: str = "auto"  # where encoders run: auto, cpu or cuda
     seed: int = 0  # of the toy records, the clustering and the baselines
 
@@ -48,13 +53,11 @@ class CompletionSettings:
     "The language model of `--complete llm`, and how hard it is pressed."
 
     model: str = "o3"  # name at the endpoint; it must see images (paper: GPT-o3)
-    base_url: str = (
-        ""  # OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; without one, OpenAI's
-    )
+    # OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; without one, OpenAI's
+    base_url: str = ""
     concurrency: int = 8  # calls in flight at once
-    requests_per_minute: int = (
-        0  # requests started within any minute, tries again included; 0 sets no limit
-    )
+    # requests started within any minute, tries again included; 0 sets no limit
+    requests_per_minute: int = 0
     retries: int = 6  # times a failed call is made again
     rewrites: int = 2  # times a rejected or malformed reply is asked for again (paper: not given)
     timeout: float = 120.0  # seconds to wait for a reply
@@ -70,51 +73,46 @@ class TrainSettings:
     "One run of Pair-GRPO. Defaults are the laptop's (janus-nano)."
 
     method: str = "pair-grpo"  # pair-grpo, or grpo: the same with every pair weight 1
-    weighting: str = (
-        "sqrt"  # weight of a retrieved pair: sqrt, linear or none of its similarity (paper: sqrt)
-    )
+    # weight of a retrieved pair: sqrt, linear or none of its similarity (paper: sqrt)
+    weighting: str = "sqrt"
     steps: int = 90  # optimiser steps (paper: at most 1200)
     pairs_per_step: int = 16  # pairs per step, P (paper: 16 in all)
-    rollouts: int = (
-        8  # rollouts per prompt, K, for text and image alike (paper: 8 for 1B, 4 for 7B)
-    )
-    lr: float = (
-        1.5e-4  # learning rate of AdamW, falling linearly to 0 (paper: 1e-6; schedule not given)
-    )
+    # rollouts per prompt, K, for text and image alike (paper: 8 for 1B, 4 for 7B)
+    rollouts: int = 8
+    # learning rate of AdamW, falling linearly to 0 (paper: 1e-6; schedule not given)
+    lr: float = 1.5e-4
     clip_eps: float = 0.2  # clip range of the ratio (paper: not given)
     num_iterations: int = 1  # updates per batch of rollouts (paper: not given)
-    micro_batch: int = (
-        64  # rollouts per forward and backward pass; the update does not depend on it
-    )
-    loss_type: str = (
-        "grpo"  # loss aggregation by TRL's names: grpo, bnpo, dr_grpo, dapo (paper: not given)
-    )
+    # rollouts per forward and backward pass; the update does not depend on it
+    micro_batch: int = 64
+    # loss aggregation by TRL's names: grpo, bnpo, dr_grpo, dapo (paper: not given)
+    loss_type: str = "grpo"
     beta: float = 0.0  # KL weight against the frozen start (paper: 0)
     max_grad_norm: float = 1.0  # gradient clipping
     temperature: float = 1.0  # of sampling, and so of scoring (paper: 1)
     cfg_weight: float = 5.0  # classifier-free guidance (paper: 5)
-    cfg_scoring: str = (
-        "guided"  # distribution that is scored: guided, cond or none (paper: not given)
-    )
+    # distribution that is scored: guided, cond or none (paper: not given)
+    cfg_scoring: str = "guided"
     max_new_tokens: int = 24  # length of an answer (paper: not given)
     eval_every: int = 30  # steps between held-out evaluations
-    eval_items: int = (
-        500  # held-out items a side before and after; a quarter of them during training
-    )
+    # held-out items a side before and after; a quarter of them during training
+    eval_items: int = 500
     save_every: int = 30  # steps between checkpoints
     precision: str = "fp32"  # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
-    gradient_checkpointing: bool = False  # recompute each layer in the backward pass: less memory, up to a third more time (paper: not given)
-    rollout_gb: float = (
-        8.0  # memory for the keys and values of the rollouts drawn at once (paper: not given)
-    )
-    cuda_graphs: bool = False  # record the sampler's steps on a GPU, to launch each at once; a CPU takes the same steps (paper: not given)
-    lora_rank: int = (
-        0  # train only LoRA of this rank in the language model; 0: all of it (paper: not given)
-    )
-    train_vision: bool = (
-        False  # train the vision tower too; the VQ autoencoder never is (paper: not given)
-    )
-    shard: bool = False  # split weights and optimiser over the processes (FSDP), instead of copies (paper: not given)
+    # recompute each layer in the backward pass: less memory, up to a third more time (paper: not
+    # given)
+    gradient_checkpointing: bool = False
+    # memory for the keys and values of the rollouts drawn at once (paper: not given)
+    rollout_gb: float = 8.0
+    # record the sampler's steps on a GPU, to launch each at once; a CPU takes the same steps
+    # (paper: not given)
+    cuda_graphs: bool = False
+    # train only LoRA of this rank in the language model; 0: all of it (paper: not given)
+    lora_rank: int = 0
+    # train the vision tower too; the VQ autoencoder never is (paper: not given)
+    train_vision: bool = False
+    # split weights and optimiser over the processes (FSDP), instead of copies (paper: not given)
+    shard: bool = False
     seed: int = 0  # of everything: data order, rollout noise, held-out set
 
 # %% ../nbs/00_settings.ipynb #9f15d32c
@@ -138,7 +136,9 @@ class Preset:
     train: TrainSettings
     model: str = ""  # Janus checkpoint; without one, janus-nano
     reward: str = ""  # of drawings; without one, what the pairs allow
-    data: str = "toy"  # where pairs come from when none are given: toy, a folder with u, g, held-u and held-g, or nowhere ("")
+    # where pairs come from when none are given: toy, a folder with u, g, held-u and held-g, or
+    # nowhere ("")
+    data: str = "toy"
     pair: PairSettings = PairSettings()
     card: str = "H100"  # GPU that the settings were chosen for
     devices: int = 1  # how many of them (paper: 8)

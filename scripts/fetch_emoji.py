@@ -30,7 +30,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pairuni_nb.records_io import save_records, to_rgb
+from pairuni_nb.records import save_records, to_rgb
 
 NPM = "https://registry.npmjs.org/"
 NOTO = (

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from pairuni_nb.benchmark import draw_benchmark, is_whole, read_geneval
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy
 
 KILLED = """

@@ -10,9 +10,10 @@ from dataclasses import asdict
 import pytest
 from PIL import Image
 
-from pairuni_nb.cli import image_reward, main
+from pairuni_nb.cli import main
+from pairuni_nb.jobs import drawing_reward
 from pairuni_nb.pairing import load_pairs
-from pairuni_nb.records_io import save_records
+from pairuni_nb.records import save_records
 from pairuni_nb.settings import TrainSettings, check
 from pairuni_nb.world import records
 
@@ -166,7 +167,7 @@ def test_a_gpu_that_is_not_there_for_the_judge(capsys, tmp_path, monkeypatch):
             "use cpu",
         )
     monkeypatch.setattr("pairuni_nb.preference.reward_from", lambda spec, device: device)
-    assert image_reward("clip:x", "auto") == dict(g="cpu")
+    assert drawing_reward("clip:x", "auto") == dict(g="cpu")
 
 
 @pytest.mark.parametrize("out", ["/proc/xx", "u.jsonl/x"])
@@ -186,7 +187,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     command, out, capsys, tmp_path, monkeypatch
 ):
     for work in ("build_pairs", "load_model"):
-        monkeypatch.setattr(f"pairuni_nb.cli.{work}", lambda *_: pytest.fail("it began to work"))
+        monkeypatch.setattr(f"pairuni_nb.jobs.{work}", lambda *_: pytest.fail("it began to work"))
     (tmp_path / "u.jsonl").touch()
     out += ".png" if command[0] == "sample" else ""
     refuses(capsys, tmp_path, [*command, "--out", out], out, "cannot be written")
@@ -194,7 +195,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
 
 
 def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("pairuni_nb.cli.build_pairs", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr("pairuni_nb.jobs.build_pairs", lambda *_: pytest.fail("it began to work"))
     refuses(
         capsys,
         tmp_path,
@@ -312,7 +313,7 @@ def test_images_that_are_none(capsys, tmp_path):
         capsys,
         tmp_path,
         ["sample", "ask", "notes.png", "what?"],
-        "cannot read the image 'notes.png'",
+        "cannot read the image notes.png",
     )
     refuses(
         capsys,
@@ -345,7 +346,7 @@ def test_a_half_finished_run_asks_for_resume(capsys, tmp_path):
 
 def test_a_model_is_looked_for_before_pairs_are_made(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "pairuni_nb.cli.build_pairs", lambda *a: pytest.fail("pairs were made first")
+        "pairuni_nb.jobs.build_pairs", lambda *a: pytest.fail("pairs were made first")
     )
     refuses(
         capsys,
@@ -591,7 +592,7 @@ def test_ctrl_c_before_there_is_a_run_promises_nothing(capsys, tmp_path, monkeyp
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pairuni_nb.cli.build_pairs", stop)
+    monkeypatch.setattr("pairuni_nb.jobs.build_pairs", stop)
     assert (
         main(["train", "--out", "run", "--device", "cpu"]) == 130
         and capsys.readouterr().err == "pairuni: stopped\n"

@@ -5,11 +5,12 @@ import re
 
 import pytest
 
-from pairuni_nb.cli import Pair, build_pairs, main, show_result, whole_reward
+from pairuni_nb.cli import main
+from pairuni_nb.jobs import Pair, build_pairs, show_result, whole_reward
 from pairuni_nb.language_model import ToyEndpoint, read_journal
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.preference import tiny_clip
-from pairuni_nb.records_io import save_records
+from pairuni_nb.records import save_records
 from pairuni_nb.settings import PairSettings
 from pairuni_nb.world import records
 

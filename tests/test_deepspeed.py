@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pairuni_nb import train as T
-from pairuni_nb.train import load_state, processes, zero_config
+from pairuni_nb import processes as T
+from pairuni_nb.processes import join_processes, zero_config
+from pairuni_nb.run_folder import load_state
 from two_processes import HERE, SMALL, by_one, by_two, same_run
 
 PLAIN = ["--config_file", HERE.parent / "configs" / "deepspeed.yaml"]
@@ -127,14 +128,14 @@ def asked(monkeypatch):
 def test_a_missing_deepspeed_is_one_sentence(asked, monkeypatch):
     monkeypatch.setattr(T, "is_deepspeed_available", lambda: False)
     with pytest.raises(ValueError, match="not installed: pip install deepspeed"):
-        processes("cpu")
+        join_processes("cpu")
 
 
 def test_deepspeed_leaves_no_gpu_for_the_cpu(asked, monkeypatch):
     monkeypatch.setattr(T, "is_deepspeed_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="leave --device cpu out"):
-        processes("cpu")
+        join_processes("cpu")
 
 
 @pytest.mark.parametrize(

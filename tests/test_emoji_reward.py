@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pairuni_nb.encoders import features
-from pairuni_nb.nano_emoji import concept_reward, emoji_rows
+from pairuni_nb.nano_emoji import emoji_rows
 from pairuni_nb.preference import reward_from
 from test_nano_emoji import made_up
 

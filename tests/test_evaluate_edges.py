@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pairuni_nb.evaluate import evaluate, evaluate_g, mean_ci
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.world import records
 

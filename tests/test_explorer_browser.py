@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pairuni_nb.pair_grpo import STAGES, explore
+from pairuni_nb.explorer import STAGES, explore
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def lab(need, tmp_path_factory):
         nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "work" / "x.ipynb"
     )
     for kind in ("ipynb", "jsonl"):
-        shutil.copy(ROOT / "nbs" / f"04a_real_pictures.{kind}", tmp_path / "work")
+        shutil.copy(ROOT / "nbs" / f"data/06_real_pictures.{kind}", tmp_path / "work")
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -200,7 +200,7 @@ def test_sliders_show_what_the_library_computes(lab, page, tmp_path):
 
 
 def test_real_pictures_follow_their_sliders(lab, page, tmp_path):
-    open_notebook(page, f"{lab}/lab/tree/04a_real_pictures.ipynb")
+    open_notebook(page, f"{lab}/lab/tree/data/06_real_pictures.ipynb")
     twin = page.locator(".jp-Cell", has_text="shown(rows_of([draw_threshold(*at)").locator("img")
     three = lambda: [
         pixels(twin)[y : y + 144] for y in (0, 164, 328)

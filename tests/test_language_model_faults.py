@@ -1,7 +1,6 @@
 """Completion over real HTTP with an endpoint that fails, a client that is killed, and bad input that ends in one sentence."""
 
 import json
-import os
 import random
 import re
 import socket
@@ -15,24 +14,8 @@ from io import BytesIO
 import pytest
 
 from pairuni_nb import language_model
-from pairuni_nb.language_model import (
-    FORMS,
-    CompletionSettings,
-    ToyEndpoint,
-    chat,
-    complete_by_llm,
-    complete_one,
-    connect,
-    digest,
-    item_key,
-    measured,
-    price,
-    prompt,
-    read_journal,
-    request,
-    send,
-    totals,
-)
+from pairuni_nb.language_model import FORMS, ToyEndpoint, chat, complete_by_llm, complete_one, connect, digest, item_key, measured, price, prompt, read_journal, request, send, totals
+from pairuni_nb.settings import CompletionSettings
 from pairuni_nb.world import records
 
 DIALS = dict(lie=0.3, miss=0.1, alarm=0.1)

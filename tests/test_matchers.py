@@ -5,10 +5,11 @@ import json
 import pytest
 
 from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
-from pairuni_nb.records_io import load_records, save_records
+from pairuni_nb.load import load_records
+from pairuni_nb.records import save_records
 from pairuni_nb.report import answer_part, verdict
 from pairuni_nb.rewards import answer_accuracy
-from pairuni_nb.train import side_rows
+from pairuni_nb.step import side_rows
 from pairuni_nb.world import question_text, records
 
 say = "<think>x</think><answer>{}</answer>".format

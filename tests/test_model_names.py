@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from pairuni_nb.encoders import load_encoder
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb.janus import load_janus
 from pairuni_nb.preference import load_clip
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from datasets import Image as ImageColumn
 
 from pairuni_nb.pairing import choose, load_pairs, make_pairs, retrieve, save_pairs
-from pairuni_nb.records_io import new_folder
+from pairuni_nb.records import new_folder
 from pairuni_nb.world import records
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pairuni_nb.testgen import check
+from pairuni_nb.settings import check
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))

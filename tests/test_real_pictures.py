@@ -10,7 +10,7 @@ import pytest
 from pairuni_nb.encoders import features, unit
 from pairuni_nb.language_model import complete_by_llm, item_key, read_journal
 from pairuni_nb.pairing import medoids
-from pairuni_nb.records_io import load_records
+from pairuni_nb.load import load_records
 from pairuni_nb.settings import CompletionSettings
 
 ROOT = Path(__file__).parents[1]

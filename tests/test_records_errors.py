@@ -9,9 +9,10 @@ import pytest
 from datasets import Dataset
 from datasets import Image as ImageColumn
 
-from pairuni_nb import records_io
+from pairuni_nb import load
 from pairuni_nb.encoders import pixel_features
-from pairuni_nb.records_io import load_records, read_records, save_records, write_whole
+from pairuni_nb.load import load_records, read_records
+from pairuni_nb.records import save_records, write_whole
 from pairuni_nb.world import records
 
 
@@ -177,7 +178,7 @@ def test_texts_with_odd_line_ends_survive(tmp_path, g):
 
 
 def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(records_io, "load_dataset", lambda *a, **k: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(load, "load_dataset", lambda *a, **k: pytest.fail("asked the Hub"))
     for path in tmp_path / "nowhere", "nowhere", "./no/where", "a/b/c":
         sentence(lambda: load_records(path, "g"), str(path), "no such file or folder")
 
@@ -189,7 +190,7 @@ def test_an_id_is_streamed_from_the_hub(monkeypatch, g):
         asked.append((args, options))
         return Dataset.from_list(g).cast_column("image", ImageColumn()).to_iterable_dataset()
 
-    monkeypatch.setattr(records_io, "load_dataset", fake)
+    monkeypatch.setattr(load, "load_dataset", fake)
     assert [r["prompt"] for r in load_records("owner/some-set_1.0", "g", limit=3)] == [
         r["prompt"] for r in g[:3]
     ]

@@ -1,4 +1,4 @@
-"""Edge cases of sampling and scoring that would interrupt the lesson in nbs/06_rollout.ipynb."""
+"""Edge cases of sampling and scoring that would interrupt the lesson in nbs/11_rollout.ipynb."""
 
 import copy
 from dataclasses import replace

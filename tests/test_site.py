@@ -47,6 +47,6 @@ def test_every_notebook_is_a_page_that_the_front_page_links(site):
 
 
 def test_directives_are_gone_tests_are_folded_and_explorers_are_pictures(site):
-    page = (site / "08_pair_grpo.html").read_text()
+    page = (site / "02_pair_grpo.html").read_text()
     assert "#|" not in re.sub(r"<[^>]+>", "", page) and page.count("Show the test") > 5
     assert "widget-view" not in page and page.count("<img") > 8

@@ -7,25 +7,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pairuni_nb import pair_grpo
-from pairuni_nb import train as module
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb import pair_grpo, records
+from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, reward_matrix, scene_reward
 from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.train import (
-    collect,
-    larger,
-    load_state,
-    log_line,
-    nothing_learned,
-    of_all,
-    read_metrics,
-    train,
-    update,
-)
-from pairuni_nb.world import records
+from pairuni_nb.processes import larger, of_all
+from pairuni_nb.run_folder import load_state, log_line, read_metrics
+from pairuni_nb.step import roll_out_sides, update
+from pairuni_nb.train import nothing_learned, train
+from pairuni_nb.world import records as toy_records
 
 S = TrainSettings(
     pairs_per_step=2,
@@ -40,12 +32,12 @@ S = TrainSettings(
 
 @pytest.fixture(scope="module")
 def pairs():
-    return make_pairs(records("u", 40, 0), records("g", 40, 0), clusters=8)[0]
+    return make_pairs(toy_records("u", 40, 0), toy_records("g", 40, 0), clusters=8)[0]
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(pairs):
     policy = JanusPolicy(*load_janus())
-    sides, _ = collect(
+    sides, _ = roll_out_sides(
         policy, [pairs[0], pairs[1]], [0, 1], 0, S, dict(u=answer_accuracy, g=scene_reward)
     )
     sides["g"].advantages[:] = math.nan
@@ -120,14 +112,14 @@ def test_flat_groups_are_told_once():
 
 
 def test_a_run_killed_beside_its_finished_checkpoint_goes_on(pairs, tmp_path, monkeypatch):
-    whole = module.write_json
+    whole = records.write_json
 
     def dies(path, value):
         if path.name == "result.json":
             raise KeyboardInterrupt
         whole(path, value)
 
-    monkeypatch.setattr(module, "write_json", dies)
+    monkeypatch.setattr("pairuni_nb.train.write_json", dies)
     with pytest.raises(KeyboardInterrupt):
         train(pairs, tmp_path / "run", S, device="cpu")
     monkeypatch.undo()

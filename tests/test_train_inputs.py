@@ -8,7 +8,8 @@ from pairuni_nb.cli import main
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.preference import remote_reward
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.train import read_metrics, train
+from pairuni_nb.run_folder import read_metrics
+from pairuni_nb.train import train
 from pairuni_nb.world import records
 from test_preference_edges import Server, reply
 

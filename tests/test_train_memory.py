@@ -13,24 +13,16 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pairuni_nb import rollout
-from pairuni_nb.janus_nano import nano_folder
+from pairuni_nb.janus import nano_folder
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.plan import Work, matrices, memory, shape_of
 from pairuni_nb.rewards import scene_reward
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.train import (
-    add_lora,
-    finish,
-    log_line,
-    merge_lora,
-    prepare,
-    read_metrics,
-    round_frozen,
-    train,
-    train_step,
-    without_lora,
-)
+from pairuni_nb.prepare import add_lora, merge_lora, prepare, round_frozen, without_lora
+from pairuni_nb.run_folder import log_line, read_metrics
+from pairuni_nb.step import train_step
+from pairuni_nb.train import finish, train
 from pairuni_nb.world import records
 from test_rollout import ASK, DRAW, nano_policy, random_nano, rollouts, saved
 

@@ -1,4 +1,4 @@
-"""Run by test_processes.py and test_deepspeed.py in two processes: the same step by one process and by two (DDP and FSDP, or ZeRO if DeepSpeed started them), and a whole run by `-m pairuni_nb.train`."""
+"""Run by test_two_processes.py and test_deepspeed.py in two processes: the same step by one process and by two (DDP and FSDP, or ZeRO if DeepSpeed started them), and a whole run by `-m pairuni_nb.train`."""
 
 import copy
 import json
@@ -16,12 +16,15 @@ from accelerate import DistributedType
 from pytest import approx
 from torch.distributed.tensor import DTensor
 
-from pairuni_nb import train as T
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb import processes
+from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import JanusPolicy
+from pairuni_nb.run_folder import load_state, read_metrics, save_state
 from pairuni_nb.settings import TrainSettings
+from pairuni_nb.step import roll_out_sides, score, update
+from pairuni_nb.train import train
 from pairuni_nb.world import records
 
 HERE = Path(__file__).parent
@@ -46,7 +49,7 @@ def by_one(tmp):
     "Pairs, and the run of one process"
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)
     save_pairs(pairs, tmp / "pairs", {}, {})
-    T.train(pairs, tmp / "one", RUN, device="cpu")
+    train(pairs, tmp / "one", RUN, device="cpu")
 
 
 def by_two(tmp, launcher, *flags):
@@ -76,7 +79,7 @@ def by_two(tmp, launcher, *flags):
 def same_run(a, b):
     "Two runs' metrics agree, line by line, and so do their trained weights"
     one, two = (
-        [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in T.read_metrics(run)]
+        [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)]
         for run in (a, b)
     )
     assert [m["step"] for m in one] == [m["step"] for m in two] == [0, 1, 1, 2, 2]  # each line once
@@ -97,7 +100,7 @@ def shared(name, policy, accelerator, kind, lr):
     if name == "fsdp":
         policy.checkpoint_layers()
         policy.chunk = 5000
-        T.shard(policy)
+        processes.shard(policy)
     opt = kind(
         [p for p in policy.parameters() if p.requires_grad], lr=lr
     )  # before scoring: then some of FSDP's parameters are whole
@@ -114,8 +117,8 @@ def shared(name, policy, accelerator, kind, lr):
 def step(policy, opt, sides, s, accelerator):
     "One update as train_step makes it, and its statistics"
     for side in sides.values():
-        side.old_logp = T.score(policy, side.rollouts, s.micro_batch)
-    return T.update(policy, opt, sides, s, accelerator)
+        side.old_logp = score(policy, side.rollouts, s.micro_batch)
+    return update(policy, opt, sides, s, accelerator)
 
 
 def full(p):
@@ -148,14 +151,14 @@ def resumed(name, start, sides, accelerator, folder):
     "How far a policy is from itself after going back to a saved state and stepping again"
     policy, opt = shared(name, start, accelerator, torch.optim.AdamW, 1e-4)
     for done in range(2):
-        T.update(policy, opt, sides, SMALL, accelerator)
-        T.save_state(folder, policy, opt, done)
-    T.update(policy, opt, sides, SMALL, accelerator)
+        update(policy, opt, sides, SMALL, accelerator)
+        save_state(folder, policy, opt, done)
+    update(policy, opt, sides, SMALL, accelerator)
     first = whole(policy)
     dist.barrier()
     policy, opt = shared(name, start, accelerator, torch.optim.AdamW, 1e-4)
-    assert T.load_state(folder, policy, opt) == 1
-    T.update(policy, opt, sides, SMALL, accelerator)
+    assert load_state(folder, policy, opt) == 1
+    update(policy, opt, sides, SMALL, accelerator)
     return apart(first, whole(policy))
 
 
@@ -163,7 +166,7 @@ def main(folder, *flags):
     torch.set_num_threads(1)
     pairs, accelerator, said = (
         load_pairs(folder / "pairs"),
-        T.launch(SMALL, folder, "cpu", None),
+        processes.launch(SMALL, folder, "cpu", None),
         {},
     )
     names = (
@@ -171,9 +174,9 @@ def main(folder, *flags):
     )
     start = JanusPolicy(*load_janus())
     rows, ids = [pairs[i] for i in range(3)], [0, 1, 2]
-    sides, _ = T.collect(start, rows, ids, 0, SMALL, dict(u=answer_accuracy, g=scene_reward))
-    alone, T.process = T.process, lambda: (0, 1)
-    single, _ = T.collect(start, rows, ids, 0, SMALL, dict(u=answer_accuracy, g=scene_reward))
+    sides, _ = roll_out_sides(start, rows, ids, 0, SMALL, dict(u=answer_accuracy, g=scene_reward))
+    alone, processes.rank_and_size = processes.rank_and_size, lambda: (0, 1)
+    single, _ = roll_out_sides(start, rows, ids, 0, SMALL, dict(u=answer_accuracy, g=scene_reward))
     said["rollouts"] = all(
         torch.equal(sides[t].rollouts.tokens, single[t].rollouts.tokens)
         and torch.equal(sides[t].advantages, single[t].advantages)
@@ -182,10 +185,10 @@ def main(folder, *flags):
     )
     for precision in "bf16", "fp32":
         start.precision = precision
-        T.process = lambda: (0, 1)
+        processes.rank_and_size = lambda: (0, 1)
         one, opt = shared("one", start, accelerator, torch.optim.SGD, 1.0)
         stats = step(one, opt, single, SMALL, PLAIN)
-        T.process = alone
+        processes.rank_and_size = alone
         expected, before = whole(one), whole(start)
         for name in names:
             policy, opt = shared(name, start, accelerator, torch.optim.SGD, 1.0)

@@ -1,0 +1,44 @@
+"""Two processes do what one does."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pairuni_nb.processes import launch
+from two_processes import HERE, SMALL, by_one, by_two, same_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "What two processes left, and beside it the run of one."
+    tmp = tmp_path_factory.mktemp("two")
+    by_one(tmp)
+    by_two(tmp, ["--config_file", HERE.parent / "configs" / "8_gpus.yaml"], "--shard")
+    return tmp
+
+
+def test_two_processes_draw_what_one_draws(folder):
+    assert json.loads((folder / "said.json").read_text())["rollouts"]
+
+
+@pytest.mark.parametrize("name", ["ddp fp32", "fsdp fp32", "ddp bf16", "fsdp bf16"])
+def test_two_processes_make_the_update_of_one(folder, name):
+    said = json.loads((folder / "said.json").read_text())[name]
+    assert said["apart"] < 1e-6 < 1e-3 < said["moved"] and said["stats"] < 1e-5
+
+
+def test_a_sharded_policy_goes_back_to_its_state(folder):
+    assert json.loads((folder / "said.json").read_text())["resumed"] == 0
+
+
+def test_a_sharded_run_is_the_run_of_one(folder):
+    same_run(folder / "one", folder / "run")
+    assert {p.name for p in (folder / "run").iterdir()} == {
+        p.name for p in (folder / "one").iterdir()
+    } | {"pairs", "report.html"}
+
+
+def test_sharding_one_process_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="several processes"):
+        launch(replace(SMALL, shard=True), tmp_path, "cpu", None)
