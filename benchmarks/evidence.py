@@ -82,7 +82,7 @@ def reinforced(condition, seed):
     s = replace(
         preset("nano").train,
         seed=seed,
-        method="grpo" if condition == "grpo" else "pair-grpo",
+        weighting="none" if condition == "grpo" else "sqrt",
         eval_every=10_000,
         save_every=10_000,
     )

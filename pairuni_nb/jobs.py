@@ -220,17 +220,19 @@ def build_pairs(
     fill=None,  # completes records, as in pair_records
 ) -> tuple:  # rows, what made them, counts
     "Records of both sources to pairs."
-    from pairuni_nb.pairing import pair_records
+    from pairuni_nb.pairing import drop_copies, pair_records
 
     u, g, read = read_both(c)
+    copies = {}
+    if c.u:  # toy drawings repeat, and are as many as you asked for
+        u, copies["copies_u"] = drop_copies(u)
+        g, copies["copies_g"] = drop_copies(g)
     how = asdict(c.settings)
     sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
-    if not c.u and how["dedup"] is None:
-        how["dedup"] = 0.0  # toy drawings repeat, and are as many as you asked for
     pairs, counts = pair_records(u, g, fill=fill, **how)
-    made_by = dict(how) if c.u else asdict(c.settings) | sizes
-    if c.u and how["dedup"] is None:
-        made_by["dedup"] = "records that repeat image and texts"
+    for side, n in copies.items():
+        counts[side] = counts.get(side, 0) + n
+    made_by = how if c.u else how | sizes
     made_by |= read | dict(features=counts.pop("features", {}))
     told = {name.replace("_", " "): n for name, n in counts.items()}
     told.pop("rows", None)

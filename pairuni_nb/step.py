@@ -141,7 +141,6 @@ def roll_out_sides(
 ) -> tuple:  # {task: Side}, seconds by phase
     "Roll out both sides of some pairs, reward them and weigh their advantages."
     sides, seconds = {}, dict(sec_rollout=0.0, sec_reward=0.0)
-    weighting = s.weighting if s.method == "pair-grpo" else "none"
     for task in "ug":
         truths = side_rows(rows, task)
         if not truths:
@@ -157,7 +156,7 @@ def roll_out_sides(
         rollouts, values, outputs = gather_rollouts(rollouts, values, outputs, counts, policy.pad)
         values = values.view(len(truths), s.rollouts)
         pairs = [rows[t["pair"]] for t in truths]
-        sides[task] = weighted_side(rollouts, values, pairs, outputs, weighting)
+        sides[task] = weighted_side(rollouts, values, pairs, outputs, s.weighting)
         seconds["sec_rollout"] += drawn - start
         seconds["sec_reward"] += time.perf_counter() - drawn
     return sides, seconds

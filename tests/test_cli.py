@@ -36,9 +36,11 @@ def test_every_setting_is_a_flag():
         parse(["train"]).settings == TrainSettings()
         and parse(["train", "--preset", "janus-pro-7b"]).settings.rollouts == 4
     )
-    c = parse(["train", "--steps", "3", "--method", "grpo", "--seed", "5", "--preset=janus-pro-1b"])
+    c = parse(
+        ["train", "--steps", "3", "--weighting", "linear", "--seed", "5", "--preset=janus-pro-1b"]
+    )
     assert c.settings == preset("janus-pro-1b").train.__class__(
-        **asdict(preset("janus-pro-1b").train) | dict(method="grpo", steps=3, seed=5)
+        **asdict(preset("janus-pro-1b").train) | dict(weighting="linear", steps=3, seed=5)
     ) and c.model.endswith("Janus-Pro-1B")
     c = parse(["sample", "ask", "x.png", "what is it?", "--choices", "a", "b", "--seed", "2"])
     assert c == Sample(Ask("x.png", "what is it?", ("a", "b")), model=Model(seed=2))

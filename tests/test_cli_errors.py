@@ -83,7 +83,7 @@ def refuses(capsys, folder, argv, *words):
     [
         (["train", "--preset", "mega"], ["unknown preset 'mega'", "nano"]),
         (["train", "--preset=janus-pro-7b"], ["janus-pro-7b", "pairs of your own", "--pairs"]),
-        (["train", "--method", "ppo"], ["unknown method 'ppo'", "pair-grpo"]),
+        (["train", "--weighting", "cubic"], ["unknown weighting 'cubic'", "sqrt"]),
         (["train", "--rollouts", "1"], ["rollouts", "1"]),
         (["train", "--lr", "-1"], ["lr", "-1"]),
         (["train", "--device", "tpu"], ["unknown device 'tpu'"]),
@@ -364,8 +364,8 @@ def test_a_foreign_folder_is_no_run_folder(capsys, tmp_path):
 
 def test_a_debugger_gets_the_traceback(monkeypatch):
     monkeypatch.setenv("PAIRUNI_DEBUG", "1")
-    with pytest.raises(ValueError, match="unknown method"):
-        main(["train", "--method", "ppo"])
+    with pytest.raises(ValueError, match="unknown weighting"):
+        main(["train", "--weighting", "cubic"])
 
 
 def test_the_program_itself():
@@ -387,10 +387,10 @@ def test_the_program_itself():
             shown = call(*argv)
             took.append(time.perf_counter() - start)
         assert shown.returncode == 0 and "train" in shown.stdout and min(took) < 1, took
-    bad = call("train", "--method", "ppo")
+    bad = call("train", "--weighting", "cubic")
     assert (
         bad.returncode == 2
-        and bad.stderr == "pairuni: unknown method 'ppo': choose one of pair-grpo, grpo\n"
+        and bad.stderr == "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none\n"
         and not bad.stdout
     )
 

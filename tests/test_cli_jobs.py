@@ -583,9 +583,7 @@ def test_damaged_notes_beside_the_pairs_are_named(content, words, capsys, tmp_pa
     ), said
 
 
-@pytest.mark.parametrize(
-    "flags, copies", [([], 1), (["--dedup", "0"], None), (["--dedup", "1"], 2)]
-)
+@pytest.mark.parametrize("flags, copies", [([], 1), (["--dedup", "1"], 2)])
 def test_your_own_records_that_repeat_are_dropped_and_said(flags, copies, capsys, tmp_path):
     u, g = records("u", 12, 0), records("g", 12, 0)
     u += [

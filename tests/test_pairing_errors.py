@@ -54,7 +54,6 @@ def test_settings_out_of_range(u, g):
         "lower delta",
     )
     sentence(lambda: make_pairs(u, g, order="last"), "order is 'last'", "best")
-    sentence(lambda: make_pairs(u, g, search="far"), "search is 'far'", "exact")
     for dedup in (-0.1, 1.5, float("nan")):
         sentence(lambda: make_pairs(u, g, dedup=dedup), f"dedup is {dedup}", "[0, 1]")
     sentence(lambda: retrieve(np.eye(4)[:, :3][:2], np.eye(4)[:2]), "different widths, 3 and 4")

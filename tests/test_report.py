@@ -80,7 +80,13 @@ def fake_run(folder, tasks="ug", done=True):
     (folder / "settings.json").write_text(
         json.dumps(
             dict(
-                method="grpo", seed=3, steps=20, pairs_per_step=8, rollouts=8, pairs=99, model=None
+                weighting="none",
+                seed=3,
+                steps=20,
+                pairs_per_step=8,
+                rollouts=8,
+                pairs=99,
+                model=None,
             )
         )
     )

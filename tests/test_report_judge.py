@@ -18,7 +18,7 @@ def report(folder, reward, figures, steps=(0, 9)):
     folder.mkdir()
     (folder / "samples").mkdir()
     settings = dict(
-        method="grpo", seed=0, steps=9, pairs_per_step=2, rollouts=2, pairs=9, model=None
+        weighting="none", seed=0, steps=9, pairs_per_step=2, rollouts=2, pairs=9, model=None
     ) | ({} if reward is None else dict(reward=reward))
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "metrics.jsonl").write_text(

@@ -10,7 +10,7 @@ def test_bad_settings_are_named():
     for bad, word in [
         (PairSettings(delta=-0.1), "-0.1"),
         (PairSettings(mix="pear"), "pear"),
-        (TrainSettings(method="ppo"), "ppo"),
+        (TrainSettings(precision="fp8"), "fp8"),
         (TrainSettings(rollouts=1), "rollouts"),
         (TrainSettings(lr=0), "lr"),
         (TrainSettings(lr=float("nan")), "lr"),
