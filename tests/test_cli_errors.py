@@ -415,9 +415,9 @@ def test_train_leaves_a_whole_run(run, pairs):
     }
     assert {p.name for p in (run / "samples").iterdir()} == {
         "before.json",
-        "before.png",
+        "before",
         "after.json",
-        "after.png",
+        "after",
     }
     saved, result = (
         json.loads((run / "settings.json").read_text()),
