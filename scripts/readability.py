@@ -1,4 +1,4 @@
-"""How the notebooks read: lines too long, functions too large, definitions a cell, imports that run up.
+"""How the notebooks read: lines, functions and cells that are too large, imports that run up.
 
     python scripts/readability.py          # a row for each notebook, then the whole
     python scripts/readability.py --list   # the places behind the counts
