@@ -5,27 +5,37 @@ import sys
 from pathlib import Path
 
 import nbformat
+from docutils import nodes
 
-FOLDED = {
-    "default_exp": "remove-cell",
-    "hide": "remove-cell",
-    "test": "hide-input",
-}  # directive of a cell -> tag of its page
+# directive of a cell -> tag of its page
+FOLDED = {"default_exp": "remove-cell", "hide": "remove-cell", "test": "hide-input"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def read(text):
-    "A notebook without nbdev's directives; tests are folded, and explorers are their picture, for no kernel moves their sliders."
-    nb = nbformat.reads(text, as_version=4)
-    for cell in nb.cells:
+    "A notebook without nbdev's directives; tests are folded, explorers are their picture."
+    notebook = nbformat.reads(text, as_version=4)
+    for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
-        cell.metadata.tags = [
-            FOLDED[word] for word in re.findall(r"^#\| *(\w+)", cell.source, re.M) if word in FOLDED
-        ]
+        words = re.findall(r"^#\| *(\w+)", cell.source, re.M)
+        cell.metadata.tags = [FOLDED[word] for word in words if word in FOLDED]
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
-        for output in cell.outputs:
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    return nb
+        for output in cell.outputs:  # no kernel moves a slider there
+            output.get("data", {}).pop(WIDGET, None)
+    return notebook
+
+
+def number(app, doctree):
+    "A page's title begins with its notebook's number."
+    found = re.match(r"\d+", app.env.docname.split("/")[-1])
+    title = doctree.next_node(nodes.title)
+    if found and title:
+        title.insert(0, nodes.Text(f"{found[0]} · "))
+
+
+def setup(app):
+    app.connect("doctree-read", number, priority=400)  # before titles are collected
 
 
 sys.path.insert(0, str(Path(__file__).parent))  # for conf.read
@@ -33,8 +43,14 @@ project = html_title = "pairuni_nb"
 author = "pairuni_nb contributors"
 extensions = ["myst_nb", "sphinx_copybutton"]
 exclude_patterns = ["**.ipynb_checkpoints"]
-nb_custom_formats, nb_execution_mode = {".ipynb": "conf.read"}, "off"
-nb_code_prompt_show, nb_code_prompt_hide = "Show the test", "Hide the test"
-myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath"], 3
-html_theme, html_static_path, html_css_files = "sphinx_book_theme", ["static"], ["site.css"]
-html_theme_options = dict(show_toc_level=1, use_download_button=True)
+nb_custom_formats = {".ipynb": "conf.read"}
+nb_execution_mode = "off"
+nb_render_markdown_format = "gfm"
+nb_code_prompt_show = "Show the test"
+nb_code_prompt_hide = "Hide the test"
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+html_theme = "sphinx_book_theme"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_theme_options = dict(show_toc_level=1, use_download_button=True, navbar_persistent=[])

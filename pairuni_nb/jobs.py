@@ -67,10 +67,13 @@ class Pair:
 # %% ../nbs/run/07_jobs.ipynb #6d0e7fd0
 @dataclass(frozen=True)
 class Train:
-    "Train on pairs with Pair-GRPO; alone it does the main job: toy pairs, the small Janus of this package, a report."
+    """Train on pairs with Pair-GRPO.
 
-    # where all other flags start: nano, nano-emoji, janus-pro-1b, janus-pro-7b or janus-
-    # pro-1b-24gb
+    Alone it does the main job: toy pairs, the small Janus of this package, a report.
+    """
+
+    # where all other flags start: nano, nano-emoji, janus-pro-1b, janus-pro-7b
+    # or janus-pro-1b-24gb
     preset: str = "nano"
     pairs: str = ""  # folder that `pairuni pair` wrote; without one, the preset's
     held_u: str = ""  # U records to score instead of a tenth of the pairs: as in pairuni pair

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'rank_and_size', 'my_rows', 'gather', 'gather_rollouts', 'passes', 'backward', 'forget_gradients', 'larger',
-           'add_up', 'of_all', 'wait_for_gpu', 'join_processes', 'launch', 'zero_config', 'shard', 'copy_weights']
+           'add_up', 'of_all', 'wait_for_gpu', 'join_processes', 'launch', 'check_zero', 'zero_config', 'shard',
+           'copy_weights']
 
 # %% ../nbs/13_processes.ipynb #957a8235
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -190,12 +191,9 @@ def launch(s: TrainSettings, out: Path, device: str, tracker: str) -> Accelerato
         )
     return accelerator
 
-# %% ../nbs/13_processes.ipynb #5c1e7a90
-def zero_config(
-    config: dict,  # DeepSpeed's, as the launcher has it
-    s: TrainSettings,
-) -> dict:  # what the settings say in its place
-    "Refuse what a DeepSpeed config cannot have here, and give what it must have."
+# %% ../nbs/13_processes.ipynb #b376ae48
+def check_zero(config: dict):  # DeepSpeed's, as the launcher has it
+    "What a DeepSpeed config cannot have here."
     zero = config["zero_optimization"]
     ours = [key for key in ("optimizer", "scheduler") if key in config]
     for key in ("fp16", "bf16", "amp", "torch_autocast"):
@@ -220,6 +218,14 @@ def zero_config(
             f"the DeepSpeed config sets {loses}, which loses the gradients of weights "
             "that an update's last pass does not use: delete it there"
         )
+
+# %% ../nbs/13_processes.ipynb #5c1e7a90
+def zero_config(
+    config: dict,  # DeepSpeed's, as the launcher has it
+    s: TrainSettings,
+) -> dict:  # what the settings say in its place
+    "What a DeepSpeed config must have here, or why it cannot be."
+    check_zero(config)
     if s.shard:
         raise ValueError(
             "--shard splits by FSDP and the launcher asks for DeepSpeed: "

@@ -44,7 +44,7 @@ def is_test(
         node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     ) and node.name.lower().startswith("test")
 
-
+# %% ../nbs/run/10_testgen.ipynb #2180edd3
 def calls_test(
     node: ast.stmt,  # a statement at the top of a cell
 ) -> bool:  # whether it only calls a test
@@ -73,7 +73,8 @@ def keep_functions(
             node, "decorator_list"
         ):
             raise ValueError(
-                "has an assert outside any function; name the cell (`#| test some_name`) or write a function"
+                "has an assert outside any function; "
+                "name the cell (`#| test some_name`) or write a function"
             )
     return "\n".join(lines).strip("\n")
 
@@ -157,14 +158,14 @@ def read_cells(
 
     return [c for c in NBProcessor(path).nb.cells if c.cell_type == "code"]
 
-
+# %% ../nbs/run/10_testgen.ipynb #a4cea80f
 def exported_cells(
     cells: list,  # from `read_cells`
 ) -> list:  # those that go to the module
     "The cells marked for export"
     return [c for c in cells if {"export", "exports", "exporti"} & set(c.directives_)]
 
-
+# %% ../nbs/run/10_testgen.ipynb #95cfdc2a
 def module_name(
     cells: list,  # from `read_cells`
 ) -> str | None:  # what `#| default_exp` says
@@ -180,7 +181,7 @@ def path_name(
     "A notebook's name without its number, which is its module's name too"
     return re.sub(r"^\d+_", "", path.stem)
 
-
+# %% ../nbs/run/10_testgen.ipynb #4ab4864b
 def place(
     path: Path,  # a notebook
 ) -> str:  # e.g. data/00_load.ipynb
@@ -334,7 +335,8 @@ def export_notebook(
         target = root / "tests" / made[0]
         if target.exists() and not is_generated(target):
             raise ValueError(
-                f"{path.name}: its tests belong in {target.name}, which was written by hand; rename that file"
+                f"{path.name}: its tests belong in {target.name}, "
+                "which was written by hand; rename that file"
             )
         target.parent.mkdir(exist_ok=True)
         target.write_text(made[1], encoding="utf-8")

@@ -35,7 +35,10 @@ def test_a_run_goes_on_whoever_started_it(tmp_path, monkeypatch):
     from pairuni_nb.world import records
 
     def figures(run):
-        return [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)]
+        lines = []
+        for line in read_metrics(run):
+            lines.append({key: value for key, value in line.items() if not key.startswith("sec_")})
+        return lines
 
     monkeypatch.chdir(tmp_path)
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)

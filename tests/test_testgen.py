@@ -90,8 +90,9 @@ def test_backward_imports(tmp_path):
 @pytest.fixture
 def shop(tmp_path):
     (tmp_path / "settings.ini").write_text(
-        "[DEFAULT]\nrepo = shop\nlib_name = shop\nlib_path = shop\nnbs_path = nbs\nversion = 0.0.1\ngit_url =\n"
-        "doc_host =\nbranch = main\nupdate_pyproject = False\nauthor = nobody\n"
+        "[DEFAULT]\nrepo = shop\nlib_name = shop\nlib_path = shop\nnbs_path = nbs\n"
+        "version = 0.0.1\ngit_url =\ndoc_host =\nbranch = main\nupdate_pyproject = False\n"
+        "author = nobody\n"
     )
     write_notebook(tmp_path / "nbs" / "00_toy.ipynb", *TOY)
     command_line(tmp_path)

@@ -51,8 +51,11 @@ def tiny_run(out, **settings):
 
 
 def without_seconds(run):
-    "The metrics of a run, but for what it took."
-    return [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)]
+    "The metrics of a run, but for the seconds."
+    lines = []
+    for line in read_metrics(run):
+        lines.append({key: value for key, value in line.items() if not key.startswith("sec_")})
+    return lines
 
 # %% ../nbs/run/02_train.ipynb #597f20f3
 def test_one_sided_pairs_train():

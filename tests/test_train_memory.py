@@ -115,7 +115,7 @@ def test_heads_see_the_completion_alone(task):
 
 @pytest.mark.parametrize("task", ["u", "g"])
 def test_a_budget_changes_nothing(task):
-    policy, whole, calls = nano_policy(), rollouts(task, Sampling()), []
+    policy, whole = nano_policy(), rollouts(task, Sampling())
     prompts, gb = whole.prompts, 3.2e-3 if task == "u" else 5.5e-3
     n = policy.rows_that_fit(gb, prompts, Sampling())
     assert (
