@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MARKS', 'HEADER', 'indent_code', 'is_test', 'calls_test', 'keep_functions', 'as_test', 'names_made', 'names_needed',
            'import_lines', 'read_cells', 'exported_cells', 'module_name', 'path_name', 'place', 'marked_code',
-           'make_test_file', 'notebooks', 'modules_imported', 'backward_imports', 'project', 'is_generated',
-           'export_notebook', 'export', 'sources', 'out_of_step', 'main']
+           'make_test_file', 'notebooks', 'modules_imported', 'backward_imports', 'project', 'is_generated', 'is_bar',
+           'drop_bars', 'export_notebook', 'export', 'sources', 'out_of_step', 'main']
 
 # %% ../nbs/run/10_testgen.ipynb #a99t0003
-import argparse, ast, builtins, difflib, os, re, shutil, subprocess, symtable, sys, tempfile
+import argparse, ast, builtins, difflib, json, os, re, shutil, subprocess, symtable, sys, tempfile
 from configparser import ConfigParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -303,6 +303,30 @@ def is_generated(
         line.startswith(HEADER) for line in path.read_text(encoding="utf-8").splitlines()[:5]
     )
 
+# %% ../nbs/run/10_testgen.ipynb #41d170ae
+def is_bar(
+    output: dict,  # of a cell
+) -> bool:  # whether it is a progress bar's, or the empty line behind one
+    "Does this output only show that something went on?"
+    text = "".join(output.get("text", ""))
+    return output.get("name") == "stderr" and ("\r" in text or not text.strip())
+
+
+def drop_bars(
+    path: Path,  # a notebook
+) -> None:
+    "A bar that has come to its end tells a reader nothing"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    found = False
+    for cell in code:
+        kept = [output for output in cell["outputs"] if not is_bar(output)]
+        found = found or len(kept) < len(cell["outputs"])
+        cell["outputs"] = kept
+    if found:  # written as nbdev writes it
+        text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
 # %% ../nbs/run/10_testgen.ipynb #a99t0046
 def export_notebook(
     path: Path,  # a notebook
@@ -314,6 +338,7 @@ def export_notebook(
     from nbdev.export import nb_export
 
     nbdev_clean(fname=str(path))
+    drop_bars(path)
     cells = read_cells(path)
     module = module_name(cells)
     if module is None and exported_cells(cells):
