@@ -1,4 +1,7 @@
-"""Records from broken, odd or mistyped sources: one sentence each; what a tar may lack is skipped, counted and named."""
+"""Records from broken, odd or mistyped sources: one sentence each.
+
+What a tar may lack is skipped, counted and named.
+"""
 
 import io
 import json
@@ -12,7 +15,7 @@ from datasets import Image as ImageColumn
 from pairuni_nb import load
 from pairuni_nb.encoders import pixel_features
 from pairuni_nb.load import load_records, read_records
-from pairuni_nb.records import save_records, write_whole
+from pairuni_nb.records import read_image, save_records, write_whole
 from pairuni_nb.world import records
 
 
@@ -154,8 +157,7 @@ def test_sixteen_bit_greys_keep_their_tones(tmp_path, dtype, format):
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(dtype)
     Image.fromarray(ramp).save(tmp_path / "x", format)
     assert np.array_equal(
-        np.asarray(records_io.read_image(str(tmp_path / "x"))),
-        np.repeat((ramp // 256)[..., None], 3, 2),
+        np.asarray(read_image(str(tmp_path / "x"))), np.repeat((ramp // 256)[..., None], 3, 2)
     )
     assert np.array_equal(
         pixel_features([ramp]),
@@ -168,7 +170,7 @@ def test_images_of_numbers_without_a_white_are_refused(tmp_path, dtype):
     from PIL import Image
 
     Image.fromarray((np.eye(8) * 200).astype(dtype)).save(tmp_path / "x.tif")
-    sentence(lambda: records_io.read_image(str(tmp_path / "x.tif")), "x.tif", "8-bit RGB")
+    sentence(lambda: read_image(str(tmp_path / "x.tif")), "x.tif", "8-bit RGB")
 
 
 def test_texts_with_odd_line_ends_survive(tmp_path, g):
