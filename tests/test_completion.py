@@ -12,15 +12,17 @@ from pairuni_nb.world import records, sample_scene
 # %% ../nbs/05_completion.ipynb #be26678b
 def test_oracle_ignores_order():
     rows = records("g", 30, 5)
-    forward, backward = [scene_oracle(r) for r in rows], [scene_oracle(r) for r in rows[::-1]]
+    forward = [scene_oracle(r) for r in rows]
+    backward = [scene_oracle(r) for r in rows[::-1]]
     assert forward == backward[::-1]
 
 # %% ../nbs/05_completion.ipynb #3127130c
 def test_captions_parse_back():
     rng = np.random.default_rng(0)
-    for s in [sample_scene(rng, k) for k in "ug" for _ in range(400)]:
-        back = parse_caption(caption(s))
-        assert caption(back) == caption(s) and (s.kind == "counted" or back.cells == s.cells)
+    for scene in [sample_scene(rng, source) for source in "ug" for _ in range(400)]:
+        back = parse_caption(caption(scene))
+        assert caption(back) == caption(scene)
+        assert scene.kind == "counted" or back.cells == scene.cells
     for bad in (
         "",
         "on a grid",
@@ -35,35 +37,33 @@ def test_captions_parse_back():
 # %% ../nbs/05_completion.ipynb #353c38bb
 def test_answers_agree_with_questions():
     rng = np.random.default_rng(1)
-    for s in [sample_scene(rng, k) for k in "ug" for _ in range(300)]:
-        q = question(s, rng)
-        assert answers(s)[q["question"]] == q["answer"]
+    for scene in [sample_scene(rng, source) for source in "ug" for _ in range(300)]:
+        asked = question(scene, rng)
+        assert answers(scene)[asked["question"]] == asked["answer"]
 
 # %% ../nbs/05_completion.ipynb #5e1d09a7
 def test_first_phrase_of_a_prompt_is_its_name():
     blank = dict(image=None, scene="")
-    menu = [
-        dict(blank, id=f"g{i}", prompt=p)
-        for i, p in enumerate(["red apple, fruit", "lion", "old ship, sea", ", odd", "lion, cat"])
-    ]
+    prompts = ["red apple, fruit", "lion", "old ship, sea", ", odd", "lion, cat"]
+    menu = [dict(blank, id=f"g{i}", prompt=prompt) for i, prompt in enumerate(prompts)]
     write = text_completer(menu)
     q = write(menu[0])
-    assert q["answer"] == "red apple" and set(q["choices"]) == {
-        "red apple",
-        "lion",
-        "old ship",
-        ", odd",
-    }  # two lions are one name
-    assert verify_text(menu[0], q) is None and verify_text(menu[0], q | dict(answer="lion")) is not None
+    assert q["answer"] == "red apple"
+    assert set(q["choices"]) == {"red apple", "lion", "old ship", ", odd"}  # two lions are one name
+    assert verify_text(menu[0], q) is None
+    assert verify_text(menu[0], q | dict(answer="lion")) is not None
     assert text_completer(menu[:3])(menu[0]) is None  # three names make no four choices
-    assert write(dict(blank, id="u", question="What is shown?", answer="lion")) == dict(prompt="lion")
+    named = dict(blank, id="u", question="What is shown?", answer="lion")
+    assert write(named) == dict(prompt="lion")
     assert write(dict(blank, id="u", question="How many?", answer="two")) is None
 
 # %% ../nbs/05_completion.ipynb #220abe1a
 def test_truth_is_never_dropped():
     rows = records("u", 200, 7) + records("g", 200, 7)
     kept, dropped = complete(rows, scene_oracle)
-    assert not dropped and len(kept) == 400 and all(verify_scene(q, {}) is None for q in kept)
+    assert not dropped
+    assert len(kept) == 400
+    assert all(verify_scene(q, {}) is None for q in kept)
 
 # %% ../nbs/05_completion.ipynb #4557919f
 def test_the_verifier_catches_lies():
@@ -71,8 +71,7 @@ def test_the_verifier_catches_lies():
     truths = {r["id"]: Scene.from_json(r["scene"]) for r in rows}
     kept, dropped = complete(rows, lambda r: scene_oracle(r, lie=0.5))
     assert len(dropped) > 100
-    assert all(
-        q["prompt"] == caption(truths[q["id"]])
-        and answers(truths[q["id"]])[q["question"]] == q["answer"]
-        for q in kept
-    )
+    for q in kept:
+        truth = truths[q["id"]]
+        assert q["prompt"] == caption(truth)
+        assert answers(truth)[q["question"]] == q["answer"]

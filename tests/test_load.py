@@ -6,22 +6,18 @@ from pathlib import Path
 import json
 
 # %% ../nbs/data/00_load.ipynb #3f4ae005
-import copy
-import pickle
 import tarfile
-from fractions import Fraction
+from io import BytesIO
 from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from datasets import Dataset
+
+from pairuni_nb.records import save_records
 from pairuni_nb.world import records
 
 # %% ../nbs/data/00_load.ipynb #84395820
-from io import BytesIO
-
-from pairuni_nb.records import save_records
-
-
 def image_bytes(image, format="PNG", **more):
     "A file's bytes."
     buffer = BytesIO()
@@ -40,7 +36,10 @@ def write_tar(file, samples):
 
 # %% ../nbs/data/00_load.ipynb #33ba2215
 def test_columns_are_mapped_or_named():
-    pick = lambda row, columns="", source="u": pick_columns(row, source, parse_columns(columns, source))
+    def pick(row, columns=""):
+        return pick_columns(row, "u", parse_columns(columns, "u"))
+
+
     row = dict(image="x.png", question="q", answer="7")
     for columns, words in (
         ("", "lacks the columns choices; it has image, question, answer"),
@@ -49,22 +48,22 @@ def test_columns_are_mapped_or_named():
     ):
         with pytest.raises(ValueError, match=words):
             pick(row, columns)
-    assert [pick(row | dict(answer=a), "choices=")["matcher"] for a in ("7", "3/4", "seven", 7)] == [
-        "number",
-        "number",
-        "text",
-        "number",
-    ]
-    assert (
-        pick(row | dict(matcher="text"))["choices"] is None
-        and pick(row | dict(choices=["1", "7"]))["matcher"] is None
-    )
+    matchers = [pick(row | dict(answer=a), "choices=")["matcher"] for a in ("7", "3/4", "seven", 7)]
+    assert matchers == ["number", "number", "text", "number"]
+    assert pick(row | dict(matcher="text"))["choices"] is None
+    assert pick(row | dict(choices=["1", "7"]))["matcher"] is None
     for bad in "prompt=caption", "image", "picture=image", "=":
         with pytest.raises(ValueError, match="is not of the form"):
             parse_columns(bad, "u")
 
 # %% ../nbs/data/00_load.ipynb #38cba137
 def test_records_come_back_from_every_form():
+    def sample(record):
+        texts = {k: v for k, v in record.items() if k not in ("id", "image")}
+        files = dict(png=image_bytes(record["image"]), json=json.dumps(texts).encode())
+        return record["id"], files
+
+
     for source in "ug":
         rows = records(source, 5, 0)
         with TemporaryDirectory() as d:
@@ -75,59 +74,38 @@ def test_records_come_back_from_every_form():
             ds.save_to_disk(str(d / "disk"))
             (d / "hub").mkdir()
             ds.to_parquet(d / "hub/train-00000-of-00001.parquet")
-            sample = lambda r: dict(
-                png=image_bytes(r["image"]),
-                json=json.dumps({k: v for k, v in r.items() if k not in ("id", "image")}).encode(),
-            )
             (d / "tars").mkdir()
-            write_tar(d / "tars/a.tar", [(r["id"], sample(r)) for r in rows[:2]])
-            write_tar(d / "tars/b.tar", [(r["id"], sample(r)) for r in rows[2:]])
-            for path in (
-                d / "folder",
-                d / "folder/records.jsonl",
-                d / "rows.parquet",
-                d / "disk",
-                d / "hub",
-                d / "tars",
-            ):
-                for a, b in zip(rows, load_records(path, source), strict=True):
-                    assert all(a[c] == b[c] for c in a if c not in ("id", "image")) and np.array_equal(
-                        np.asarray(a["image"]), np.asarray(b["image"])
-                    ), path
-                    assert (
-                        a["id"] == (b["id"] if path.name != "tars" else b["id"].partition("/")[2])
-                        and b.get("matcher", "choice") == "choice"
-                    )
+            write_tar(d / "tars/a.tar", [sample(r) for r in rows[:2]])
+            write_tar(d / "tars/b.tar", [sample(r) for r in rows[2:]])
+            for form in ("folder", "folder/records.jsonl", "rows.parquet", "disk", "hub", "tars"):
+                for a, b in zip(rows, load_records(d / form, source), strict=True):
+                    assert all(a[c] == b[c] for c in a if c not in ("id", "image")), form
+                    assert np.array_equal(np.asarray(a["image"]), np.asarray(b["image"])), form
+                    assert a["id"] == (b["id"].partition("/")[2] if form == "tars" else b["id"])
+                    assert b.get("matcher", "choice") == "choice"
 
 # %% ../nbs/data/00_load.ipynb #8ffa4f8b
 def test_five_per_cent_is_the_limit():
-    good = [
-        (f"{i:04}", dict(jpg=image_bytes(r["image"], "JPEG"), txt=r["prompt"].encode()))
-        for i, r in enumerate(records("g", 40, 1))
-    ]
+    samples = []
+    for i, r in enumerate(records("g", 40, 1)):
+        files = dict(jpg=image_bytes(r["image"], "JPEG"), txt=r["prompt"].encode())
+        samples.append((f"{i:04}", files))
     with TemporaryDirectory() as d:
         tar = Path(d) / "x.tar"
-        for broken, refused in (0, False), (2, False), (3, True):
-            kinds = [
-                lambda f: f | dict(jpg=b"none"),
-                lambda f: {k: v for k, v in f.items() if k != "txt"},
-                lambda f: dict(txt=f["txt"]),
-            ]
-            write_tar(tar, [(k, kinds[i](f) if i < broken else f) for i, (k, f) in enumerate(good)])
-            if refused:
-                with pytest.raises(
-                    ValueError,
-                    match="3 of the first 40 rows are bad, more than the 5%.*0000.*0001.*0002",
-                ):
-                    read_records(tar, "g")
-            else:
-                got, counts = read_records(tar, "g")
-                assert len(got) == 40 - broken == counts["records"] and counts["bad"] == broken == len(
-                    counts["first_bad"]
-                )
+        for broken in 0, 2:
+            if broken:
+                samples[0][1]["jpg"] = b"none"
+                del samples[1][1]["txt"]
+            write_tar(tar, samples)
+            got, counts = read_records(tar, "g")
+            assert len(got) == 40 - broken == counts["records"]
+            assert counts["bad"] == broken == len(counts["first_bad"])
+        del samples[2][1]["jpg"]
+        write_tar(tar, samples)
+        words = "3 of the first 40 rows are bad, more than the 5%.*0000.*0001.*0002"
+        with pytest.raises(ValueError, match=words):
+            read_records(tar, "g")
         got, counts = read_records(tar, "g", max_bad=0.5)
-        assert (
-            counts["bad"] == 3
-            and all(f"x/000{i}" in bad for i, bad in enumerate(counts["first_bad"]))
-            and got[0]["id"] == "x/0003"
-        )
+        assert counts["bad"] == 3
+        assert all(f"x/000{i}" in bad for i, bad in enumerate(counts["first_bad"]))
+        assert got[0]["id"] == "x/0003"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
 from pairuni_nb.load import load_records
+from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
 from pairuni_nb.records import save_records
 from pairuni_nb.report import answer_part, verdict
 from pairuni_nb.rewards import answer_accuracy

@@ -14,13 +14,14 @@ from PIL import Image
 
 PEAK = r"""
 import json, re
-def peak(): return int(re.search("VmHWM:(.*)kB", open("/proc/self/status").read())[1])/1024  # MB; ru_maxrss would count the parent's too
+def peak():  # MB; ru_maxrss would count the parent's too
+    return int(re.search("VmHWM:(.*)kB", open("/proc/self/status").read())[1]) / 1024
 """
 CHILD = (
     PEAK
     + """
+from pairuni_nb.load import load_records
 from pairuni_nb.pairing import load_pairs, pair_records, save_pairs
-from pairuni_nb.records_io import load_records
 from pairuni_nb.train import held_out
 start = peak()
 rows, _ = pair_records(load_records("u", "u"), load_records("g", "g"), mix="random")
@@ -32,7 +33,7 @@ print(json.dumps(peak() - start))
 READER = (
     PEAK
     + """
-from pairuni_nb.records_io import load_records
+from pairuni_nb.load import load_records
 start = peak()
 assert len(load_records("g.parquet", "g")) == 6000
 print(json.dumps(peak() - start))

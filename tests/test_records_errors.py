@@ -1,4 +1,7 @@
-"""Records from broken, odd or mistyped sources: one sentence each; what a tar may lack is skipped, counted and named."""
+"""Records from broken, odd or mistyped sources: one sentence each.
+
+What a tar may lack is skipped, counted and named.
+"""
 
 import io
 import json
@@ -154,8 +157,7 @@ def test_sixteen_bit_greys_keep_their_tones(tmp_path, dtype, format):
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(dtype)
     Image.fromarray(ramp).save(tmp_path / "x", format)
     assert np.array_equal(
-        np.asarray(read_image(str(tmp_path / "x"))),
-        np.repeat((ramp // 256)[..., None], 3, 2),
+        np.asarray(read_image(str(tmp_path / "x"))), np.repeat((ramp // 256)[..., None], 3, 2)
     )
     assert np.array_equal(
         pixel_features([ramp]),
