@@ -26,7 +26,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={
         extra: cfg[f"{extra}_requirements"].split()
-        for extra in ("dev", "deepspeed", "encoders", "faiss", "lmms")
+        for extra in ("dev", "deepspeed", "encoders", "lmms")
     },
     entry_points={
         "console_scripts": [line.strip() for line in cfg["console_scripts"].splitlines()],
