@@ -2,12 +2,15 @@
 
     python benchmarks/pairing_scale.py --sizes 1000 3000 6000 20000
     python benchmarks/pairing_scale.py --sizes 60000         # the paper's 47k x 60k
-    python benchmarks/pairing_scale.py --million             # faiss on 1M x 256
+    python benchmarks/pairing_scale.py --million             # the search on 1M x 256
 
-Each writes its sizes into benchmarks/pairing_scale.csv and leaves the others. Features are synthetic, clustered and seeded, 2,048 wide; K and U : G are
-the paper's. Times: one process, 1, 2, ... threads (what is only there for comparison: all threads), best of three where runs are short; leave
-OMP_NUM_THREADS unset. Peaks: a child process for each method, features included. The search, and the choice of Algorithm 1, are on what the medoids leave.
-Pairs that differ from those of scikit-learn's neighbours are listed in pairing_scale_differ.csv.
+Each writes its sizes into benchmarks/pairing_scale.csv and leaves the others; the rows of faiss,
+whose code was dropped, stay too. Features are synthetic, clustered and seeded, 2,048 wide; K and
+U : G are the paper's. Times: one process, 1, 2, ... threads (what is only there for comparison: all
+threads), best of three where runs are short; leave OMP_NUM_THREADS unset. Peaks: a child process
+for each method, features included. The search, and the choice of Algorithm 1, are on what the
+medoids leave. Pairs that differ from those of scikit-learn's neighbours are listed in
+pairing_scale_differ.csv.
 """
 
 import argparse
@@ -27,12 +30,11 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from pairuni_nb.pairing import nearest_members, retrieve
-from pairuni_nb.search import clustered, inertia, kmeans, nearest, nearest_faiss, unique_rows
+from pairuni_nb.search import clustered, inertia, kmeans, nearest, unique_rows
 
 OUT, WIDTH, N, SEED, DELTA = Path(__file__).with_suffix(".csv"), 2048, 32, 0, 0.6
 PEAKS_FROM = 6000  # G images; below, the libraries outweigh the features
-FAISS_TO = 20_000  # G images; what faiss is for, a million, is measured by itself
-ASIDE = ("pairuni-fp32", "faiss-16", "faiss-64")  # measured with all threads only, without peaks
+ASIDE = "pairuni-fp32"  # measured with all threads only, without peaks
 COLUMNS = (
     "n_u",
     "n_g",
@@ -88,8 +90,6 @@ def stages(f, n_u, k, left=None):
         ("search", "pairuni"): lambda: nearest(g, u, N),
         ("search", "pairuni-fp32"): lambda: nearest(g, u, N, dtype=torch.float32),
         ("search", "limit"): lambda: limit(g, u),
-        ("search", "faiss-16"): lambda: nearest_faiss(g, u, N, probes=16),
-        ("search", "faiss-64"): lambda: nearest_faiss(g, u, N, probes=64),
         ("duplicates", "pairuni"): lambda: unique_rows(f, 0.98),
         ("whole", "pairuni"): lambda: retrieve(*without_medoids(f, n_u, k), N, DELTA),
     }
@@ -109,11 +109,17 @@ def greedy(index, s):
 
 
 def differing(ours, theirs, g, u):
-    "G images whose partner differs: (g, our u, s, their u, s, why), s exact. A tie moves one partner; whoever wanted that one comes after."
-    rows, s = (
-        [],
-        lambda i, j: float(np.dot(g[i].astype(float), u[j].astype(float))) if j >= 0 else DELTA,
-    )  # no partner: at the threshold
+    """G images whose partner differs: (g, our u, s, their u, s, why), s exact.
+
+    A tie moves one partner; whoever wanted that one comes after.
+    """
+    rows = []
+
+    def s(i, j):
+        if j < 0:  # no partner: at the threshold
+            return DELTA
+        return float(np.dot(g[i].astype(float), u[j].astype(float)))
+
     for i in sorted(set(ours) | set(theirs)):
         mine, other = ours.get(i, (-1,))[0], theirs.get(i, (-1,))[0]
         if mine == other:
@@ -131,13 +137,6 @@ def differing(ours, theirs, g, u):
             )
         )
     return rows
-
-
-def recall(found, true):
-    "Share of the true neighbours that were found."
-    return round(
-        float(np.mean([len(set(p) & set(q)) / N for p, q in zip(found.tolist(), true.tolist())])), 4
-    )
 
 
 def timed(call, budget=3.0):
@@ -173,9 +172,7 @@ def measure(n_g, threads, note):
         torch.set_num_threads(t)
         with threadpool_limits(t):
             for key, call in calls.items():
-                if key[1] in ASIDE and (
-                    t < max(threads) or key[1].startswith("faiss") and n_g > FAISS_TO
-                ):
+                if key[1] == ASIDE and t < max(threads):
                     continue
                 seconds, found[key] = timed(call)
                 row = rows[key, t] = dict(
@@ -189,8 +186,6 @@ def measure(n_g, threads, note):
                 )
                 if key[0] == "kmeans":
                     row["inertia"] = round(inertia(f, found[key]), 2)
-                if key[1].startswith("faiss"):
-                    row["recall"] = recall(found[key][0], found["search", "pairuni"][0])
                 note(row)
     ours, theirs = [greedy(*found["search", m]) for m in ("pairuni", "scikit-learn")]
     differ = differing(ours, theirs, *left)
@@ -200,49 +195,27 @@ def measure(n_g, threads, note):
     with tempfile.TemporaryDirectory() as d:
         np.save(file := f"{d}/f.npy", f)
         for key in found:
-            if key[1] not in (*ASIDE, "limit"):
+            if key[1] not in (ASIDE, "limit"):
                 rows[key, max(threads)]["peak_gb"] = round(child_peak(file, n_u, k, *key), 2)
     return list(rows.values()), [(n_u, n_g, *row) for row in differ]
 
 
 def million(note):
-    "faiss on a million rows of width 256, 2,000 queries: recall against the exact search."
+    "The search on a million rows of width 256, 2,000 queries."
     f = clustered(1_002_000, 256, SEED)
     g, u = f[:2000], f[2000:]
-    seconds, (index, _) = timed(lambda: nearest(g, u, N))
-    rows = [
-        dict(
-            n_u=len(u),
-            n_g=len(g),
-            stage="million",
-            method="pairuni",
-            threads=torch.get_num_threads(),
-            seconds=round(seconds, 2),
-        )
-    ]
-    for probes in 16, 64:
-        seconds, (got, _) = timed(lambda: nearest_faiss(g, u, N, probes=probes), budget=0)
-        rows.append(
-            dict(
-                n_u=len(u),
-                n_g=len(g),
-                stage="million",
-                method=f"faiss-{probes}",
-                threads=torch.get_num_threads(),
-                seconds=round(seconds, 2),
-                recall=recall(got, index),
-            )
-        )
-        note(rows[-1])
-    return rows
+    seconds, _ = timed(lambda: nearest(g, u, N))
+    size = dict(n_u=len(u), n_g=len(g), stage="million", method="pairuni")
+    row = size | dict(threads=torch.get_num_threads(), seconds=round(seconds, 2))
+    note(row)
+    return [row]
 
 
 def write(file, columns, rows, n_g):
-    "Replace the rows of one size."
+    "Replace the rows of one size, but not those of faiss: nothing here measures them again."
     old = list(csv.DictReader(open(file))) if file.exists() else []
-    rows = [r for r in old if int(r["n_g"]) != n_g] + [
-        dict(zip(columns, r)) if isinstance(r, tuple) else r for r in rows
-    ]
+    kept = [r for r in old if int(r["n_g"]) != n_g or r.get("method", "").startswith("faiss")]
+    rows = kept + [dict(zip(columns, r)) if isinstance(r, tuple) else r for r in rows]
     with open(file, "w", newline="") as f:
         table = csv.DictWriter(f, columns, lineterminator="\n")
         table.writeheader()
@@ -263,7 +236,7 @@ def main():
     p.add_argument(
         "--threads", type=int, nargs="*", default=list(range(1, (os.cpu_count() or 1) + 1))
     )
-    p.add_argument("--million", action="store_true", help="faiss on a million rows, nothing else")
+    p.add_argument("--million", action="store_true", help="a million rows, nothing else")
     p.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.child:
@@ -273,7 +246,10 @@ def main():
             int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
         )  # ru_maxrss would count the parent's pages too
         return
-    note = lambda row: print(*row.values(), flush=True)
+
+    def note(row):
+        print(*row.values(), flush=True)
+
     if a.million:
         return write(OUT, COLUMNS, million(note), 2000)
     for n_g in a.sizes:

