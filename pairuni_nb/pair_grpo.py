@@ -6,7 +6,8 @@
 __all__ = ['WEIGHTINGS', 'group_advantage', 'pair_weight', 'modulate', 'loss_normalizer', 'policy_loss']
 
 # %% ../nbs/02_pair_grpo.ipynb #3968172c
-# P pairs, K rollouts a prompt, R = P*K rows (p0k0, p0k1, ..), T tokens; suffixes _u and _g for the two tasks
+# P pairs, K rollouts a prompt, R = P*K rows (p0k0, p0k1, ..), T tokens;
+# suffixes _u and _g for the two tasks
 import torch
 from torch import Tensor
 
@@ -14,29 +15,25 @@ from torch import Tensor
 def group_advantage(
     rewards: Tensor,  # (P, K) one row per prompt group; NaN marks a missing reward
     eps: float = 1e-4,  # added to the std
-) -> Tensor:  # (P, K) zero where the reward is missing, the group is flat, or fewer than two rewards are there
+) -> Tensor:  # (P, K) zero where missing, in a flat group, and in a group of fewer than two
     "Rewards minus their group's mean, over its std (ddof 1)."
-    if rewards.isinf().any():
+    infinite = rewards[rewards.isinf()]
+    if len(infinite):
         raise ValueError(
-            f"rewards hold {rewards[rewards.isinf()][0]}: give a finite number, or NaN for a missing one"
+            f"rewards hold {infinite[0]}: give a finite number, or NaN for a missing one"
         )
     r, there = rewards.float(), ~rewards.isnan()
     n = there.sum(-1, keepdim=True)
     mean = r.nanmean(-1, keepdim=True)
     std = ((r - mean).square().nansum(-1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()
-    high, low = (
-        r.nan_to_num(-torch.inf).amax(-1, keepdim=True),
-        r.nan_to_num(torch.inf).amin(-1, keepdim=True),
-    )
+    high = r.nan_to_num(-torch.inf).amax(-1, keepdim=True)
+    low = r.nan_to_num(torch.inf).amin(-1, keepdim=True)
     counts = there & (n > 1) & (high > low)
     return torch.where(counts, (r - mean) / (std + eps), 0.0)
 
 # %% ../nbs/02_pair_grpo.ipynb #b6c30600
-WEIGHTINGS = {
-    "sqrt": torch.sqrt,
-    "linear": torch.clone,
-    "none": torch.ones_like,
-}  # name -> function of s_p (P,)
+# name -> function of s_p (P,)
+WEIGHTINGS = {"sqrt": torch.sqrt, "linear": torch.clone, "none": torch.ones_like}
 
 
 def pair_weight(
@@ -51,7 +48,8 @@ def pair_weight(
     outside = ~((s >= 0) & (s <= 1))
     if outside.any():
         raise ValueError(
-            f"similarity {s[outside][0]:.6g} of pair {outside.nonzero()[0, 0]} lies outside [0, 1]: clip it where it is computed"
+            f"similarity {s[outside][0]:.6g} of pair {outside.nonzero()[0, 0]} "
+            "lies outside [0, 1]: clip it where it is computed"
         )
     return torch.where(torch.as_tensor(aligned, device=s.device), 1.0, WEIGHTINGS[weighting](s))
 
@@ -70,15 +68,10 @@ def modulate(
 # %% ../nbs/02_pair_grpo.ipynb #7556d9fb
 def loss_normalizer(
     mask: Tensor,  # (R, T) bool, True for drawn tokens
-    loss_type: str = "grpo",  # "grpo", "bnpo", "dr_grpo" or "dapo", TRL's names
+    loss_type: str = "grpo",  # "grpo", "dr_grpo" or "dapo", TRL's names
 ) -> int:
-    "What `policy_loss` divides by: rows (`grpo`), drawn tokens (`bnpo`, `dapo`) or token slots (`dr_grpo`)."
-    counts = {
-        "grpo": len(mask),
-        "bnpo": int(mask.sum()),
-        "dr_grpo": mask.numel(),
-        "dapo": int(mask.sum()),
-    }
+    "What `policy_loss` divides by: rows (`grpo`), token slots (`dr_grpo`), drawn tokens (`dapo`)."
+    counts = {"grpo": len(mask), "dr_grpo": mask.numel(), "dapo": int(mask.sum())}
     if loss_type not in counts:
         raise ValueError(f"unknown loss_type {loss_type!r}: choose one of {', '.join(counts)}")
     return max(counts[loss_type], 1)
@@ -93,31 +86,28 @@ def policy_loss(
     beta: float = 0.0,  # weight of the KL
     ref_logp: Tensor | None = None,  # (R, T) under the frozen reference; needed when beta is not 0
     loss_type: str = "grpo",  # see `loss_normalizer`
-    normalizer: float
-    | None = None,  # the full batch's `loss_normalizer`, when this is a part of it
+    normalizer: float | None = None,  # `loss_normalizer` of the batch that this is a part of
 ) -> tuple:  # loss (scalar), and stats: name -> scalar, detached
     "The clipped surrogate on token ratios (Eq. 1) with an optional k3 KL, for one task."
     if advantages.shape != logp.shape[:1]:
-        raise ValueError(
-            f"advantages have shape {tuple(advantages.shape)}, logp {tuple(logp.shape)}: give one advantage a row"
-        )
+        shapes = f"advantages have shape {tuple(advantages.shape)}, logp {tuple(logp.shape)}"
+        raise ValueError(f"{shapes}: give one advantage a row")
     if beta and ref_logp is None:
         raise ValueError(
             f"beta is {beta} but ref_logp is None: pass the reference's log-probs or set beta to 0"
         )
-    own, A, off = loss_normalizer(mask, loss_type), advantages[:, None], ~mask
+    own = loss_normalizer(mask, loss_type)  # refuses an unknown loss_type in any case
+    A, off = advantages[:, None], ~mask
     ratio = (logp - old_logp.detach()).masked_fill(off, 0).exp()
     token_loss = -torch.min(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A)
-    stats = dict(
-        ratio_mean=ratio[mask].mean(),
-        ratio_max=ratio[mask].max(),
-        clip_low=((ratio < 1 - clip_eps) & (A < 0))[mask].float().mean(),
-        clip_high=((ratio > 1 + clip_eps) & (A > 0))[mask].float().mean(),
-    )
+    low, high = (ratio < 1 - clip_eps) & (A < 0), (ratio > 1 + clip_eps) & (A > 0)
+    stats = dict(ratio_mean=ratio[mask].mean(), ratio_max=ratio[mask].max())
+    stats |= dict(clip_low=low[mask].float().mean(), clip_high=high[mask].float().mean())
     if ref_logp is not None:
         d = (ref_logp.detach() - logp).masked_fill(off, 0)
         kl = ratio * (d.exp() - d - 1)
-        token_loss, stats["kl"] = token_loss + beta * kl, kl[mask].mean()
+        token_loss = token_loss + beta * kl
+        stats["kl"] = kl[mask].mean()
     rows = token_loss.masked_fill(off, 0).sum(-1)
     if loss_type == "grpo":
         rows = rows / mask.sum(-1).clamp(min=1)

@@ -15,6 +15,7 @@ def test_softmax_step_closed_form():
 # %% ../nbs/03_explorer.ipynb #b182eb73
 def test_explorer_matches_the_functions():
     rewards_u, rewards_g = [1.0, 0.0, 0.5, 1.0], [0.3, 0.3, 0.3, 0.3]
+    expected = group_advantage(torch.tensor([rewards_u, rewards_g]))
     for kind, weighting, weight in [
         ("retrieved", "sqrt", 0.6),
         ("retrieved", "linear", 0.36),
@@ -23,74 +24,72 @@ def test_explorer_matches_the_functions():
     ]:
         n = explore(rewards_u, rewards_g, kind, 0.36, weighting, lr=2.0)
         np.testing.assert_allclose(n.weight, weight, rtol=1e-6)
-        np.testing.assert_allclose(
-            n.normalised, group_advantage(torch.tensor([rewards_u, rewards_g])), rtol=1e-6
-        )
+        np.testing.assert_allclose(n.normalised, expected, rtol=1e-6)
         np.testing.assert_allclose(n.modulated, weight * n.normalised, rtol=1e-6)
         odds = np.exp(2.0 * n.modulated / 4)
         np.testing.assert_allclose(n.pair_grpo, odds / odds.sum(-1, keepdims=True), rtol=1e-5)
-        assert (n.normalised[1] == 0).all() and np.allclose(n.pair_grpo[1], 0.25)
+        assert (n.normalised[1] == 0).all()
+        assert np.allclose(n.pair_grpo[1], 0.25)
         if weight == 1:
             np.testing.assert_array_equal(n.pair_grpo, n.grpo)
 
 # %% ../nbs/03_explorer.ipynb #30d9efd7
 def test_drawing_shows_the_numbers():
-    for kind in ("retrieved", "aligned"):
+    def dots(ax, colour):
+        "The last row of four lollipop heads in a colour."
+        lines = [line for line in ax.lines if line.get_color() != "none" and len(line.get_ydata()) == 4]
+        return [line for line in lines if line.get_markeredgecolor() == colour][-1]
+
+
+    for kind, word in (("retrieved", "60%"), ("aligned", "Aligned")):
         n = explore([1, 0, 0, 1], [0.2, 0.9, 0.4, 0.6], kind, 0.36)
         fig = draw_advantages(n)
         axes = np.array(fig.axes).reshape(2, 4)
         for side, colour in enumerate(("#1f77b4", "#ff7f0e")):
             for col, values in enumerate((n.rewards, n.normalised, n.modulated, n.pair_grpo)):
-                dots = [
-                    line
-                    for line in axes[side, col].lines
-                    if line.get_color() != "none"
-                    and line.get_markeredgecolor() == colour
-                    and len(line.get_ydata()) == 4
-                ]
-                np.testing.assert_allclose(dots[-1].get_ydata(), values[side])
-                assert dots[-1].get_markerfacecolor() == (colour if kind == "aligned" else "white")
-        assert ("60%" if kind == "retrieved" else "Aligned") in fig.get_suptitle()
+                heads = dots(axes[side, col], colour)
+                np.testing.assert_allclose(heads.get_ydata(), values[side])
+                assert heads.get_markerfacecolor() == (colour if kind == "aligned" else "white")
+        assert word in fig.get_suptitle()
         assert to_png(fig)[:4] == b"\x89PNG"
-    assert "Both groups are flat" in _title(explore([1] * 4, [0] * 4)) and "G is flat" in _title(
-        explore([1, 0, 0, 0], [0] * 4)
-    )
+    assert "Both groups are flat" in _title(explore([1] * 4, [0] * 4))
+    assert "G is flat" in _title(explore([1, 0, 0, 0], [0] * 4))
 
 # %% ../nbs/03_explorer.ipynb #8accdf9f
 def test_widget_follows_its_controls():
     ui = advantage_explorer()
     first = ui.image.value
-    ui.u[1].value, ui.settings["similarity"].value, ui.settings["weighting"].value = 0.75, 0.5, "linear"
-    expected = explore([1.0, 0.75, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6], "retrieved", 0.5, "linear", 4.0)
-    assert (
-        ui.table.value == numbers_table(expected)
-        and f"{expected.modulated[0, 1]:.3f}" in ui.table.value
-    )
-    assert (
-        ui.image.value != first
-        and b64encode(ui.image.value).decode() == ui._repr_mimebundle_()["image/png"]
-    )
+    ui.u[1].value = 0.75
+    ui.settings["similarity"].value = 0.5
+    ui.settings["weighting"].value = "linear"
+    rewards = [1.0, 0.75, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6]
+    expected = explore(*rewards, "retrieved", 0.5, "linear", 4.0)
+    assert ui.table.value == numbers_table(expected)
+    assert f"{expected.modulated[0, 1]:.3f}" in ui.table.value
+    assert ui.image.value != first
+    assert b64encode(ui.image.value).decode() == ui._repr_mimebundle_()["image/png"]
     ui.settings["kind"].value = "aligned"
-    assert "<td" in ui.table.value and ui.table.value == numbers_table(
-        explore([1.0, 0.75, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6], "aligned", 0.5, "linear")
-    )
+    assert "<td" in ui.table.value
+    assert ui.table.value == numbers_table(explore(*rewards, "aligned", 0.5, "linear"))
 
 # %% ../nbs/03_explorer.ipynb #993be9c6
 def test_widget_ends_on_the_latest_values():
     from concurrent.futures import ThreadPoolExecutor
 
-    ui, targets = advantage_explorer(), [0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85]
+
+    def move(slider, value):
+        slider.value = value
+
+
+    ui = advantage_explorer()
+    values = [0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85]
     with ThreadPoolExecutor(8) as pool:
-        list(
-            pool.map(lambda control, value: control.set_trait("value", value), (*ui.u, *ui.g), targets)
-        )
-    assert ui.table.value == numbers_table(explore(targets[:4], targets[4:], "retrieved", 0.65))
+        list(pool.map(move, (*ui.u, *ui.g), values))
+    assert ui.table.value == numbers_table(explore(values[:4], values[4:], "retrieved", 0.65))
 
 # %% ../nbs/03_explorer.ipynb #2b5d0b9f
 def test_explore_refuses_an_unknown_kind():
-    try:
+    import pytest
+
+    with pytest.raises(ValueError, match="paired"):
         explore([1, 0], [0, 1], kind="paired")
-    except ValueError as error:
-        assert "paired" in str(error)
-    else:
-        raise AssertionError("an unknown kind passed")

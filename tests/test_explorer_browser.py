@@ -1,4 +1,4 @@
-"""The widgets in JupyterLab, moved by the keyboard in a real browser: the explorer shows what the library computes, the real pictures follow their sliders."""
+"""The widgets in JupyterLab, moved by the keyboard in a real browser, show what they should."""
 
 import os
 import shutil
@@ -43,20 +43,20 @@ U, G = [1.0, 0.0, 0.0, 1.0], [0.2, 0.9, 0.4, 0.6]
 
 @pytest.fixture(scope="module")
 def lab(need, tmp_path_factory):
-    """The address of a JupyterLab that serves a notebook which displays the explorer, and notebook 04a."""
+    """The address of a JupyterLab that serves a notebook with the explorer, and 06_real_pictures."""
     for name in ("jupyterlab", "playwright", "chromium"):
         need(name)
     tmp_path = tmp_path_factory.mktemp("lab")
     cell = nbformat.v4.new_code_cell(
-        "from pairuni_nb.pair_grpo import advantage_explorer\nadvantage_explorer()"
+        "from pairuni_nb.explorer import advantage_explorer\nadvantage_explorer()"
     )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "data").mkdir(parents=True)
     nbformat.write(
         nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "work" / "x.ipynb"
     )
     for kind in ("ipynb", "jsonl"):
-        shutil.copy(ROOT / "nbs" / f"data/06_real_pictures.{kind}", tmp_path / "work")
+        shutil.copy(ROOT / "nbs" / f"data/06_real_pictures.{kind}", tmp_path / "work" / "data")
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

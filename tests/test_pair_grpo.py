@@ -5,6 +5,7 @@ import torch
 
 # %% ../nbs/02_pair_grpo.ipynb #c6dce0cf
 import numpy as np
+import pytest
 
 # %% ../nbs/02_pair_grpo.ipynb #f14a7e59
 def test_group_advantage_loops():
@@ -39,46 +40,35 @@ def test_flat_groups_are_exactly_zero():
 
 # %% ../nbs/02_pair_grpo.ipynb #5ddf3c90
 def test_infinite_reward_is_refused():
-    try:
+    with pytest.raises(ValueError, match="inf"):
         group_advantage(torch.tensor([[1.0, float("inf")]]))
-    except ValueError as error:
-        assert "inf" in str(error)
-    else:
-        raise AssertionError("an infinite reward passed")
 
 # %% ../nbs/02_pair_grpo.ipynb #510b2ee7
 def test_pair_weight_brute_force():
     s, aligned = torch.linspace(0, 1, 21), torch.arange(21) % 3 == 0
-    for name, f in dict(sqrt=lambda s: s**0.5, linear=lambda s: s, none=lambda s: 1.0).items():
-        expected = [1.0 if a else f(x) for x, a in zip(s.tolist(), aligned.tolist())]
+    weightings = dict(sqrt=lambda s: s**0.5, linear=lambda s: s, none=lambda s: 1.0)
+    for name, weight in weightings.items():
+        expected = [1.0 if a else weight(x) for x, a in zip(s.tolist(), aligned.tolist())]
         np.testing.assert_allclose(pair_weight(s, aligned, name), expected, rtol=1e-6)
 
 # %% ../nbs/02_pair_grpo.ipynb #b5ff745e
 def test_pair_weight_names_the_bad_value():
-    for args, word in [
-        ((torch.tensor([0.5, 1.25]),), "1.25"),
-        ((torch.tensor([-0.5, 0.5]),), "-0.5"),
-        ((torch.tensor([0.5, float("nan")]),), "nan"),
-        ((torch.tensor([0.5, 0.5]), "cubic"), "cubic"),
+    for similarity, weighting, word in [
+        ([0.5, 1.25], "sqrt", r"1\.25"),
+        ([-0.5, 0.5], "sqrt", r"-0\.5"),
+        ([0.5, float("nan")], "sqrt", "nan"),
+        ([0.5, 0.5], "cubic", "cubic"),
     ]:
-        try:
-            pair_weight(args[0], torch.tensor([False, True]), *args[1:])
-        except ValueError as error:
-            assert word in str(error), error
-        else:
-            raise AssertionError(f"{word} passed")
+        with pytest.raises(ValueError, match=word):
+            pair_weight(torch.tensor(similarity), torch.tensor([False, True]), weighting)
 
 # %% ../nbs/02_pair_grpo.ipynb #b2808320
 def test_weight_before_normalising_cancels():
-    rewards, weight = (
-        torch.rand(64, 4, generator=torch.Generator().manual_seed(1)),
-        torch.linspace(0.3, 1, 64),
-    )
-    plain, before, after = (
-        group_advantage(rewards),
-        group_advantage(modulate(rewards, weight)),
-        modulate(group_advantage(rewards), weight),
-    )
+    rewards = torch.rand(64, 4, generator=torch.Generator().manual_seed(1))
+    weight = torch.linspace(0.3, 1, 64)
+    plain = group_advantage(rewards)
+    before = group_advantage(modulate(rewards, weight))
+    after = modulate(plain, weight)
     assert (before - plain).abs().max() < 0.01
     assert (after - plain).abs().max() > 0.5
     assert torch.equal(modulate(plain, torch.ones(64)), plain)  # w = 1: plain GRPO
@@ -99,55 +89,50 @@ def loop_loss(logp, old_logp, ref_logp, A, mask, clip_eps, beta, loss_type):
     for i in range(len(logp)):
         row, length = 0.0, int(mask[i].sum())
         for t in range(length):
-            rho, d = np.exp(float(logp[i, t] - old_logp[i, t])), float(ref_logp[i, t] - logp[i, t])
+            rho = np.exp(float(logp[i, t] - old_logp[i, t]))
+            d = float(ref_logp[i, t] - logp[i, t])
             clipped = min(max(rho, 1 - clip_eps), 1 + clip_eps)
             row += -min(rho * float(A[i]), clipped * float(A[i])) + beta * rho * (np.exp(d) - d - 1)
-        total, tokens = total + (row / length if loss_type == "grpo" else row), tokens + length
-    return (
-        total
-        / {"grpo": len(logp), "bnpo": tokens, "dapo": tokens, "dr_grpo": mask.numel()}[loss_type]
-    )
+        total += row / length if loss_type == "grpo" else row
+        tokens += length
+    return total / {"grpo": len(logp), "dapo": tokens, "dr_grpo": mask.numel()}[loss_type]
 
 # %% ../nbs/02_pair_grpo.ipynb #1f1f61bd
 def test_loss_equals_loops():
-    for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo"):
+    for loss_type in ("grpo", "dr_grpo", "dapo"):
         for beta in (0.0, 0.05):
             for seed in range(5):
                 logp, old_logp, ref_logp, A, mask = toy_rollouts(seed)
                 loss, stats = policy_loss(logp, old_logp, A, mask, 0.2, beta, ref_logp, loss_type)
-                assert (
-                    abs(
-                        float(loss) - loop_loss(logp, old_logp, ref_logp, A, mask, 0.2, beta, loss_type)
-                    )
-                    < 1e-12
-                )
+                expected = loop_loss(logp, old_logp, ref_logp, A, mask, 0.2, beta, loss_type)
+                assert abs(float(loss) - expected) < 1e-12
 
 # %% ../nbs/02_pair_grpo.ipynb #fa2099e0
 def test_gradient_equals_finite_differences():
-    for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo"):
+    for loss_type in ("grpo", "dr_grpo", "dapo"):
         logp, old_logp, ref_logp, A, mask = toy_rollouts(3)
-        f = lambda x: policy_loss(x, old_logp, A, mask, 0.2, 0.05, ref_logp, loss_type)[0]
-        assert torch.autograd.gradcheck(f, logp.requires_grad_())
+
+        def loss(logp):
+            return policy_loss(logp, old_logp, A, mask, 0.2, 0.05, ref_logp, loss_type)[0]
+
+        assert torch.autograd.gradcheck(loss, logp.requires_grad_())
 
 # %% ../nbs/02_pair_grpo.ipynb #8cbc6c32
 def test_kl_is_the_kl_in_value_and_gradient():
     g = torch.Generator().manual_seed(0)
-    theta, old_logp, ref_logp = (
-        torch.randn(30, generator=g, dtype=torch.float64).requires_grad_(i == 0) for i in range(3)
-    )
-    old_logp, ref_logp, logp = old_logp.log_softmax(-1), ref_logp.log_softmax(-1), theta.log_softmax(-1)
+    theta, old, ref = (torch.randn(30, 1, 1, generator=g, dtype=torch.float64) for _ in range(3))
+    logp = theta.requires_grad_().log_softmax(0)
+    old_logp, ref_logp = old.log_softmax(0), ref.log_softmax(0)
     mask, A = torch.ones(1, 1).bool(), torch.zeros(1)
-    one = lambda v: policy_loss(
-        logp[v].view(1, 1), old_logp[v].view(1, 1), A, mask, beta=1.0, ref_logp=ref_logp[v].view(1, 1)
-    )[0]
-    estimate = sum(
-        old_logp[v].exp() * one(v) for v in range(30)
-    )  # mean over tokens drawn from the old policy
+    estimate = 0  # mean over tokens drawn from the old policy
+    for v in range(30):
+        kl, _ = policy_loss(logp[v], old_logp[v], A, mask, beta=1.0, ref_logp=ref_logp[v])
+        estimate = estimate + old_logp[v].exp().squeeze() * kl
     exact = (logp.exp() * (logp - ref_logp)).sum()
     torch.testing.assert_close(estimate, exact)
-    torch.testing.assert_close(
-        *(torch.autograd.grad(kl, theta, retain_graph=True)[0] for kl in (estimate, exact))
-    )
+    (pull,) = torch.autograd.grad(estimate, theta, retain_graph=True)
+    (expected,) = torch.autograd.grad(exact, theta)
+    torch.testing.assert_close(pull, expected)
 
 # %% ../nbs/02_pair_grpo.ipynb #32f7c116
 def test_padding_never_matters():
@@ -155,69 +140,57 @@ def test_padding_never_matters():
     loss, stats = policy_loss(logp, old_logp, A, mask, beta=0.1, ref_logp=ref_logp)
     for junk in (float("nan"), float("-inf"), 1e30):
         dirty = logp.masked_fill(~mask, junk).requires_grad_()
-        again, dirty_stats = policy_loss(
-            dirty, old_logp, A, mask, beta=0.1, ref_logp=ref_logp.masked_fill(~mask, junk)
-        )
+        dirty_ref = ref_logp.masked_fill(~mask, junk)
+        again, dirty_stats = policy_loss(dirty, old_logp, A, mask, beta=0.1, ref_logp=dirty_ref)
         again.backward()
-        assert torch.equal(again, loss) and dirty_stats == stats
-        assert (dirty.grad[~mask] == 0).all() and dirty.grad.isfinite().all()
+        assert torch.equal(again, loss)
+        assert dirty_stats == stats
+        assert (dirty.grad[~mask] == 0).all()
+        assert dirty.grad.isfinite().all()
 
 # %% ../nbs/02_pair_grpo.ipynb #237b619f
 def test_stats_by_hand():
     logp, old_logp, _, A, mask = toy_rollouts(2)
     loss, stats = policy_loss(logp.requires_grad_(), old_logp, A, mask)
-    tokens = [
-        (np.exp(float((logp - old_logp)[i, t].detach())), float(A[i]))
-        for i in range(6)
-        for t in range(5)
-        if mask[i, t]
-    ]
-    assert abs(float(stats["ratio_max"]) - max(rho for rho, _ in tokens)) < 1e-12
-    assert abs(float(stats["ratio_mean"]) - np.mean([rho for rho, _ in tokens])) < 1e-12
-    assert abs(float(stats["clip_low"]) - np.mean([rho < 0.8 and a < 0 for rho, a in tokens])) < 1e-6
-    assert abs(float(stats["clip_high"]) - np.mean([rho > 1.2 and a > 0 for rho, a in tokens])) < 1e-6
-    assert (
-        stats["clip_low"] > 0
-        and stats["clip_high"] > 0
-        and not any(x.requires_grad for x in stats.values())
-    )
+    tokens = []
+    for i, t in mask.nonzero().tolist():
+        tokens.append((np.exp(float((logp - old_logp)[i, t].detach())), float(A[i])))
+    ratios = [rho for rho, _ in tokens]
+    low, high = [rho < 0.8 and a < 0 for rho, a in tokens], [rho > 1.2 and a > 0 for rho, a in tokens]
+    assert abs(float(stats["ratio_max"]) - max(ratios)) < 1e-12
+    assert abs(float(stats["ratio_mean"]) - np.mean(ratios)) < 1e-12
+    assert abs(float(stats["clip_low"]) - np.mean(low)) < 1e-6
+    assert abs(float(stats["clip_high"]) - np.mean(high)) < 1e-6
+    assert stats["clip_low"] > 0
+    assert stats["clip_high"] > 0
+    assert not any(value.requires_grad for value in stats.values())
 
 # %% ../nbs/02_pair_grpo.ipynb #ddd6b093
 def test_policy_loss_refuses_bad_input():
     logp, old_logp, _, A, mask = toy_rollouts()
-    for kwargs, word in [
+    good = dict(logp=logp, old_logp=old_logp, advantages=A, mask=mask)
+    for bad, word in [
         (dict(beta=0.1), "ref_logp"),
         (dict(loss_type="mean"), "mean"),
         (dict(loss_type="mean", normalizer=3), "mean"),
-        (dict(advantages=A.view(2, 3)), "(2, 3)"),
+        (dict(advantages=A.view(2, 3)), r"\(2, 3\)"),
     ]:
-        try:
-            policy_loss(**{**dict(logp=logp, old_logp=old_logp, advantages=A, mask=mask), **kwargs})
-        except ValueError as error:
-            assert word in str(error), error
-        else:
-            raise AssertionError(f"{kwargs} passed")
+        with pytest.raises(ValueError, match=word):
+            policy_loss(**good | bad)
 
 # %% ../nbs/02_pair_grpo.ipynb #6a54e2f6
 def test_accumulation_equals_the_full_batch():
-    for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo"):
+    for loss_type in ("grpo", "dr_grpo", "dapo"):
         logp, old_logp, ref_logp, A, mask = toy_rollouts(5, R=12)
-        kwargs = dict(beta=0.05, loss_type=loss_type)
         logp.requires_grad_()
-        (full,) = torch.autograd.grad(
-            policy_loss(logp, old_logp, A, mask, ref_logp=ref_logp, **kwargs)[0], logp
-        )
+        kwargs = dict(beta=0.05, loss_type=loss_type)
+        loss, _ = policy_loss(logp, old_logp, A, mask, ref_logp=ref_logp, **kwargs)
+        (full,) = torch.autograd.grad(loss, logp)
+        kwargs["normalizer"] = loss_normalizer(mask, loss_type)
         for i in (slice(0, 1), slice(1, 5), slice(5, 12)):
-            part, _ = policy_loss(
-                logp[i],
-                old_logp[i],
-                A[i],
-                mask[i],
-                ref_logp=ref_logp[i],
-                normalizer=loss_normalizer(mask, loss_type),
-                **kwargs,
-            )
-            part.backward()
+            part = logp[i], old_logp[i], A[i], mask[i]
+            loss, _ = policy_loss(*part, ref_logp=ref_logp[i], **kwargs)
+            loss.backward()
         torch.testing.assert_close(logp.grad, full, rtol=0, atol=1e-15)
 
 # %% ../nbs/02_pair_grpo.ipynb #b5b7dd98
@@ -225,23 +198,28 @@ def test_token_mean_over_both_tasks_outvotes_text():
     mask = torch.arange(576) < torch.tensor([60] * 4 + [576] * 4)[:, None]
     A = group_advantage(torch.tensor([[1.0, 0, 0, 1], [1.0, 0, 0, 1]])).flatten()
     logp = torch.zeros(8, 576, requires_grad=True)
+
+
+    def pulls(loss):
+        "Summed |gradient| of each task."
+        return torch.autograd.grad(loss, logp)[0].abs().sum(-1).view(2, 4).sum(-1)
+
+
     halves = [policy_loss(logp[i], logp[i], A[i], mask[i])[0] for i in (slice(0, 4), slice(4, 8))]
-    pulls = lambda loss: torch.autograd.grad(loss, logp)[0].abs().sum(-1).view(2, 4).sum(-1)
-    fair, unfair = pulls(sum(halves)), pulls(policy_loss(logp, logp, A, mask, loss_type="bnpo")[0])
+    fair = pulls(sum(halves))
+    unfair = pulls(policy_loss(logp, logp, A, mask, loss_type="dapo")[0])
     torch.testing.assert_close(fair[0], fair[1])
     assert abs(float(unfair[0] / unfair.sum()) - 60 / 636) < 1e-5
 
 # %% ../nbs/02_pair_grpo.ipynb #0017d7a4
 def test_common_weight_cancels_under_adam_not_sgd():
-    alike, opposed = (
-        torch.tensor([[0.2, 0.9, 0.4, 0.6], [0.3, 0.4, 0.9, 0.2]]),
-        torch.tensor([[1.0, 0, 0, 1], [0, 1.0, 1, 0]]),
-    )
+    alike = torch.tensor([[0.2, 0.9, 0.4, 0.6], [0.3, 0.4, 0.9, 0.2]])
+    opposed = torch.tensor([[1.0, 0, 0, 1], [0, 1.0, 1, 0]])
 
 
-    def climbed(weights, rewards, optimiser, **kwargs):
+    def climbed(weights, rewards, optimiser, lr):
         theta = torch.zeros(4, requires_grad=True)
-        optimiser = optimiser([theta], **kwargs)
+        optimiser = optimiser([theta], lr=lr)
         A = modulate(group_advantage(rewards), torch.tensor(weights)).flatten()
         for _ in range(5):
             logp = theta.log_softmax(-1).repeat(2)[:, None]
@@ -251,33 +229,34 @@ def test_common_weight_cancels_under_adam_not_sgd():
         return theta.detach()
 
 
-    adam = dict(optimiser=torch.optim.Adam, lr=0.1, eps=1e-8)
-    sgd = dict(optimiser=torch.optim.SGD, lr=1.0)
-    gap = lambda a, b, rewards, how: float(
-        (climbed(a, rewards, **how) - climbed(b, rewards, **how)).abs().max()
-    )
-    assert (
-        gap([1.0, 0.9], [0.6, 0.54], alike, adam)
-        < 1e-4
-        < 0.05
-        < gap([1.0, 0.9], [0.6, 0.54], alike, sgd)
-    )
-    assert (
-        gap([1.0, 1.0], [1.0, 0.6], opposed, adam) > 0.4
-    )  # a weight that differs inside the batch stays
+    def gap(a, b, rewards, optimiser, lr):
+        "How far two pairs of weights lead apart."
+        apart = climbed(a, rewards, optimiser, lr) - climbed(b, rewards, optimiser, lr)
+        return float(apart.abs().max())
+
+
+    assert gap([1.0, 0.9], [0.6, 0.54], alike, torch.optim.Adam, 0.1) < 1e-4
+    assert gap([1.0, 0.9], [0.6, 0.54], alike, torch.optim.SGD, 1.0) > 0.05
+    # a weight that differs inside the batch stays
+    assert gap([1.0, 1.0], [1.0, 0.6], opposed, torch.optim.Adam, 0.1) > 0.4
 
 # %% ../nbs/02_pair_grpo.ipynb #795907c5
 def test_clip_holds_when_old_logp_is_the_samplers():
-    A, best = group_advantage(torch.tensor([[0.2, 0.9, 0.4, 0.6]]))[0], {}
+    A, mask = group_advantage(torch.tensor([[0.2, 0.9, 0.4, 0.6]]))[0], torch.ones(4, 1).bool()
+    best = {}
     for honest in (True, False):
         theta, ratios = torch.zeros(4), []
         old_logp = theta.log_softmax(-1)[:, None]
         for _ in range(20):
             theta.requires_grad_()
             logp = theta.log_softmax(-1)[:, None]
-            loss, stats = policy_loss(logp, old_logp if honest else logp, A, torch.ones(4, 1).bool())
+            loss, stats = policy_loss(logp, old_logp if honest else logp, A, mask)
             theta = (theta - torch.autograd.grad(loss, theta)[0]).detach()
             ratios.append(float(stats["ratio_max"]))
         best[honest] = float(theta.softmax(-1).max())
-        assert (max(ratios) > 1.2) if honest else (ratios == [1.0] * 20)
-    assert best[True] < 0.5 < 0.9 < best[False]
+        if honest:
+            assert max(ratios) > 1.2
+        else:
+            assert ratios == [1.0] * 20
+    assert best[True] < 0.5
+    assert best[False] > 0.9
