@@ -311,7 +311,7 @@ def is_bar(
     text = "".join(output.get("text", ""))
     return output.get("name") == "stderr" and ("\r" in text or not text.strip())
 
-
+# %% ../nbs/run/10_testgen.ipynb #96aa8d57
 def drop_bars(
     path: Path,  # a notebook
 ) -> None:
