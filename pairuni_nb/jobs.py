@@ -583,9 +583,9 @@ def show_result(
 def run_plan(c: Plan):
     "pairuni plan"
     check(c.settings)
-    from pairuni_nb.plan import card_named, plan, plan_table, shape_named, work_of
+    from pairuni_nb.plan import Work, card_named, plan, plan_table, shape_named
 
-    work = work_of(c.settings, c.devices)
+    work = Work(c.settings, c.devices)
     print(plan_table(plan(shape_named(c.model), work, card_named(c.card))))
 
 # %% ../nbs/run/07_jobs.ipynb #2ea91766

@@ -2,6 +2,7 @@
 
 from PIL import Image
 from pairuni_nb.benchmark import LmmsJanus, ask_prompts, draw_benchmark, read_geneval, read_wise, spoken
+from pairuni_nb.janus import load_janus
 from pairuni_nb.rewards import parse_answer
 from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.rollout import Sampling
@@ -10,105 +11,98 @@ import torch
 
 # %% ../nbs/run/06_benchmark.ipynb #b101b13f
 from types import SimpleNamespace
+
 import pytest
-from pairuni_nb.janus import load_janus
+
 from pairuni_nb.world import question_text, records
 
 # %% ../nbs/run/06_benchmark.ipynb #c39ecbd7
+TOY = (
+    "a red circle top-left, on stripes",
+    "two blue squares, on dots",
+    "a green star center, plain background",
+)
+
+
 def folder_bytes(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def toy_geneval(
-    folder,
-    prompts=(
-        "a red circle top-left, on stripes",
-        "two blue squares, on dots",
-        "a green star center, plain background",
-    ),
-    samples=2,
-):
+def toy_geneval(folder, prompts=TOY, samples=2):
     "A prompt file of GenEval's format, read"
-    file = folder / "evaluation_metadata.jsonl"
-    file.write_text(
-        "".join(
-            json.dumps(dict(tag="colors", include=[{"class": "circle", "count": 1}], prompt=p))
-            + "\n"
-            for p in prompts
-        )
-    )
+    file, include = folder / "evaluation_metadata.jsonl", [{"class": "circle", "count": 1}]
+    rows = [dict(tag="colors", include=include, prompt=p) for p in prompts]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read_geneval(file, samples)
 
 
 def toy_wise(folder):
     "Two prompt files of WISE's format, read"
+    prompts = {1: "a red circle top-left", 2: "two blue squares", 401: "a pink star"}
     rows = [
         dict(Prompt=p, Explanation="x", Category="x", Subcategory="x", prompt_id=i)
-        for i, p in ((1, "a red circle top-left"), (2, "two blue squares"), (401, "a pink star"))
+        for i, p in prompts.items()
     ]
     for name, part in (("culture.json", rows[:2]), ("time.json", rows[2:])):
         (folder / name).write_text(json.dumps(part, indent=1))
     return read_wise([folder / "culture.json", folder / "time.json"])
 
 # %% ../nbs/run/06_benchmark.ipynb #f25a4112
-def test_the_folders_are_those_of_geneval_and_wise(tmp_path):
-    policy, lines = JanusPolicy(*load_janus()), None
-    g, w = toy_geneval(tmp_path), toy_wise(tmp_path)
-    assert (
-        draw_benchmark(g, policy, tmp_path / "g") == 6
-        and draw_benchmark(w, policy, tmp_path / "w") == 3
-    )
-    assert set(folder_bytes(tmp_path / "w")) == {"1.png", "2.png", "401.png", "protocol.json"}
-    assert set(folder_bytes(tmp_path / "g")) == {"protocol.json"} | {
-        f"0000{n}/{f}"
-        for n in range(3)
-        for f in ("metadata.jsonl", "samples/0000.png", "samples/0001.png")
-    }
+def test_the_folder_is_genevals(tmp_path):
+    g, out = toy_geneval(tmp_path), tmp_path / "g"
+    assert draw_benchmark(g, JanusPolicy(*load_janus()), out) == 6
+    files = {"protocol.json"}
+    for n in range(3):
+        files |= {f"0000{n}/metadata.jsonl"}
+        files |= {f"0000{n}/samples/0000.png", f"0000{n}/samples/0001.png"}
+    assert set(folder_bytes(out)) == files
     lines = (tmp_path / "evaluation_metadata.jsonl").read_text().splitlines()
-    assert [(tmp_path / "g" / f"0000{n}" / "metadata.jsonl").read_text() for n in range(3)] == lines
-    sizes = {
-        Image.open(p).size + (Image.open(p).format, Image.open(p).mode)
-        for p in tmp_path.rglob("*.png")
-    }
-    assert sizes == {(48, 48, "PNG", "RGB")}
-    protocol = json.loads((tmp_path / "w" / "protocol.json").read_text())
-    assert (
-        protocol["cfg_weight"],
-        protocol["temperature"],
-        protocol["seed"],
-        protocol["prompt_rewriting"],
-        protocol["samples"],
-    ) == (5.0, 1.0, 0, "off", 1)
-    assert (
-        set(protocol["prompt_files"]) == {"culture.json", "time.json"}
-        and protocol["versions"]["torch"] == torch.__version__
-    )
+    assert [(out / f"0000{n}" / "metadata.jsonl").read_text() for n in range(3)] == lines
+    pictures = [Image.open(p) for p in out.rglob("*.png")]
+    assert {(*im.size, im.format, im.mode) for im in pictures} == {(48, 48, "PNG", "RGB")}
+
+
+def test_the_folder_is_wises(tmp_path):
+    w, out = toy_wise(tmp_path), tmp_path / "w"
+    assert draw_benchmark(w, JanusPolicy(*load_janus()), out) == 3
+    assert set(folder_bytes(out)) == {"1.png", "2.png", "401.png", "protocol.json"}
+    pictures = [Image.open(p) for p in out.rglob("*.png")]
+    assert {(*im.size, im.format, im.mode) for im in pictures} == {(48, 48, "PNG", "RGB")}
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert protocol["cfg_weight"] == 5.0
+    assert protocol["temperature"] == 1.0
+    assert protocol["seed"] == 0
+    assert protocol["prompt_rewriting"] == "off"
+    assert protocol["samples"] == 1
+    assert set(protocol["prompt_files"]) == {"culture.json", "time.json"}
+    assert protocol["versions"]["torch"] == torch.__version__
 
 # %% ../nbs/run/06_benchmark.ipynb #950535a0
 def test_same_seed_same_pictures_whatever_the_batch(tmp_path):
     policy = JanusPolicy(*load_janus())
     prompts = [r["prompt"] for r in records("g", 16, 3, "heldout")]
     whole, pairs = toy_geneval(tmp_path, prompts, 4), toy_geneval(tmp_path, prompts, 2)
-    for name, b, seed, batch in (
-        ("a", whole, 0, 64),
-        ("b", whole, 0, 12),
-        ("c", whole, 1, 64),
-        ("d", pairs, 0, 7),
-    ):
-        draw_benchmark(b, policy, tmp_path / name, seed=seed, batch=batch)
-    a, b, c, d = (
-        {k: v for k, v in folder_bytes(tmp_path / n).items() if k.endswith(".png")} for n in "abcd"
-    )
-    assert a == b and all(a[k] != c[k] for k in a) and len(set(a.values())) > 60
-    assert d == {k: a[k] for k in d} and len(d) == 32  # two samples are the first two of four
+
+    def pictures(name, benchmark, seed, batch):
+        draw_benchmark(benchmark, policy, tmp_path / name, seed=seed, batch=batch)
+        files = folder_bytes(tmp_path / name)
+        return {f: content for f, content in files.items() if f.endswith(".png")}
+
+    a, b = pictures("a", whole, 0, 64), pictures("b", whole, 0, 12)
+    c, d = pictures("c", whole, 1, 64), pictures("d", pairs, 0, 7)
+    assert a == b
+    assert all(a[k] != c[k] for k in a)
+    assert len(set(a.values())) > 60
+    assert d == {k: a[k] for k in d}  # two samples are the first two of four
+    assert len(d) == 32
 
 # %% ../nbs/run/06_benchmark.ipynb #d68200ad
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     policy, b, calls = JanusPolicy(*load_janus()), toy_geneval(tmp_path), []
+    out, sample = tmp_path / "stopped", policy.sample
     draw_benchmark(b, policy, tmp_path / "whole", batch=2)
-    (tmp_path / "stopped").mkdir()
-    (tmp_path / "stopped" / ".protocol.json").write_text("{")  # killed before anything was drawn
-    sample = policy.sample
+    out.mkdir()
+    (out / ".protocol.json").write_text("{")  # killed before anything was drawn
 
     def stopping(prompts, *args):
         calls.append(len(prompts))
@@ -118,16 +112,17 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(policy, "sample", stopping)
     with pytest.raises(KeyboardInterrupt):
-        draw_benchmark(b, policy, tmp_path / "stopped", batch=2)
-    assert draw_benchmark(b, policy, tmp_path / "stopped", batch=2) == 4 and calls == [1, 1, 1, 1]
-    torn, gone = (
-        tmp_path / "stopped" / f for f in ("00001/samples/0001.png", "00002/samples/0000.png")
-    )
+        draw_benchmark(b, policy, out, batch=2)
+    assert draw_benchmark(b, policy, out, batch=2) == 4
+    assert calls == [1, 1, 1, 1]
+    torn, gone = out / "00001/samples/0001.png", out / "00002/samples/0000.png"
     torn.write_bytes(torn.read_bytes()[:200])
     gone.unlink()
-    assert draw_benchmark(b, policy, tmp_path / "stopped", batch=2) == 2 and len(calls) == 6
-    assert draw_benchmark(b, policy, tmp_path / "stopped", batch=2) == 0 and len(calls) == 6
-    assert folder_bytes(tmp_path / "stopped") == folder_bytes(tmp_path / "whole")
+    assert draw_benchmark(b, policy, out, batch=2) == 2
+    assert len(calls) == 6
+    assert draw_benchmark(b, policy, out, batch=2) == 0
+    assert len(calls) == 6
+    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
 
 # %% ../nbs/run/06_benchmark.ipynb #ce15ea8a
 def test_a_folder_takes_one_protocol_only(tmp_path):
@@ -165,10 +160,8 @@ def test_a_folder_takes_one_protocol_only(tmp_path):
 )
 def test_a_bad_geneval_file_is_one_sentence(tmp_path, text, where):
     (tmp_path / "m.jsonl").write_text(text)
-    with pytest.raises(
-        ValueError,
-        match=f"m.jsonl', {where}: expected one JSON object with the texts 'tag' and 'prompt'",
-    ) as e:
+    told = f"m.jsonl', {where}: expected one JSON object with the texts 'tag' and 'prompt'"
+    with pytest.raises(ValueError, match=told) as e:
         read_geneval(tmp_path / "m.jsonl")
     assert "\n" not in str(e.value)
 
@@ -176,12 +169,21 @@ def test_a_bad_geneval_file_is_one_sentence(tmp_path, text, where):
 @pytest.mark.parametrize(
     "text, where",
     [
-        (
-            '[\n{"prompt_id": 1, "Prompt": "a cow"},\n{"prompt_id": 2, "Prompt": "a c',
-            "line 3: expected a JSON list",
-        ),
-        ('{"prompt_id": 1}', "line 1: expected a JSON list"),
-        ("[]", "line 1: expected a JSON list"),
+        ('[\n{"prompt_id": 1, "Prompt": "a cow"},\n{"prompt_id": 2, "Prompt": "a c', "line 3"),
+        ('{"prompt_id": 1}', "line 1"),
+        ("[]", "line 1"),
+    ],
+)
+def test_a_wise_file_that_is_no_list_is_one_sentence(tmp_path, text, where):
+    (tmp_path / "w.json").write_text(text)
+    with pytest.raises(ValueError, match=f"w.json', {where}: expected a JSON list") as e:
+        read_wise(tmp_path / "w.json")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
         (
             '[{"prompt_id": 1, "Prompt": "a"}, {"prompt_id": 1, "Prompt": "b"}]',
             "entry 2: prompt_id 1 is there twice",
@@ -191,27 +193,28 @@ def test_a_bad_geneval_file_is_one_sentence(tmp_path, text, where):
         ("[3]", "entry 1: expected an object"),
     ],
 )
-def test_a_bad_wise_file_is_one_sentence(tmp_path, text, where):
+def test_a_bad_wise_entry_is_one_sentence(tmp_path, text, told):
     (tmp_path / "w.json").write_text(text)
-    with pytest.raises(ValueError, match=f"w.json', {where}") as e:
+    with pytest.raises(ValueError, match=f"w.json', {told}") as e:
         read_wise(tmp_path / "w.json")
     assert "\n" not in str(e.value)
+
+
+def test_a_missing_wise_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="cannot read the prompt file"):
         read_wise(tmp_path / "missing.json")
 
 # %% ../nbs/run/06_benchmark.ipynb #bbb62bab
 def ask_like_lmms_eval(lm, rows, **settings):
-    "Requests for toy questions, as lmms-eval 0.7.3 makes them: only `args` is read. A row may have several images, or none."
+    "Requests for toy questions, as lmms-eval 0.7.3 makes them: only `args` is read."
     lm.task_dict = {"toy": {"test": rows}}
-    ask = lambda i: (
-        question_text(rows[i]["question"], rows[i]["choices"]),
-        dict(until=["\n\n"]) | settings,
-        lambda doc: doc["images"],
-        i,
-        "toy",
-        "test",
-    )
-    return [SimpleNamespace(args=ask(i)) for i in range(len(rows))]
+    settings = dict(until=["\n\n"]) | settings
+    requests = []
+    for i, row in enumerate(rows):  # a row may have several images, or none
+        question = question_text(row["question"], row["choices"])
+        args = question, settings, lambda doc: doc["images"], i, "toy", "test"
+        requests.append(SimpleNamespace(args=args))
+    return requests
 
 
 def toy_questions(n, images=1):
@@ -222,34 +225,28 @@ def toy_questions(n, images=1):
 def test_prompts_with_images_are_those_of_the_policy():
     policy, rows = JanusPolicy(*load_janus()), toy_questions(3)
     asked, pictures = [r["question"] for r in rows], [r["image"] for r in rows]
+    seen = ask_prompts(policy, asked, [[im] for im in pictures])
+    blind = ask_prompts(policy, asked, [[]] * 3)
     for ours, theirs in (
-        (
-            ask_prompts(policy, asked, [[im] for im in pictures]),
-            policy.text_prompts(asked, pictures),
-        ),
-        (ask_prompts(policy, asked, [[]] * 3), policy.text_prompts(asked)),
+        (seen, policy.text_prompts(asked, pictures)),
+        (blind, policy.text_prompts(asked)),
     ):
-        assert torch.equal(ours.input_ids, theirs.input_ids) and torch.equal(
-            ours.attention_mask, theirs.attention_mask
-        )
-        assert ours.features is theirs.features is None or torch.equal(
-            ours.features, theirs.features
-        )
+        assert torch.equal(ours.input_ids, theirs.input_ids)
+        assert torch.equal(ours.attention_mask, theirs.attention_mask)
+        if theirs.features is None:
+            assert ours.features is None
+        else:
+            assert torch.equal(ours.features, theirs.features)
 
 # %% ../nbs/run/06_benchmark.ipynb #b8871323
 def test_several_images_equal_generate():
     policy, rows = JanusPolicy(*load_janus()), toy_questions(4)
     pictures = [[rows[0]["image"], rows[1]["image"]], [rows[2]["image"], rows[3]["image"]]]
-    chats = [
-        [
-            {
-                "role": "user",
-                "content": [{"type": "image"}] * 2
-                + [{"type": "text", "text": rows[i]["question"]}],
-            }
-        ]
-        for i in (0, 2)
-    ]
+    questions = [rows[0]["question"], rows[2]["question"]]
+    chats = []
+    for question in questions:
+        content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": question}]
+        chats.append([{"role": "user", "content": content}])
     batch = policy.processor(
         text=policy.processor.apply_chat_template(chats, add_generation_prompt=True),
         images=sum(pictures, []),
@@ -257,38 +254,30 @@ def test_several_images_equal_generate():
         padding_side="left",
         return_tensors="pt",
     )
-    theirs = policy.model.generate(**batch, do_sample=False, max_new_tokens=12)[
-        :, batch["input_ids"].shape[1] :
-    ]
-    ours = policy.sample(
-        ask_prompts(policy, [rows[0]["question"], rows[2]["question"]], pictures),
-        1,
-        None,
-        Sampling(0, max_new_tokens=12),
-    ).tokens
+    theirs = policy.model.generate(**batch, do_sample=False, max_new_tokens=12)
+    theirs = theirs[:, batch["input_ids"].shape[1] :]
+    prompts = ask_prompts(policy, questions, pictures)
+    ours = policy.sample(prompts, 1, None, Sampling(0, max_new_tokens=12)).tokens
     assert torch.equal(ours[ours != policy.pad], theirs[theirs != policy.pad])
 
 # %% ../nbs/run/06_benchmark.ipynb #9fdee294
 def test_answers_do_not_depend_on_the_batch():
     one, four = LmmsJanus(batch_size=1, device="cpu"), LmmsJanus(batch_size="4", device="cpu")
     rows = [dict(r, images=r["images"] * n) for r, n in zip(toy_questions(6), (1, 2, 0, 1, 1, 2))]
-    said = [
-        lm.generate_until(ask_like_lmms_eval(lm, rows, max_new_tokens=24)) for lm in (one, four)
-    ]
-    assert said[0] == said[1] and len(set(said[0])) > 2 and not any("<" in text for text in said[0])
+    singly = one.generate_until(ask_like_lmms_eval(one, rows, max_new_tokens=24))
+    together = four.generate_until(ask_like_lmms_eval(four, rows, max_new_tokens=24))
+    assert singly == together
+    assert len(set(singly)) > 2
+    assert not any("<" in text for text in singly)
 
 # %% ../nbs/run/06_benchmark.ipynb #b16b7193
 def test_answers_are_those_of_the_policy():
     lm, rows = LmmsJanus(batch_size=8, device="cpu"), toy_questions(8)
-    prompts = lm.policy.text_prompts(
-        [question_text(r["question"], r["choices"]) for r in rows], [r["image"] for r in rows]
-    )
+    questions = [question_text(r["question"], r["choices"]) for r in rows]
+    prompts = lm.policy.text_prompts(questions, [r["image"] for r in rows])
     theirs = lm.policy.texts(lm.policy.sample(prompts, 1, None, Sampling(0, max_new_tokens=24)))
-    said = lm.generate_until(
-        ask_like_lmms_eval(
-            lm, rows, max_new_tokens=24, do_sample=False, temperature=0, num_beams=1, top_p=1.0
-        )
-    )
+    greedy = dict(do_sample=False, temperature=0, num_beams=1, top_p=1.0)
+    said = lm.generate_until(ask_like_lmms_eval(lm, rows, max_new_tokens=24, **greedy))
     assert said == [parse_answer(t) for t in theirs]
     short = lm.generate_until(ask_like_lmms_eval(lm, rows, max_new_tokens=3))
     assert short != said
@@ -313,12 +302,8 @@ def test_what_the_adapter_cannot_do_is_refused():
 
 # %% ../nbs/run/06_benchmark.ipynb #a1f6eda9
 def test_spoken_is_what_a_judge_reads():
-    assert (
-        spoken("<think>so\n\nso</think><answer>B</answer>", ["\n\n"]) == "B"
-        and spoken("yes\n\nno", "\n\n") == "yes"
-    )
-    assert (
-        spoken(" yes ", None) == "yes"
-        and spoken("yes", [None]) == "yes"
-        and spoken("<think>cut", ["\n"]) == "<think>cut"
-    )
+    assert spoken("<think>so\n\nso</think><answer>B</answer>", ["\n\n"]) == "B"
+    assert spoken("yes\n\nno", "\n\n") == "yes"
+    assert spoken(" yes ", None) == "yes"
+    assert spoken("yes", [None]) == "yes"
+    assert spoken("<think>cut", ["\n"]) == "<think>cut"

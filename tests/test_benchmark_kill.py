@@ -1,4 +1,4 @@
-"""A drawing run that is killed in the middle of a picture leaves no half picture under a picture's name, and goes on to the same bytes."""
+"""A drawing run that is killed in a picture leaves no half of it, and goes on to the same bytes."""
 
 import json
 import re
@@ -14,7 +14,7 @@ KILLED = """
 import os, signal, sys
 from PIL import Image
 from pairuni_nb.benchmark import draw_benchmark, read_geneval
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy
 save, saved = Image.Image.save, []
 def dies(image, file):
@@ -24,6 +24,10 @@ def dies(image, file):
 Image.Image.save = dies
 draw_benchmark(read_geneval(sys.argv[1], 2), JanusPolicy(*load_janus()), sys.argv[2])
 """
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_killed_run_goes_on(tmp_path):
@@ -38,14 +42,12 @@ def test_a_killed_run_goes_on(tmp_path):
         [sys.executable, "-c", KILLED, str(prompts), str(out)], capture_output=True, text=True
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
-    names = [
-        p for p in out.rglob("*") if re.match(r"\d+\.png", p.name)
-    ]  # as GenEval looks for pictures
-    assert len(names) == 3 and all(map(is_whole, names)) and len(list(out.rglob(".*.png"))) == 1
+    # as GenEval looks for pictures
+    names = [p for p in out.rglob("*") if re.match(r"\d+\.png", p.name)]
+    assert len(names) == 3
+    assert all(map(is_whole, names))
+    assert len(list(out.rglob(".*.png"))) == 1
     policy = JanusPolicy(*load_janus())
     assert draw_benchmark(read_geneval(prompts, 2), policy, out) == 3
     assert draw_benchmark(read_geneval(prompts, 2), policy, tmp_path / "whole") == 6
-    files = lambda folder: {
-        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
     assert files(out) == files(tmp_path / "whole")

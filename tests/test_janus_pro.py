@@ -3,66 +3,55 @@
 
 
 # %% ../nbs/run/05_janus_pro.ipynb #10c7e5ab
-from pairuni_nb.plan import JANUS_PRO_1B, PLANS, card_named, peak, plan, plan_table, shape_of, tasks
-from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise
-from pairuni_nb.janus import random_janus_pro
 import torch
+
+from pairuni_nb.janus import random_janus_pro
+from pairuni_nb.plan import JANUS_PRO_1B, PLANS, card_named, peak, plan, shape_of
+from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise
 
 # %% ../nbs/run/05_janus_pro.ipynb #8215aa94
 def test_the_whole_of_janus_pro_1b_has_its_shape():
     with torch.device("meta"):
         model, processor = random_janus_pro(2048, 24, whole=True)
-    assert (
-        shape_of(model.config) == JANUS_PRO_1B
-        and sum(p.numel() for p in model.parameters()) == 2_076_636_811
-        and processor.num_image_tokens == 576
-    )
+    assert shape_of(model.config) == JANUS_PRO_1B
+    assert sum(p.numel() for p in model.parameters()) == 2_076_636_811
+    assert processor.num_image_tokens == 576
 
 # %% ../nbs/run/05_janus_pro.ipynb #8fbf54a5
 def test_prompts_have_the_chat_frame():
     policy = JanusPolicy(*random_janus_pro())
-    prompts, tok = (
-        policy.image_prompts(["a red star", "two blue circles and a green square"]),
-        policy.processor.tokenizer,
-    )
-    told = [
-        tok.decode(ids[mask.bool()]) for ids, mask in zip(prompts.input_ids, prompts.attention_mask)
-    ]
-    assert (
-        told[0] == "<｜begin▁of▁sentence｜><|User|>: a red star\n\n<|Assistant|>:<begin_of_image>"
-    )
-    assert (
-        not prompts.attention_mask[0, 0]
-        and prompts.attention_mask[1].all()
-        and (prompts.input_ids[:, -1] == policy.boi).all()
-    )
+    prompts = policy.image_prompts(["a red star", "two blue circles and a green square"])
+    padded, whole = prompts.attention_mask.bool()
+    told = policy.processor.tokenizer.decode(prompts.input_ids[0][padded])
+    frame = "<｜begin▁of▁sentence｜><|User|>: a red star\n\n<|Assistant|>:<begin_of_image>"
+    assert told == frame
+    assert not padded[0]
+    assert whole.all()
+    assert (prompts.input_ids[:, -1] == policy.boi).all()
 
 # %% ../nbs/run/05_janus_pro.ipynb #e20c5b55
 def test_scorer_equals_sampler_at_the_true_shape():
     policy = JanusPolicy(*random_janus_pro())
-    for module in (
-        policy.model.model.generation_head,
-        policy.model.lm_head,
-        policy.model.model.generation_embeddings,
-    ):
+    core = policy.model.model
+    for module in (core.generation_head, policy.model.lm_head, core.generation_embeddings):
         for weight in module.parameters():
             weight.data.mul_(8)
-    ask, draw = (
-        policy.text_prompts(["What colour is it?", "How many shapes are there in the picture?"]),
-        policy.image_prompts(["a red star", "two blue circles, on dots"]),
-    )
+    ask = policy.text_prompts(["What colour is it?", "How many shapes are there in the picture?"])
+    draw = policy.image_prompts(["a red star", "two blue circles, on dots"])
     said = policy.sample(ask, 2, noise(0, 0, range(2), 2, 8), Sampling(max_new_tokens=8))
     policy.image_tokens = 64  # of the 576, to be quick
     drawn = policy.sample(draw, 2, noise(0, 0, range(2), 2, 64), Sampling())
     with torch.no_grad():
-        assert gap(said, policy(said)) < 1e-4 and gap(drawn, policy(drawn)) < 1e-4
-    assert said.tokens.max() > 16_384 and drawn.tokens.max() < 16_384 and drawn.logp.std() > 0.1
+        assert gap(said, policy(said)) < 1e-4
+        assert gap(drawn, policy(drawn)) < 1e-4
+    assert said.tokens.max() > 16_384
+    assert drawn.tokens.max() < 16_384
+    assert drawn.logp.std() > 0.1
 
 # %% ../nbs/run/05_janus_pro.ipynb #54fef854
 def test_each_preset_fits_the_card_named_for_it():
-    for name, card in {
-        "janus-pro-1b": "H100",
-        "janus-pro-7b": "H100",
-        "janus-pro-1b-24gb": "4090",
-    }.items():
-        assert plan(*PLANS[name], card_named(card))["peak"] == peak(*PLANS[name]) < card_named(card).gb
+    on = {"janus-pro-1b": "H100", "janus-pro-7b": "H100", "janus-pro-1b-24gb": "4090"}
+    for name, card in on.items():
+        planned = plan(*PLANS[name], card_named(card))["peak"]
+        assert planned == peak(*PLANS[name])
+        assert planned < card_named(card).gb

@@ -18,7 +18,7 @@ from pairuni_nb.pairing import make_pairs
 from pairuni_nb.plan import Work, matrices, memory, shape_of
 from pairuni_nb.rewards import scene_reward
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise
-from pairuni_nb.settings import TrainSettings
+from pairuni_nb.settings import PRO, TrainSettings
 from pairuni_nb.prepare import add_lora, merge_lora, prepare, round_frozen, without_lora
 from pairuni_nb.run_folder import log_line, read_metrics
 from pairuni_nb.step import train_step
@@ -364,7 +364,7 @@ def test_lora_casts_no_frozen_matrix_and_computes_the_same(need):
         all(torch.equal(a, b) for a, b in zip(before, after)) and many == 28 * 36 and none == 0
     )  # 35 tokens and the prompt
     shape = shape_of(policy.model.config)
-    planned = memory(shape, Work(precision="bf16", lora_rank=4))["sample"]["weights"]
+    planned = memory(shape, Work(replace(PRO, lora_rank=4)))["sample"]["weights"]
     assert large - small == 2 * matrices(shape) and round(planned * 1e9) == small
 
 
