@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OPENAI', 'PROBE_COLOURS', 'FORMS', 'endpoint', 'check_completion', 'template', 'prompt', 'texts', 'Form', 'Caption',
-           'Question', 'Verdict', 'Probe', 'schema', 'to_completion', 'data_url', 'request', 'ToyEndpoint', 'toy_look',
-           'toy_write', 'chat', 'image_tokens', 'Pace', 'connect', 'Refused', 'Unanswered', 'short', 'send',
-           'check_endpoint', 'digest', 'missing_half', 'item_key', 'read_journal', 'Journal', 'ask', 'earlier',
-           'complete_one', 'complete_item', 'collect', 'run_jobs', 'complete_by_llm', 'totals', 'measured', 'guess',
-           'price']
+           'Question', 'Verdict', 'Probe', 'schema', 'to_completion', 'data_url', 'request', 'Pace', 'connect',
+           'Refused', 'Unanswered', 'short', 'status_error', 'read_reply', 'send', 'check_endpoint', 'digest',
+           'missing_half', 'item_key', 'read_journal', 'Journal', 'ask', 'earlier', 'complete_one', 'complete_item',
+           'wait_for_answers', 'run_jobs', 'complete_by_llm', 'image_tokens', 'totals', 'measured', 'guess', 'price',
+           'toy_look', 'toy_write', 'toy_probe', 'chat', 'ToyEndpoint']
 
 # %% ../nbs/data/02_language_model.ipynb #03240d9a
 # imported here is what is light; the openai client waits until it is needed
@@ -16,12 +16,10 @@ import base64
 import hashlib
 import json
 import os
-import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache, partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -31,13 +29,12 @@ from typing import Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image, ImageColor
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
-from .completion import complete, misremember, parse_caption, verify_scene, form_fault
+from .completion import complete, form_fault
 from .settings import CompletionSettings
-from .world import Scene, caption, question, read, render, to_pil
 
 # %% ../nbs/data/02_language_model.ipynb #84d79602
 OPENAI = "https://api.openai.com/v1"
@@ -47,18 +44,20 @@ def endpoint(s: CompletionSettings) -> str:
     "The URL that will be asked."
     return s.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
 
-
+# %% ../nbs/data/02_language_model.ipynb #823d85d4
 def check_completion(s: CompletionSettings):
     "Raise one sentence when a setting cannot work."
     if not endpoint(s).startswith(("http://", "https://")):
         raise ValueError(
-            f"base_url is {endpoint(s)!r}, but must begin with http:// or https://, as in http://localhost:8000/v1"
+            f"base_url is {endpoint(s)!r}, but must begin with http:// or https://, "
+            "as in http://localhost:8000/v1"
         )
-    for name, least in dict(
+    least = dict(
         concurrency=1, requests_per_minute=0, retries=0, rewrites=0, max_tokens=1, image_side=1
-    ).items():
-        if getattr(s, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(s, name)}")
+    )
+    for name, limit in least.items():
+        if getattr(s, name) < limit:
+            raise ValueError(f"{name} must be at least {limit}, got {getattr(s, name)}")
     if not s.timeout > 0:
         raise ValueError(f"timeout must be positive, got {s.timeout}")
 
@@ -76,14 +75,14 @@ def prompt(
     "A template filled in."
     return Template(template(name)).substitute(fields).strip()
 
-
+# %% ../nbs/data/02_language_model.ipynb #d8fe20a6
 def texts(record: dict) -> dict:  # question, choices, answer and prompt, as far as they are there
     "The fields of a record, or of a record and its completion, as a template takes them."
-    return {
-        k: " | ".join(record[k]) if k == "choices" else record[k]
-        for k in ("question", "choices", "answer", "prompt")
-        if k in record
-    }
+    names = ("question", "choices", "answer", "prompt")
+    fields = {name: record[name] for name in names if name in record}
+    if "choices" in fields:
+        fields["choices"] = " | ".join(fields["choices"])
+    return fields
 
 # %% ../nbs/data/02_language_model.ipynb #41dcf70b
 class Form(BaseModel):
@@ -108,7 +107,7 @@ class Verdict(Form):
     objection: str
     holds: bool
 
-
+# %% ../nbs/data/02_language_model.ipynb #dbb23bef
 PROBE_COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
 
@@ -127,7 +126,7 @@ def schema(name: str) -> dict:
     "The JSON schema of a template's reply."
     return FORMS[name].model_json_schema()
 
-
+# %% ../nbs/data/02_language_model.ipynb #ea109797
 def to_completion(
     reply: Form,  # Caption or Question
 ) -> dict:  # what a completer returns
@@ -135,12 +134,10 @@ def to_completion(
     if isinstance(reply, Caption):
         return {"prompt": reply.caption.strip()}
     choices = [c.strip() for c in (reply.answer, reply.wrong_1, reply.wrong_2, reply.wrong_3)]
-    order = np.random.default_rng(
-        list(hashlib.sha256("|".join(choices).encode()).digest())
-    ).permutation(4)
-    return dict(
-        question=reply.question.strip(), choices=[choices[i] for i in order], answer=choices[0]
-    )
+    seed = hashlib.sha256("|".join(choices).encode()).digest()
+    order = np.random.default_rng(list(seed)).permutation(4)
+    shuffled = [choices[i] for i in order]
+    return dict(question=reply.question.strip(), choices=shuffled, answer=choices[0])
 
 # %% ../nbs/data/02_language_model.ipynb #2f947ac9
 def data_url(
@@ -158,7 +155,7 @@ def data_url(
     kind = min(coded, key=lambda k: len(coded[k]))
     return f"data:image/{kind};base64,{base64.b64encode(coded[kind]).decode()}"
 
-
+# %% ../nbs/data/02_language_model.ipynb #5e3de967
 def request(
     s: CompletionSettings,
     name: str,  # of the template, and so of the form
@@ -170,172 +167,24 @@ def request(
         dict(type="text", text=text),
         dict(type="image_url", image_url=dict(url=data_url(image, s.image_side))),
     ]
+    form = dict(name=name, strict=True, schema=schema(name))
     return dict(
         model=s.model,
         messages=[dict(role="user", content=content)],
         max_completion_tokens=s.max_tokens,
-        response_format=dict(
-            type="json_schema", json_schema=dict(name=name, strict=True, schema=schema(name))
-        ),
+        response_format=dict(type="json_schema", json_schema=form),
     )
-
-# %% ../nbs/data/02_language_model.ipynb #386c8114
-class ToyEndpoint:
-    "A scripted stand-in for a language model that sees, on this machine, for the toy world alone."
-
-    def __init__(
-        self,
-        lie: float = 0.0,  # probability that it writes from a misremembered scene
-        miss: float = 0.0,  # probability that it verifies without looking
-        alarm: float = 0.0,  # probability that it verifies against a misremembered picture
-        seed: int = 0,
-    ):
-        self.lie, self.miss, self.alarm, self.seed, self.calls = lie, miss, alarm, seed, []
-
-    def reply(self, name: str, text: str, image: Image.Image) -> dict:  # fields of the form `name`
-        "Its answer: always the same to the same question."
-        if name == "probe":
-            return {
-                half: next(
-                    c for c in PROBE_COLOURS if ImageColor.getrgb(c) == image.getpixel((0, y))
-                )
-                for half, y in (("top", 0), ("bottom", -1))
-            }
-        rng = np.random.default_rng(
-            [self.seed, *hashlib.sha256(text.encode() + image.tobytes()).digest()]
-        )
-        told = dict(re.findall(r"^(Question|Choices|Answer|Caption): (.*)$", text, re.M))
-        scene = toy_look(image, told)
-        if not name.startswith("verify"):
-            return toy_write(
-                name, misremember(scene, rng) if rng.random() < self.lie else scene, rng
-            )
-        if rng.random() < self.miss:
-            return dict(objection="", holds=True)
-        if rng.random() < self.alarm:
-            (image,) = to_pil(render([misremember(scene, rng)]))
-        objection = verify_scene(
-            dict(
-                image=image,
-                prompt=told["Caption"],
-                question=told["Question"],
-                answer=told["Answer"],
-            ),
-            {},
-        )
-        return dict(objection=objection or "", holds=objection is None)
-
-    def serve(self, handler, body: dict):
-        "Answer one request over HTTP; override it to make an endpoint that fails."
-        text, url = [
-            part.get("text") or part["image_url"]["url"] for part in body["messages"][0]["content"]
-        ]
-        image = Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
-        name = next(n for n in FORMS if text.startswith(template(n).split("\n")[0]))
-        said = json.dumps(self.reply(name, text, image))
-        handler.answer(
-            chat(said, body["model"], len(text) // 4 + image_tokens(image.size), len(said) // 4)
-        )
-
-    def __enter__(self):
-        self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), dict(endpoint=self)))
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        self.base_url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-# %% ../nbs/data/02_language_model.ipynb #c848cad9
-def toy_look(image: Image.Image, told: dict) -> Scene:
-    "The scene in a picture; what is asked or said about it tells its kind."
-    ((style, cells),) = read(np.asarray(image)[None])
-    asked = {"how many": "counted", "how high": "chart", "what is the sum": "sum"}
-    kind = next(
-        (k for words, k in asked.items() if told.get("Question", "").startswith(words)), None
-    )
-    said = parse_caption(told.get("Caption", ""))
-    return Scene(kind or (said.kind if said else "placed"), style, cells)
-
-
-def toy_write(name: str, scene: Scene, rng) -> dict:  # fields of the form `name`
-    "A caption of a scene, or a question about it."
-    if name == "caption":
-        return dict(evidence="", caption=caption(scene))
-    q = question(scene, rng)
-    wrong = [c for c in q["choices"] if c != q["answer"]]
-    return dict(
-        evidence=q["evidence"],
-        question=q["question"],
-        answer=q["answer"],
-        wrong_1=wrong[0],
-        wrong_2=wrong[1],
-        wrong_3=wrong[2],
-    )
-
-
-def chat(said: str, model: str, tokens_in: int, tokens_out: int) -> dict:
-    "A reply in the shape of OpenAI's chat completions."
-    return dict(
-        id="chatcmpl-toy",
-        object="chat.completion",
-        created=0,
-        model=model,
-        usage=dict(prompt_tokens=tokens_in, completion_tokens=tokens_out),
-        choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=said))],
-    )
-
-
-def image_tokens(
-    size: tuple,  # width, height in pixels
-    side: int = 768,  # the longer side is shrunk to this
-) -> int:
-    "What an image costs by OpenAI's rule for o3: 75 tokens, and 150 for each tile of 512 x 512 pixels."
-    scale = min(1, side / max(size))
-    return 75 + 150 * int(np.ceil(size[0] * scale / 512) * np.ceil(size[1] * scale / 512))
-
-# %% ../nbs/data/02_language_model.ipynb #7799dfff
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 64
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.endpoint.calls.append(body)
-        try:
-            self.endpoint.serve(self, body)
-        except ConnectionError:
-            self.close_connection = True  # the client has gone
-
-    def answer(self, body: dict, status: int = 200, headers: dict = ()):
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in (
-            dict(headers) | {"content-type": "application/json", "content-length": len(raw)}
-        ).items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(raw)
 
 # %% ../nbs/data/02_language_model.ipynb #d5c3f686
 class Pace:
     "Spaces starts evenly, so that no minute holds more than `per_minute` of them."
 
     def __init__(self, per_minute: int, clock=time.monotonic, sleep=time.sleep):  # 0: no limit
-        self.gap, self.clock, self.sleep, self.free, self.lock = (
-            60 / per_minute if per_minute else 0,
-            clock,
-            sleep,
-            0.0,
-            threading.Lock(),
-        )
+        self.gap = 60 / per_minute if per_minute else 0
+        self.clock = clock
+        self.sleep = sleep
+        self.free = 0.0  # when the next one may start
+        self.lock = threading.Lock()
 
     def __call__(self, *_):
         with self.lock:
@@ -345,28 +194,26 @@ class Pace:
         if start > now:
             self.sleep(start - now)
 
-
+# %% ../nbs/data/02_language_model.ipynb #1e39ece2
 def connect(s: CompletionSettings):  # openai.OpenAI
     "A client of the endpoint, or one sentence that says what is missing."
     check_completion(s)
-    key = os.environ.get("OPENAI_API_KEY") or (
-        None if endpoint(s) == OPENAI else "none"
-    )  # a local server asks for none
-    if not key:
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key and endpoint(s) == OPENAI:
         raise ValueError(
-            f"no key for {OPENAI}: set the environment variable OPENAI_API_KEY, or name a server of your own by base_url (--base-url)"
+            f"no key for {OPENAI}: set the environment variable OPENAI_API_KEY, "
+            "or name a server of your own by base_url (--base-url)"
         )
     import openai
 
+    pace = Pace(s.requests_per_minute)
     return openai.OpenAI(
-        api_key=key,
+        api_key=key or "none",  # a local server asks for none
         base_url=endpoint(s),
         timeout=s.timeout,
         max_retries=s.retries,
         default_headers={"Connection": "close"},
-        http_client=openai.DefaultHttpxClient(
-            event_hooks={"request": [Pace(s.requests_per_minute)]}
-        ),
+        http_client=openai.DefaultHttpxClient(event_hooks={"request": [pace]}),
     )
 
 # %% ../nbs/data/02_language_model.ipynb #a72ace68
@@ -382,49 +229,58 @@ def short(text) -> str:
     "One line of at most 200 characters."
     return " ".join(str(text).split())[:200]
 
+# %% ../nbs/data/02_language_model.ipynb #293f907b
+def status_error(
+    e,  # openai.APIStatusError
+    s: CompletionSettings,
+) -> Exception:
+    "What to raise for a reply that has an error's status."
+    message = e.message.removeprefix(f"Error code: {e.status_code} - ")
+    said = f"HTTP {e.status_code}: {short(message)}"
+    if e.status_code in (401, 403):
+        return ValueError(f"{endpoint(s)} refuses the key in OPENAI_API_KEY ({said})")
+    if e.status_code == 404:
+        return ValueError(
+            f"{endpoint(s)} has no chat model {s.model!r} ({said}): check the base URL, "
+            "which usually ends in /v1, and the model's name"
+        )
+    if e.code == "insufficient_quota":
+        return ValueError(f"the account at {endpoint(s)} has no money left ({said})")
+    return Refused(said) if e.status_code in (400, 413, 422) else Unanswered(said)
 
+# %% ../nbs/data/02_language_model.ipynb #1725159e
+def read_reply(raw: str) -> dict:  # reply (text), tokens_in, tokens_out
+    "A chat completion; anything else becomes a reply that fits no form."
+    try:
+        answer = json.loads(raw)
+        message = answer["choices"][0]["message"]
+        said = str(message.get("content") or message.get("refusal") or "")
+        usage = answer.get("usage") or {}
+        tokens_in = usage.get("prompt_tokens") or 0
+        tokens_out = usage.get("completion_tokens") or 0
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return dict(reply=raw[:300], tokens_in=0, tokens_out=0)
+    said = said.encode(errors="replace").decode()  # half a character would not go to disk
+    return dict(reply=said, tokens_in=tokens_in, tokens_out=tokens_out)
+
+# %% ../nbs/data/02_language_model.ipynb #cdf19ae4
 def send(
     client,
     s: CompletionSettings,
     asked: dict,  # from `request`
 ) -> dict:  # reply (text), tokens_in, tokens_out
-    "One call; what is not a chat completion is returned as a reply that fits no form."
+    "One call, its retries included."
     import openai
 
     try:
         raw = client.chat.completions.with_raw_response.create(**asked).http_response.text
     except openai.APIStatusError as e:
-        said = f"HTTP {e.status_code}: " + short(
-            e.message.removeprefix(f"Error code: {e.status_code} - ")
-        )
-        if e.status_code in (401, 403):
-            raise ValueError(f"{endpoint(s)} refuses the key in OPENAI_API_KEY ({said})") from e
-        if e.status_code == 404:
-            raise ValueError(
-                f"{endpoint(s)} has no chat model {s.model!r} ({said}): check the base URL, which usually ends in /v1, and the model's name"
-            ) from e
-        if e.code == "insufficient_quota":
-            raise ValueError(f"the account at {endpoint(s)} has no money left ({said})") from e
-        raise (Refused if e.status_code in (400, 413, 422) else Unanswered)(said) from e
+        raise status_error(e, s) from e
     except openai.APITimeoutError as e:
         raise Unanswered(f"no reply within {s.timeout:g} s") from e
     except openai.APIError as e:
         raise Unanswered(f"no connection: {short(e.__cause__ or e)}") from e
-    try:
-        answer = json.loads(raw)
-        message, usage = answer["choices"][0]["message"], answer.get("usage") or {}
-        said = (
-            str(message.get("content") or message.get("refusal") or "")
-            .encode(errors="replace")
-            .decode()
-        )  # half a character would not go to disk
-        return dict(
-            reply=said,
-            tokens_in=usage.get("prompt_tokens") or 0,
-            tokens_out=usage.get("completion_tokens") or 0,
-        )
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return dict(reply=raw[:300], tokens_in=0, tokens_out=0)
+    return read_reply(raw)
 
 # %% ../nbs/data/02_language_model.ipynb #4a6cf891
 def check_endpoint(client, s: CompletionSettings) -> dict:  # the call, with its tokens
@@ -432,24 +288,23 @@ def check_endpoint(client, s: CompletionSettings) -> dict:  # the call, with its
     top, bottom = "yellow", "blue"
     image = Image.new("RGB", (64, 64), top)
     image.paste(bottom, (0, 32, 64, 64))
+    asked = request(s, "probe", prompt("probe"), image)
     try:
-        sent = send(
-            client.with_options(max_retries=min(s.retries, 2)),
-            s,
-            request(s, "probe", prompt("probe"), image),
-        )
-        seen = Probe.model_validate_json(sent["reply"])
+        told = send(client.with_options(max_retries=min(s.retries, 2)), s, asked)
+        seen = Probe.model_validate_json(told["reply"])
     except (Refused, Unanswered, ValidationError) as e:
-        why = f"it replied {short(sent['reply'])[:80]!r}" if isinstance(e, ValidationError) else e
+        why = f"it replied {short(told['reply'])[:80]!r}" if isinstance(e, ValidationError) else e
         raise ValueError(
-            f"{endpoint(s)} gave no usable answer to a question about a picture ({why}): check the base URL, which usually ends in /v1, "
+            f"{endpoint(s)} gave no usable answer to a question about a picture ({why}): "
+            "check the base URL, which usually ends in /v1, "
             f"and that {s.model!r} sees images and replies in JSON by a schema"
         ) from e
     if (seen.top, seen.bottom) != (top, bottom):
         raise ValueError(
-            f"{s.model!r} at {endpoint(s)} does not see images: shown {top} above {bottom}, it reports {seen.top} above {seen.bottom}; choose a model with vision"
+            f"{s.model!r} at {endpoint(s)} does not see images: shown {top} above {bottom}, "
+            f"it reports {seen.top} above {seen.bottom}; choose a model with vision"
         )
-    return {"step": "probe"} | sent
+    return {"step": "probe"} | told
 
 # %% ../nbs/data/02_language_model.ipynb #16b53fcd
 def digest(*parts) -> str:
@@ -461,10 +316,11 @@ def missing_half(record: dict) -> str:
     "What a record lacks, as its template is called."
     return "caption" if "question" in record else "question"
 
-
+# %% ../nbs/data/02_language_model.ipynb #4bff6118
 def item_key(record: dict, s: CompletionSettings) -> str:
     "What the completion of a record depends on."
-    half, pixels = missing_half(record), np.asarray(record["image"].convert("RGB"))
+    half = missing_half(record)
+    pixels = np.asarray(record["image"].convert("RGB"))
     return digest(
         s.model,
         template(half),
@@ -474,7 +330,7 @@ def item_key(record: dict, s: CompletionSettings) -> str:
         hashlib.sha256(pixels.tobytes()).hexdigest(),
     )
 
-
+# %% ../nbs/data/02_language_model.ipynb #16caacf7
 def read_journal(path) -> list:
     "The lines of a journal; a last line that was cut off does not count."
     path = Path(path)
@@ -495,12 +351,14 @@ class Journal:
     "An append-only file of JSON lines with one owner at a time."
 
     def __init__(self, path):
-        self.path, self.file, self.stopped, self.lock = Path(path), None, False, threading.Lock()
+        self.path = Path(path)
+        self.file = None
+        self.stopped = False
+        self.lock = threading.Lock()
 
     def __enter__(self):
-        self.owner = FileLock(
-            Path(gettempdir()) / f"pairuni-{digest(str(self.path.resolve()))}.lock"
-        )
+        name = f"pairuni-{digest(str(self.path.resolve()))}.lock"
+        self.owner = FileLock(Path(gettempdir()) / name)
         try:
             self.owner.acquire(timeout=0)
         except Timeout:
@@ -508,9 +366,8 @@ class Journal:
                 f"{self.path} is in use by another run: wait until it ends, or name another journal"
             ) from None
         lines = read_journal(self.path)
-        self.calls, self.items = [
-            {line[key]: line for line in lines if key in line} for key in ("call", "end_of")
-        ]
+        self.calls = {line["call"]: line for line in lines if "call" in line}
+        self.items = {line["end_of"]: line for line in lines if "end_of" in line}
         return self
 
     def write(self, line: dict):
@@ -519,15 +376,15 @@ class Journal:
             if not self.file:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = open(self.path, "ab")
-                self.file.truncate(
-                    self.path.read_bytes().rfind(b"\n") + 1
-                )  # a line that was cut off
+                # a line that was cut off goes
+                self.file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
             self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             self.file.flush()
             os.fsync(self.file.fileno())
-        for key, known in (("call", self.calls), ("end_of", self.items)):
-            if key in line:
-                known[line[key]] = line
+        if "call" in line:
+            self.calls[line["call"]] = line
+        if "end_of" in line:
+            self.items[line["end_of"]] = line
 
     def __exit__(self, *_):
         if self.file:
@@ -551,10 +408,8 @@ def ask(
         if key not in journal.calls:
             if journal.stopped:
                 raise Unanswered("the run was stopped")
-            journal.write(
-                dict(call=key, item=item, step=name, model=s.model)
-                | send(client, s, request(s, name, text, image))
-            )
+            told = send(client, s, request(s, name, text, image))
+            journal.write(dict(call=key, item=item, step=name, model=s.model) | told)
         said = journal.calls[key]["reply"]
         try:
             return FORMS[name].model_validate_json(said)
@@ -567,20 +422,14 @@ def earlier(tries: list) -> str:
     "What the writer is told about its rejected tries."
     if not tries:
         return ""
-    said = [
-        " | ".join(
-            [
-                t["completion"].get("prompt") or t["completion"]["question"],
-                *t["completion"].get("choices", ()),
-            ]
-        )
-        for t in tries
-    ]
-    return "\nEarlier tries were rejected; do not repeat their mistakes:\n" + "\n".join(
-        f"- {text} (rejected: {t['reason']})" for text, t in zip(said, tries)
-    )
+    lines = ["\nEarlier tries were rejected; do not repeat their mistakes:"]
+    for t in tries:
+        written = t["completion"]
+        said = [written.get("prompt") or written["question"], *written.get("choices", ())]
+        lines.append(f"- {' | '.join(said)} (rejected: {t['reason']})")
+    return "\n".join(lines)
 
-
+# %% ../nbs/data/02_language_model.ipynb #b2c1fdd2
 def complete_one(
     ask,  # (template's name, fields) -> Form
     record: dict,
@@ -602,18 +451,17 @@ def complete_one(
 # %% ../nbs/data/02_language_model.ipynb #153a4aaf
 def complete_item(client, journal: Journal, s: CompletionSettings, item: str, record: dict) -> dict:
     "How one record ends, as a line of the journal."
+    ask_about = partial(ask, client, journal, s, item, record["image"])
     try:
-        end = complete_one(
-            partial(ask, client, journal, s, item, record["image"]), record, s.rewrites
-        )
+        end = complete_one(ask_about, record, s.rewrites)
     except Refused as e:
         end = dict(end="dropped", reason=f"no usable reply: {e}")
     except Unanswered as e:
         end = dict(end="dropped", reason=f"unanswered: {e}")
     return {"end_of": item, "id": record["id"]} | end
 
-
-def collect(
+# %% ../nbs/data/02_language_model.ipynb #c42b1b99
+def wait_for_answers(
     jobs: list,  # futures of `complete_item`
     journal: Journal,
     patience: int,  # so many records in a row may go unanswered
@@ -630,7 +478,8 @@ def collect(
         row += 1
         if row > patience:
             raise ValueError(
-                f"the endpoint has gone silent, {row} records in a row were {end['reason']}: what was paid for is in {journal.path}, run again to go on"
+                f"the endpoint has gone silent, {row} records in a row were {end['reason']}: "
+                f"what was paid for is in {journal.path}, run again to go on"
             )
     return silent
 
@@ -638,18 +487,13 @@ def collect(
 def run_jobs(records: dict, path, s: CompletionSettings) -> dict:  # keys to records -> keys to ends
     "Complete what the journal does not have yet; who gets no answer is asked once more at the end."
     with connect(s) as client, Journal(path) as journal, ThreadPoolExecutor(s.concurrency) as pool:
+        submit = partial(pool.submit, complete_item, client, journal, s)
         todo = [key for key in records if key not in journal.items]
         try:
             for patience in (s.concurrency, len(records)):
                 journal.write(check_endpoint(client, s))
-                silent = collect(
-                    [
-                        pool.submit(complete_item, client, journal, s, key, records[key])
-                        for key in todo
-                    ],
-                    journal,
-                    patience,
-                )
+                jobs = [submit(key, records[key]) for key in todo]
+                silent = wait_for_answers(jobs, journal, patience)
                 todo = [end["end_of"] for end in silent]
                 if not todo:
                     break
@@ -660,7 +504,7 @@ def run_jobs(records: dict, path, s: CompletionSettings) -> dict:  # keys to rec
             pool.shutdown(cancel_futures=True)
         return journal.items
 
-
+# %% ../nbs/data/02_language_model.ipynb #e6e3f612
 def complete_by_llm(
     records: list,  # U and G records, mixed as you like
     journal,  # file, new or from a run that stopped
@@ -673,52 +517,71 @@ def complete_by_llm(
     if todo:
         ends = run_jobs(todo, journal, s)
     end_of = {id(r): ends[key] for key, r in zip(keys, records)}
-    return complete(
-        records,
-        lambda r: end_of[id(r)].get("completion", {}),
-        lambda r, _: end_of[id(r)].get("reason"),
-    )
+
+    def completer(record):
+        return end_of[id(record)].get("completion", {})
+
+    def verifier(record, completion):
+        return end_of[id(record)].get("reason")
+
+    return complete(records, completer, verifier)
+
+# %% ../nbs/data/02_language_model.ipynb #ddfe59c0
+def image_tokens(
+    size: tuple,  # width, height in pixels
+    side: int = 768,  # the longer side is shrunk to this
+) -> int:
+    "An image's tokens by OpenAI's rule for o3: 75, and 150 for each tile of 512 x 512 pixels."
+    scale = min(1, side / max(size))
+    return 75 + 150 * int(np.ceil(size[0] * scale / 512) * np.ceil(size[1] * scale / 512))
 
 # %% ../nbs/data/02_language_model.ipynb #a2440b3f
 def totals(journal) -> dict:  # calls, tokens_in, tokens_out, accepted, dropped
     "What a journal holds. Calls that failed on the way were not counted by anybody on this side."
     lines = read_journal(journal)
     paid = [line for line in lines if "reply" in line]
+    ends = [line["end"] for line in lines if "end" in line]
     return dict(
         calls=len(paid),
-        **{k: sum(line[k] for line in paid) for k in ("tokens_in", "tokens_out")},
-        **{end: sum(line.get("end") == end for line in lines) for end in ("accepted", "dropped")},
+        tokens_in=sum(line["tokens_in"] for line in paid),
+        tokens_out=sum(line["tokens_out"] for line in paid),
+        accepted=ends.count("accepted"),
+        dropped=ends.count("dropped"),
     )
 
-
+# %% ../nbs/data/02_language_model.ipynb #0ea9d0c4
 def measured(lines: list, model: str) -> tuple:  # records ended, mean tokens in and out of one
     "What completing a record took so far."
     ended = {line["end_of"] for line in lines if "end_of" in line}
     paid = [line for line in lines if line.get("model") == model and line["item"] in ended]
     n = len({line["item"] for line in paid})
-    return n, *[sum(line[k] for line in paid) / max(n, 1) for k in ("tokens_in", "tokens_out")]
+    tokens_in = sum(line["tokens_in"] for line in paid) / max(n, 1)
+    tokens_out = sum(line["tokens_out"] for line in paid) / max(n, 1)
+    return n, tokens_in, tokens_out
 
-
-def guess(
-    record: dict, s: CompletionSettings
-) -> tuple:  # tokens in and out of writing and verifying once
-    "Four characters a token, pictures by the tile rule, 800 tokens a reply."
+# %% ../nbs/data/02_language_model.ipynb #5458bc42
+def guess(record: dict, s: CompletionSettings) -> tuple:  # tokens in and out
+    "Writing and verifying once: four characters a token, pictures by the tile rule, 800 a reply."
     half = missing_half(record)
-    words = len(template(half) + template(f"verify_{half}")) + 2 * sum(
-        map(len, texts(record).values())
-    )
-    schemas = sum(len(json.dumps(schema(name))) for name in (half, f"verify_{half}"))
-    return (words + schemas) // 4 + 2 * image_tokens(record["image"].size, s.image_side), 1600
+    names = (half, f"verify_{half}")
+    prompts = sum(len(template(name)) for name in names)
+    schemas = sum(len(json.dumps(schema(name))) for name in names)
+    fields = 2 * sum(len(text) for text in texts(record).values())  # both prompts hold them
+    pictures = 2 * image_tokens(record["image"].size, s.image_side)
+    return (prompts + schemas + fields) // 4 + pictures, 1600
 
-
+# %% ../nbs/data/02_language_model.ipynb #23498d5e
 def price(
     records: list,
     s: CompletionSettings,
     usd_per_million_in: float,  # dollars per million tokens that are sent
     usd_per_million_out: float,  # dollars per million tokens that come back
-    journal=None,  # file of an earlier run: its records are done, and its tokens make a better guess
+    # file of an earlier run: its records are done, and its tokens make a better guess
+    journal=None,
 ) -> dict:  # records, done, tokens_in, tokens_out, usd, usd_worst, basis
-    "What a job will cost, without a call. usd_worst: each record rewritten to the limit with replies of full length."
+    """What a job will cost, without a call.
+
+    usd_worst: each record is rewritten to the limit, with replies of full length."""
     check_completion(s)
     lines = read_journal(journal) if journal else []
     ended = {line["end_of"] for line in lines if "end_of" in line}
@@ -727,10 +590,10 @@ def price(
     guesses = np.array([guess(r, s) for r in todo.values()], float).reshape(-1, 2).sum(0)
     n, *means = measured(lines, s.model)
     tokens = np.array(means) * len(todo) if n else guesses
+    tries = 1 + s.rewrites
+    worst_in = max(guesses[0], tokens[0] / tries)
+    worst = tries * np.array([worst_in, 2 * s.max_tokens * len(todo)])
     rate = np.array([usd_per_million_in, usd_per_million_out]) / 1e6
-    worst = (1 + s.rewrites) * np.array(
-        [max(guesses[0], tokens[0] / (1 + s.rewrites)), 2 * s.max_tokens * len(todo)]
-    )
     return dict(
         records=len(todo),
         done=len(keyed) - len(todo),
@@ -740,3 +603,146 @@ def price(
         usd_worst=round(float(worst @ rate), 2),
         basis=f"{n} records measured" if n else "a guess: run twenty records, then ask again",
     )
+
+# %% ../nbs/data/02_language_model.ipynb #3e343cf7
+import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from PIL import ImageColor
+
+from .completion import misremember, parse_caption, verify_scene
+from .world import Scene, caption, question, read, render, to_pil
+
+# %% ../nbs/data/02_language_model.ipynb #c848cad9
+def toy_look(
+    image: Image.Image,
+    told: dict,  # Question and Caption, as far as the prompt has them
+) -> Scene:
+    "The scene in a picture; what is asked or said about it tells its kind."
+    ((style, cells),) = read(np.asarray(image)[None])
+    kinds = {"how many": "counted", "how high": "chart", "what is the sum": "sum"}
+    for words, kind in kinds.items():
+        if told.get("Question", "").startswith(words):
+            return Scene(kind, style, cells)
+    said = parse_caption(told.get("Caption", ""))
+    return Scene(said.kind if said else "placed", style, cells)
+
+# %% ../nbs/data/02_language_model.ipynb #6ecfc128
+def toy_write(name: str, scene: Scene, rng) -> dict:  # fields of the form `name`
+    "A caption of a scene, or a question about it."
+    if name == "caption":
+        return dict(evidence="", caption=caption(scene))
+    q = question(scene, rng)
+    wrong = [c for c in q["choices"] if c != q["answer"]]
+    fields = {key: q[key] for key in ("evidence", "question", "answer")}
+    return fields | dict(wrong_1=wrong[0], wrong_2=wrong[1], wrong_3=wrong[2])
+
+# %% ../nbs/data/02_language_model.ipynb #24f1d3ea
+def toy_probe(image: Image.Image) -> dict:  # fields of Probe
+    "The colours of a picture's two halves."
+    names = {ImageColor.getrgb(colour): colour for colour in PROBE_COLOURS}
+    return dict(top=names[image.getpixel((0, 0))], bottom=names[image.getpixel((0, -1))])
+
+# %% ../nbs/data/02_language_model.ipynb #7799dfff
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def handle(self):
+        try:
+            super().handle()
+        except ConnectionError:
+            pass  # the client has gone
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.endpoint.calls.append(body)
+        self.endpoint.serve(self, body)
+
+    def answer(self, body: dict, status: int = 200, headers: dict = ()):
+        raw = json.dumps(body).encode()
+        headers = dict(headers) | {"content-type": "application/json", "content-length": len(raw)}
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(raw)
+
+# %% ../nbs/data/02_language_model.ipynb #0f3eb094
+def chat(said: str, model: str, tokens_in: int, tokens_out: int) -> dict:
+    "A reply in the shape of OpenAI's chat completions."
+    message = dict(role="assistant", content=said)
+    return dict(
+        id="chatcmpl-toy",
+        object="chat.completion",
+        created=0,
+        model=model,
+        usage=dict(prompt_tokens=tokens_in, completion_tokens=tokens_out),
+        choices=[dict(index=0, finish_reason="stop", message=message)],
+    )
+
+# %% ../nbs/data/02_language_model.ipynb #386c8114
+class ToyEndpoint:
+    "A scripted stand-in for a language model that sees, on this machine, for the toy world alone."
+
+    def __init__(
+        self,
+        lie: float = 0.0,  # probability that it writes from a misremembered scene
+        miss: float = 0.0,  # probability that it verifies without looking
+        alarm: float = 0.0,  # probability that it verifies against a misremembered picture
+        seed: int = 0,
+    ):
+        self.lie, self.miss, self.alarm, self.seed = lie, miss, alarm, seed
+        self.calls = []  # every request that came in
+
+    def reply(self, name: str, text: str, image: Image.Image) -> dict:  # fields of the form `name`
+        "Its answer: always the same to the same question."
+        if name == "probe":
+            return toy_probe(image)
+        asked = hashlib.sha256(text.encode() + image.tobytes()).digest()
+        rng = np.random.default_rng([self.seed, *asked])
+        told = dict(re.findall(r"^(Question|Choices|Answer|Caption): (.*)$", text, re.M))
+        scene = toy_look(image, told)
+        if name.startswith("verify"):
+            return self.verify(image, scene, told, rng)
+        if rng.random() < self.lie:
+            scene = misremember(scene, rng)
+        return toy_write(name, scene, rng)
+
+    def verify(self, image: Image.Image, scene: Scene, told: dict, rng) -> dict:  # of Verdict
+        "Compare what is told with the picture, or what it takes for the picture."
+        if rng.random() < self.miss:
+            return dict(objection="", holds=True)
+        if rng.random() < self.alarm:
+            (image,) = to_pil(render([misremember(scene, rng)]))
+        said = dict(prompt=told["Caption"], question=told["Question"], answer=told["Answer"])
+        objection = verify_scene(dict(image=image), said)
+        return dict(objection=objection or "", holds=objection is None)
+
+    def serve(self, handler, body: dict):
+        "Answer one request over HTTP; override it to make an endpoint that fails."
+        words, picture = body["messages"][0]["content"]
+        text, url = words["text"], picture["image_url"]["url"]
+        coded = base64.b64decode(url.partition(",")[2])
+        image = Image.open(BytesIO(coded)).convert("RGB")
+        name = next(n for n in FORMS if text.startswith(template(n).split("\n")[0]))
+        said = json.dumps(self.reply(name, text, image))
+        tokens_in = len(text) // 4 + image_tokens(image.size)
+        handler.answer(chat(said, body["model"], tokens_in, len(said) // 4))
+
+    def __enter__(self):
+        handler = type("Handler", (_Handler,), dict(endpoint=self))
+        self.server = _Server(("127.0.0.1", 0), handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        self.base_url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()

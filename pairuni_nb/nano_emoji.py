@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VQ', 'EYES', 'WARM', 'emoji_rows', 'shrink', 'jitter', 'train_eyes', 'many_views', 'round_trip', 'emoji_question',
-           'describe_emoji', 'emoji_texts', 'warm_start_emoji', 'make_emoji', 'calibrate', 'concept_score',
-           'concept_reward']
+           'describe_emoji', 'emoji_texts', 'question_loss', 'caption_loss', 'drawing_loss', 'warm_start_emoji',
+           'make_emoji', 'calibrate', 'concept_score', 'concept_reward']
 
 # %% ../nbs/data/03_nano_emoji.ipynb #09d8fcf2
 import json
@@ -47,20 +47,18 @@ def emoji_rows(
     if not (folder / "records.jsonl").exists():
         flag = " --held-artist" if "artist" in part else ""
         raise ValueError(
-            f"there are no emoji in {folder}: run python scripts/fetch_emoji.py --things --out {data}{flag}"
+            f"there are no emoji in {folder}: "
+            f"run python scripts/fetch_emoji.py --things --out {data}{flag}"
         )
-    rows = [
-        json.loads(line)
-        for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     return [r | dict(image=Image.open(folder / r["image"]).convert("RGB")) for r in rows]
 
-
+# %% ../nbs/data/03_nano_emoji.ipynb #b1e71edf
 def shrink(rows: list) -> Tensor:  # (N, 3, 48, 48)
     "Their pictures at the model's size."
-    return to_pixels(
-        np.stack([np.asarray(r["image"].resize((SIZE, SIZE), Image.LANCZOS)) for r in rows])
-    )
+    small = [np.asarray(r["image"].resize((SIZE, SIZE), Image.LANCZOS)) for r in rows]
+    return to_pixels(np.stack(small))
 
 # %% ../nbs/data/03_nano_emoji.ipynb #f775b081
 def jitter(
@@ -69,19 +67,16 @@ def jitter(
     flip: bool = True,  # mirror every other picture
 ) -> Tensor:
     "The same drawings a little moved, shrunk or grown."
-    scale, shift = rng.uniform(0.9, 1.15, len(x)), rng.uniform(-0.1, 0.1, (len(x), 2))
+    scale = rng.uniform(0.9, 1.15, len(x))
+    shift = rng.uniform(-0.1, 0.1, (len(x), 2))
     mirror = np.where(rng.random(len(x)) < 0.5 * flip, -1, 1)
-    theta = np.stack(
-        [
-            np.stack([scale * mirror, 0 * scale, shift[:, 0]], 1),
-            np.stack([0 * scale, scale, shift[:, 1]], 1),
-        ],
-        1,
-    )
+    theta = np.zeros((len(x), 2, 3))
+    theta[:, 0, 0] = scale * mirror
+    theta[:, 1, 1] = scale
+    theta[:, :, 2] = shift
     grid = F.affine_grid(torch.tensor(theta, dtype=x.dtype), list(x.shape), align_corners=False)
-    return (F.grid_sample(x - 1, grid, align_corners=False) + 1).clamp(
-        -1, 1
-    )  # outside is 0, so white
+    moved = F.grid_sample(x - 1, grid, align_corners=False) + 1  # outside is 0, so white
+    return moved.clamp(-1, 1)
 
 # %% ../nbs/data/03_nano_emoji.ipynb #9c689a23
 def train_eyes(
@@ -97,23 +92,25 @@ def train_eyes(
 ):
     "Teach the vision tower to see what a pretrained network sees, and each picture's subgroup."
     torch.manual_seed(seed)
-    rng, width = np.random.default_rng([seed, 13]), tower.config.hidden_size
-    as_network, as_kind = nn.Linear(width, seen.shape[1]), nn.Linear(width, int(kinds.max()) + 1)
+    rng = np.random.default_rng([seed, 13])
+    width = tower.config.hidden_size
+    as_network = nn.Linear(width, seen.shape[1])
+    as_kind = nn.Linear(width, int(kinds.max()) + 1)
     params = [*tower.parameters(), *as_network.parameters(), *as_kind.parameters()]
     opt, schedule = one_cycle(params, lr, steps, 0.05)
     for step in range(1, steps + 1):
         i = torch.from_numpy(rng.integers(0, len(x), batch))
-        h = tower(jitter(rng, x[i])).last_hidden_state.mean(
-            1
-        )  # (B, width); mirrored, since a drawing may face either way
+        # mirrored too, since a drawing may face either way
+        h = tower(jitter(rng, x[i])).last_hidden_state.mean(1)  # (B, width)
         far = 1 - F.cosine_similarity(as_network(h), seen[i]).mean()
         guess = as_kind(h)
-        descend(
-            far + 0.3 * F.cross_entropy(guess, kinds[i], label_smoothing=0.1), params, opt, schedule
-        )
+        wrong = F.cross_entropy(guess, kinds[i], label_smoothing=0.1)
+        descend(far + 0.3 * wrong, params, opt, schedule)
         if step % 500 == 0:
+            named = (guess.argmax(1) == kinds[i]).float().mean()
             log(
-                f"eyes {step}: distance to the network {far.item():.3f}, subgroups named {(guess.argmax(1) == kinds[i]).float().mean():.3f}"
+                f"eyes {step}: distance to the network {far.item():.3f}, "
+                f"subgroups named {named:.3f}"
             )
 
 # %% ../nbs/data/03_nano_emoji.ipynb #28d03b84
@@ -122,20 +119,17 @@ def many_views(
     teacher: str,  # image encoder
     views: int,
     seed: int = 0,
-) -> tuple:  # pictures (views*N, 3, 48, 48), what the teacher sees in them (views*N, D), without what it sees in all of them
+) -> tuple:  # pictures (views*N, 3, 48, 48), what the teacher sees in them (views*N, D)
     "Every picture a few times, each time a little moved."
-    rng, x = (
-        np.random.default_rng([seed, 12]),
-        to_pixels(np.stack([np.asarray(r["image"]) for r in rows])),
-    )
-    views = torch.cat([jitter(rng, x, False) for _ in range(views)])
-    pictures = ((views + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    rng = np.random.default_rng([seed, 12])
+    x = to_pixels(np.stack([np.asarray(r["image"]) for r in rows]))
+    moved = torch.cat([jitter(rng, x, False) for _ in range(views)])
+    pictures = ((moved + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     seen = features(list(pictures), teacher)
-    return F.interpolate(views, (SIZE, SIZE), mode="area"), torch.from_numpy(
-        unit(seen - seen.mean(0))
-    )
+    seen = unit(seen - seen.mean(0))  # without what the teacher sees in all of them
+    return F.interpolate(moved, (SIZE, SIZE), mode="area"), torch.from_numpy(seen)
 
-
+# %% ../nbs/data/03_nano_emoji.ipynb #6346af9a
 def round_trip(x: Tensor):  # (N, 3, H, W) -> function of (tokenizer, seed)
     "A check for `train_vq`: how far pictures come back from themselves, and the codes they use."
 
@@ -152,8 +146,9 @@ def emoji_question(
     everything: list,  # rows that lend their names and groups as wrong choices
     rng: np.random.Generator,
 ) -> dict:  # question, choices, answer, evidence
-    "What is this, or which group? Wrong names come from other groups; the evidence is the subgroup."
-    key, what = (("name", "what is this?"), ("group", "which group?"))[rng.integers(2)]
+    "What is this, or which group? Wrong names are of other groups; the evidence is the subgroup."
+    kinds = (("name", "what is this?"), ("group", "which group?"))
+    key, what = kinds[rng.integers(2)]
     others = sorted({r[key] for r in everything if r["group"] != row["group"]})
     choices = [row[key]] + [others[i] for i in rng.permutation(len(others))[:3]]
     return dict(
@@ -163,7 +158,7 @@ def emoji_question(
         evidence=row["subgroup"].replace("-", " "),
     )
 
-
+# %% ../nbs/data/03_nano_emoji.ipynb #6c6d3355
 def describe_emoji(row: dict) -> str:
     "What a picture shows, from the wide to the narrow."
     return f" {row['subgroup'].replace('-', ' ')}: {row['name']}"
@@ -171,87 +166,73 @@ def describe_emoji(row: dict) -> str:
 
 def emoji_texts(rows: list) -> list:  # rows of both sides
     "Everything said about them, for the tokenizer."
-    texts = [
-        t
-        for r in rows
-        for t in (
-            " " + r["name"],
-            " " + ", ".join(r["tags"]),
-            describe_emoji(r),
-            " " + r.get("prompt", ""),
-        )
-    ]
-    return (
-        texts
-        + ["what is this?", "which group?", DESCRIBE] * 200
-        + sorted({r["group"] for r in rows}) * 50
-    )
+    texts = []
+    for r in rows:
+        texts += [" " + r["name"], " " + ", ".join(r["tags"])]
+        texts += [describe_emoji(r), " " + r.get("prompt", "")]
+    groups = sorted({r["group"] for r in rows})
+    return texts + ["what is this?", "which group?", DESCRIBE] * 200 + groups * 50
 
 # %% ../nbs/data/03_nano_emoji.ipynb #cb144c00
+def question_loss(model, tok, questions: list, pixels: Tensor) -> Tensor:
+    "Cross-entropy of the answers to questions about pictures."
+    prompts = []
+    for q in questions:
+        prompts.append(user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"])))
+    return text_loss(model, tok, prompts, [answer_text(q) for q in questions], pixels)
+
+# %% ../nbs/data/03_nano_emoji.ipynb #1ada48b6
+def caption_loss(model, tok, rows: list, pixels: Tensor) -> Tensor:
+    "Cross-entropy of the descriptions of pictures."
+    prompts = [user_turn(IMAGE_BLOCK + DESCRIBE)] * len(rows)
+    return text_loss(model, tok, prompts, [describe_emoji(r) for r in rows], pixels)
+
+# %% ../nbs/data/03_nano_emoji.ipynb #88aa75cd
+def drawing_loss(model, tok, rows: list, tokens: Tensor, rng: np.random.Generator) -> Tensor:
+    "Cross-entropy of drawings by the name or the whole prompt, a tenth of them by neither."
+    prompts = [r["prompt" if rng.random() < 0.5 else "name"] for r in rows]
+    dropped = (rng.random(len(rows)) < 0.1).tolist()
+    return image_loss(model, tok, prompts, tokens, dropped)
+
+# %% ../nbs/data/03_nano_emoji.ipynb #539e9f35
 def warm_start_emoji(
     model,
     processor,
-    u: list,
-    g: list,  # training records of both sides
+    u: list,  # training records
+    g: list,  # training records; what is drawn
     steps: int = 2600,
     lr: float = 2e-3,
     seed: int = 0,
-    questions: int = 16,
-    captions: int = 6,
-    drawings: int = 20,  # examples a step
+    questions: int = 16,  # a step, about both artists' pictures
+    captions: int = 6,  # a step, of both artists' pictures
+    drawings: int = 20,  # a step, as G's artist
     log=print,
 ):
-    "Teach both tasks together: questions and captions about both artists' pictures, drawing as G's artist from the name or the whole prompt."
+    "Teach both tasks together: questions, captions and drawing in every step."
     rng, tok, rows = np.random.default_rng([seed, 14]), processor.tokenizer, u + g
-    x, tokens, half = (
-        shrink(rows),
-        to_tokens(model.model.vqmodel, shrink(g)),
-        torch.autocast("cpu", torch.bfloat16),
-    )
+    x, tokens = shrink(rows), to_tokens(model.model.vqmodel, shrink(g))
+    half = torch.autocast("cpu", torch.bfloat16)
 
     def losses():
-        i, c, d = (
-            rng.integers(0, len(n), k)
-            for n, k in ((rows, questions), (rows, captions), (g, drawings))
-        )
+        i = rng.integers(0, len(rows), questions)
+        c = rng.integers(0, len(rows), captions)
+        d = rng.integers(0, len(g), drawings)
         asked = [emoji_question(rows[j], g, rng) for j in i]
+        told, drawn = [rows[j] for j in c], [g[j] for j in d]
         with half:
             return dict(
-                questions=text_loss(
-                    model,
-                    tok,
-                    [
-                        user_turn(IMAGE_BLOCK + question_text(q["question"], q["choices"]))
-                        for q in asked
-                    ],
-                    [answer_text(q) for q in asked],
-                    jitter(rng, x[i], False),
-                ),
-                captions=0.5
-                * text_loss(
-                    model,
-                    tok,
-                    [user_turn(IMAGE_BLOCK + DESCRIBE)] * captions,
-                    [describe_emoji(rows[j]) for j in c],
-                    jitter(rng, x[c], False),
-                ),
-                drawing=image_loss(
-                    model,
-                    tok,
-                    [g[j]["prompt" if rng.random() < 0.5 else "name"] for j in d],
-                    tokens[d],
-                    (rng.random(drawings) < 0.1).tolist(),
-                ),
+                questions=question_loss(model, tok, asked, jitter(rng, x[i], False)),
+                captions=0.5 * caption_loss(model, tok, told, jitter(rng, x[c], False)),
+                drawing=drawing_loss(model, tok, drawn, tokens[d], rng),
             )
 
     rehearse(model, losses, steps, lr, log)
 
 # %% ../nbs/data/03_nano_emoji.ipynb #8484f217
-VQ, EYES, WARM = (
-    dict(steps=4500, batch=16, lr=1.5e-3),
-    dict(steps=5000),
-    dict(steps=2600),
-)  # how the shipped one was made
+# how the shipped one was made
+VQ = dict(steps=4500, batch=16, lr=1.5e-3)
+EYES = dict(steps=5000)
+WARM = dict(steps=2600)
 
 
 def make_emoji(
@@ -261,42 +242,28 @@ def make_emoji(
     log=print,
     teacher="efficientnet-lite0@96",  # whose sight the vision tower learns
     views: int = 8,  # of every picture
-    vq: dict = VQ,
-    eyes: dict = EYES,
-    warm: dict = WARM,  # arguments of `train_vq`, `train_eyes`, `warm_start_emoji`
+    vq: dict = VQ,  # arguments of `train_vq`
+    eyes: dict = EYES,  # arguments of `train_eyes`
+    warm: dict = WARM,  # arguments of `warm_start_emoji`
 ):
     "Make nano-emoji from two artists' drawings of the training concepts: draw, see, both tasks."
     u, g = emoji_rows(data, "u"), emoji_rows(data, "g")
-    rows, kinds, drawn = u + g, sorted({r["subgroup"] for r in u + g}), shrink(g)
+    rows, drawn = u + g, shrink(g)
     processor = nano_processor(emoji_texts(rows), vocab=1536)
     model = new_nano(processor, seed, width=160, codes=512, eyes=128, levels=(1, 1, 2, 2))
-    model.generation_config.update(
-        max_new_tokens=48, guidance_scale=1
-    )  # guidance spoils what is known by heart
+    # guidance spoils what is known by heart
+    model.generation_config.update(max_new_tokens=48, guidance_scale=1)
 
     def some(rng, n):
         x = drawn[rng.integers(0, len(drawn), n)]
         return torch.cat([x[: n // 2], jitter(rng, x[n // 2 :])])
 
-    train_vq(
-        model.model.vqmodel,
-        seed=seed,
-        log=log,
-        draw=some,
-        check=round_trip(drawn[::9]),
-        half=True,
-        **vq,
-    )
+    check = round_trip(drawn[::9])
+    train_vq(model.model.vqmodel, seed=seed, log=log, draw=some, check=check, half=True, **vq)
     x, seen = many_views(rows, teacher, views, seed)
-    train_eyes(
-        model.model.vision_model,
-        x,
-        seen,
-        torch.tensor([kinds.index(r["subgroup"]) for r in rows]).repeat(views),
-        seed=seed,
-        log=log,
-        **eyes,
-    )
+    subgroups = sorted({r["subgroup"] for r in rows})
+    kinds = torch.tensor([subgroups.index(r["subgroup"]) for r in rows]).repeat(views)
+    train_eyes(model.model.vision_model, x, seen, kinds, seed=seed, log=log, **eyes)
     warm_start_emoji(model, processor, u, g, seed=seed, log=log, **warm)
     model.save_pretrained(out)
     processor.save_pretrained(out)
@@ -305,25 +272,24 @@ def make_emoji(
 def calibrate(
     own: np.ndarray,  # (N, D) unit rows: this artist's picture of each concept
     judge: np.ndarray,  # (N, D) unit rows: another artist's
-) -> (
-    tuple
-):  # how like the judge's picture of any concept (N,), what the own picture gains over that (N,)
+) -> tuple:  # how like the judge's picture of any concept, what the own picture gains: (N,) each
     "Where 0 and 1 lie for each concept."
-    s = own @ judge.T
-    return s.mean(1), s.diagonal() - s.mean(1)
+    similar = own @ judge.T
+    return similar.mean(1), similar.diagonal() - similar.mean(1)
 
-
+# %% ../nbs/data/03_nano_emoji.ipynb #75fc83cf
 def concept_score(
     drawn: np.ndarray,  # (n, D) unit rows
     at,  # n concepts
     judge: np.ndarray,  # (N, D) unit rows
     gain: np.ndarray,  # (N,) of `calibrate`
 ) -> np.ndarray:  # (n,) in [0, 1]
-    "0: as like the judge's picture of any concept; 1: as like that of its own as the artist's own picture is."
-    s = drawn @ judge.T
-    return np.clip((s[np.arange(len(s)), at] - s.mean(1)) / gain[at], 0, 1)
+    "0: as like any picture of the judge; 1: as like that of its concept as the artist's own is."
+    similar = drawn @ judge.T
+    more = similar[np.arange(len(similar)), at] - similar.mean(1)
+    return np.clip(more / gain[at], 0, 1)
 
-
+# %% ../nbs/data/03_nano_emoji.ipynb #3e02ea68
 def concept_reward(
     data="data/things",  # folder that scripts/fetch_emoji.py wrote
     judge="u",  # whose pictures a drawing is compared with: u, or artist
@@ -331,26 +297,24 @@ def concept_reward(
     floor: float = 0.05,  # a concept whose own picture gains less is not judged
     cache="data/features",
 ):  # reward: (prompts, images, truths) -> list
-    "How like another artist's picture of the concept a drawing is, between any concept (0) and the artist's own picture (1)."
+    "How like another artist's picture of its concept a drawing is, as `concept_score` counts."
     theirs = {r["code"]: r for part in (judge, "held-" + judge) for r in emoji_rows(data, part)}
     own = {r["code"]: r for part in ("g", "held-g") for r in emoji_rows(data, part)}
-    codes, e = sorted(theirs.keys() & own.keys()), load_encoder(encoder)
-    J, O = (features([rows[c]["image"] for c in codes], e, cache=cache) for rows in (theirs, own))
-    _, gain = calibrate(O, J)
+    codes, network = sorted(theirs.keys() & own.keys()), load_encoder(encoder)
+    of_judge = features([theirs[c]["image"] for c in codes], network, cache=cache)
+    of_artist = features([own[c]["image"] for c in codes], network, cache=cache)
+    _, gain = calibrate(of_artist, of_judge)
     at = {c: i for i, c in enumerate(codes) if gain[i] > floor}
 
     def reward(prompts, images, truths):
         where = [at.get(t["id"].split("-", 1)[-1]) for t in truths]
-        known, out = [i for i, w in enumerate(where) if w is not None], [None] * len(truths)
+        known = [i for i, w in enumerate(where) if w is not None]
+        out = [None] * len(truths)
         if known:
-            score = concept_score(
-                features([np.asarray(images[i]) for i in known], e, batch_size=4),
-                [where[i] for i in known],
-                J,
-                gain,
-            )
-            for i, s in zip(known, score):
-                out[i] = float(s)
+            drawn = features([np.asarray(images[i]) for i in known], network, batch_size=4)
+            scores = concept_score(drawn, [where[i] for i in known], of_judge, gain)
+            for i, score in zip(known, scores):
+                out[i] = float(score)
         return out
 
     reward.__name__ = f"concept:{data}"

@@ -4,17 +4,18 @@ from pairuni_nb.language_model import Caption, FORMS, Journal, Pace, Question, V
 from pairuni_nb.settings import CompletionSettings
 from pydantic import ValidationError
 import numpy as np
-import pytest
 
 # %% ../nbs/data/02_language_model.ipynb #89293c5c
+import pytest
+
 from pairuni_nb.world import records
 
 # %% ../nbs/data/02_language_model.ipynb #5cdb15b8
 def test_forms_are_strict():
-    for fields in map(schema, FORMS):
-        assert fields["additionalProperties"] is False and set(fields["required"]) == set(
-            fields["properties"]
-        )
+    for name in FORMS:
+        fields = schema(name)
+        assert fields["additionalProperties"] is False
+        assert set(fields["required"]) == set(fields["properties"])
     for bad in (
         '{"objection": "", "holds": "no"}',
         '{"objection": ""}',
@@ -25,6 +26,34 @@ def test_forms_are_strict():
     ):
         with pytest.raises(ValidationError):
             Verdict.model_validate_json(bad)
+
+# %% ../nbs/data/02_language_model.ipynb #db2c2d43
+def test_no_minute_holds_more_than_the_limit():
+    now, starts = [0.0], []
+    pace = Pace(7, lambda: now[0], lambda wait: starts.append(now[0] + wait))
+    for pause in np.random.default_rng(0).choice([0, 0.1, 30], 200):
+        n = len(starts)
+        pace()
+        if len(starts) == n:
+            starts.append(now[0])  # it did not have to wait
+        now[0] += pause
+    held = []
+    for t in starts:
+        held.append(sum(t <= u < t + 59.99 for u in starts))
+    assert max(held) == 7
+
+# %% ../nbs/data/02_language_model.ipynb #4f50daf3
+def test_keys_follow_content():
+    s, (a, b) = CompletionSettings(), records("g", 2, 0)
+    assert item_key(a, s) == item_key(a | {"id": "other", "scene": ""}, s)
+    keys = {
+        item_key(a, s),
+        item_key(b, s),
+        item_key(a, CompletionSettings("gpt-4o")),
+        item_key(a | {"prompt": "a star"}, s),
+        item_key(a | {"image": b["image"]}, s),
+    }
+    assert len(keys) == 5
 
 # %% ../nbs/data/02_language_model.ipynb #2de0713c
 def test_a_line_cut_off_is_forgotten(tmp_path):
@@ -39,9 +68,8 @@ def test_a_line_cut_off_is_forgotten(tmp_path):
         with Journal(path) as j:
             assert set(j.calls) == ({"a", "b"} if cut == len(whole) else {"a"})
             j.write({"end_of": "x", "id": "é"})
-        assert [set(line) for line in read_journal(path)] == [{"call", "reply"}] * len(j.calls) + [
-            {"end_of", "id"}
-        ]
+        fields = [set(line) for line in read_journal(path)]
+        assert fields == [{"call", "reply"}] * len(j.calls) + [{"end_of", "id"}]
 
 # %% ../nbs/data/02_language_model.ipynb #5f37d038
 def test_a_journal_has_one_owner(tmp_path):
@@ -51,73 +79,33 @@ def test_a_journal_has_one_owner(tmp_path):
     with Journal(tmp_path / "j"):
         pass
 
-
-def test_keys_follow_content():
-    s, (a, b) = CompletionSettings(), records("g", 2, 0)
-    assert item_key(a, s) == item_key(a | {"id": "other", "scene": ""}, s)
-    assert (
-        len(
-            {
-                item_key(a, s),
-                item_key(b, s),
-                item_key(a, CompletionSettings("gpt-4o")),
-                item_key(a | {"prompt": "a star"}, s),
-                item_key(a | {"image": b["image"]}, s),
-            }
-        )
-        == 5
-    )
-
-
-def test_no_minute_holds_more_than_the_limit():
-    now, starts = [0.0], []
-    pace = Pace(7, lambda: now[0], lambda wait: starts.append(now[0] + wait))
-    for pause in np.random.default_rng(0).choice([0, 0.1, 30], 200):
-        n = len(starts)
-        pace()
-        if len(starts) == n:
-            starts.append(now[0])  # it did not have to wait
-        now[0] += pause
-    assert max(sum(t <= u < t + 59.99 for u in starts) for t in starts) == 7
-
 # %% ../nbs/data/02_language_model.ipynb #1dc1b8d1
 def test_objections_reach_the_writer():
     record, heard = records("u", 1, 0)[0], []
 
     def ask(name, **fields):
         heard.append(prompt(name, **fields))
-        return (
-            Caption(evidence="", caption=f"try {len(heard)}")
-            if name == "caption"
-            else Verdict(objection="no star", holds=len(heard) == 6)
-        )
+        if name == "caption":
+            return Caption(evidence="", caption=f"try {len(heard)}")
+        return Verdict(objection="no star", holds=len(heard) == 6)
 
     end = complete_one(ask, record, 5)
-    assert end["completion"] == {"prompt": "try 5"} and len(end["tries"]) == 3
-    assert (
-        "try 1 (rejected: no star)" in heard[2]
-        and "try 3 (rejected: no star)" in heard[4]
-        and "rejected" not in heard[0] + heard[1] + heard[5]
-    )
+    assert end["completion"] == {"prompt": "try 5"}
+    assert len(end["tries"]) == 3
+    assert "try 1 (rejected: no star)" in heard[2]
+    assert "try 3 (rejected: no star)" in heard[4]
+    assert "rejected" not in heard[0] + heard[1] + heard[5]
 
-
+# %% ../nbs/data/02_language_model.ipynb #98988d93
 def test_ill_formed_questions_are_never_verified():
     record, asked = records("g", 1, 0)[0], []
 
     def ask(name, **fields):
         asked.append(name)
-        return Question(
-            evidence="",
-            question="what?",
-            answer="red",
-            wrong_1="red",
-            wrong_2="blue",
-            wrong_3="pink",
-        )
+        wrong = dict(wrong_1="red", wrong_2="blue", wrong_3="pink")
+        return Question(evidence="", question="what?", answer="red", **wrong)
 
     end = complete_one(ask, record, 1)
-    assert (
-        end["end"] == "dropped"
-        and "different choices" in end["reason"]
-        and asked == ["question"] * 2
-    )
+    assert end["end"] == "dropped"
+    assert "different choices" in end["reason"]
+    assert asked == ["question"] * 2

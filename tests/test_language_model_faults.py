@@ -1,4 +1,5 @@
-"""Completion over real HTTP with an endpoint that fails, a client that is killed, and bad input that ends in one sentence."""
+"""Completion over real HTTP: an endpoint that fails, a client that is killed, bad input that ends
+in one sentence."""
 
 import json
 import random
@@ -14,7 +15,23 @@ from io import BytesIO
 import pytest
 
 from pairuni_nb import language_model
-from pairuni_nb.language_model import FORMS, ToyEndpoint, chat, complete_by_llm, complete_one, connect, digest, item_key, measured, price, prompt, read_journal, request, send, totals
+from pairuni_nb.language_model import (
+    FORMS,
+    ToyEndpoint,
+    chat,
+    complete_by_llm,
+    complete_one,
+    connect,
+    digest,
+    item_key,
+    measured,
+    price,
+    prompt,
+    read_journal,
+    request,
+    send,
+    totals,
+)
 from pairuni_nb.settings import CompletionSettings
 from pairuni_nb.world import records
 
@@ -23,7 +40,8 @@ ROWS = records("u", 20, 5) + records("g", 20, 5)
 CLIENT = """import json, sys
 from pairuni_nb.language_model import CompletionSettings, complete_by_llm
 from pairuni_nb.world import records
-complete_by_llm(records("u", 20, 5) + records("g", 20, 5), sys.argv[1], CompletionSettings(**json.loads(sys.argv[2])))"""
+rows = records("u", 20, 5) + records("g", 20, 5)
+complete_by_llm(rows, sys.argv[1], CompletionSettings(**json.loads(sys.argv[2])))"""
 
 
 @pytest.fixture(autouse=True)
@@ -33,24 +51,18 @@ def no_key(monkeypatch):
 
 
 class Faulty(ToyEndpoint):
-    """Spoils a share of the calls, the probe excepted; `log` holds (what was asked, fault or None)."""
+    """Spoils a share of the calls, the probe excepted."""
 
-    faults = ["busy", "broken", "cut_http", "cut_json", "misshapen", "page", "twice"] * 2 + [
-        "silent",
-        "late",
-    ]
+    often = ["busy", "broken", "cut_http", "cut_json", "misshapen", "page", "twice"]
+    faults = often * 2 + ["silent", "late"]
 
     def __init__(self, seed=0, rate=0.3, **dials):
         super().__init__(**dials)
-        self.rng, self.rate, self.lock, self.log, self.now, self.most, self.deck = (
-            random.Random(seed),
-            rate,
-            threading.Lock(),
-            [],
-            0,
-            0,
-            [],
-        )
+        self.rng, self.rate, self.deck = random.Random(seed), rate, []
+        self.lock = threading.Lock()
+        self.log = []  # of each call: what was asked, fault or None
+        self.inside = []  # handlers of the calls that are not over
+        self.most = 0  # calls that somebody waited for at once
 
     def fault(self, body):
         if self.rng.random() >= self.rate:
@@ -63,23 +75,24 @@ class Faulty(ToyEndpoint):
         if body["response_format"]["json_schema"]["name"] == "probe":
             return super().serve(handler, body)
         with self.lock:
-            self.log.append([digest(body["messages"]), fault := self.fault(body)])
-            handler.entry = self.log[-1]
-            self.now += 1
-            self.most = max(self.most, self.now)
+            fault = self.fault(body)
+            handler.entry = [digest(body["messages"]), fault]
+            self.log.append(handler.entry)
+            self.inside.append(handler)
+            # whose client has its reply, or was killed, counts no more, however slow this thread is
+            self.most = max(self.most, sum(not gone(h) for h in self.inside))
         try:
             self.spoil(fault, handler, body)
         finally:
             with self.lock:
-                self.now -= 1
+                self.inside.remove(handler)
+
+    def spoil(self, fault, handler, body):
         if fault in ("silent", "late"):
             while not gone(handler):
                 time.sleep(0.02)
             if fault == "late":
                 super().serve(handler, body)
-
-    def spoil(self, fault, handler, body):
-        if fault in ("silent", "late"):
             return
         soon = {"retry-after-ms": 20}
         if fault == "busy":
@@ -97,9 +110,11 @@ class Faulty(ToyEndpoint):
         whole, handler.wfile = handler.wfile.getvalue(), wire
         if gone(handler):
             handler.entry[1] = fault or "gone"  # this machine was slow
-        wire.write(whole * 2 if fault == "twice" else whole[:-30] if fault == "cut_http" else whole)
         if fault == "cut_http":
             handler.close_connection = True
+            wire.write(whole[:-30])
+        else:
+            wire.write(whole * 2 if fault == "twice" else whole)
 
 
 def gone(handler):
@@ -113,20 +128,18 @@ def gone(handler):
 
 
 def settings(endpoint, **changed):
-    return CompletionSettings(
-        **dict(model="toy", base_url=endpoint.base_url, concurrency=4, timeout=1.5) | changed
-    )
+    usual = dict(model="toy", base_url=endpoint.base_url, concurrency=4, timeout=1.5)
+    return CompletionSettings(**usual | changed)
 
 
 def without_faults(record, rewrites=2):
     toy = ToyEndpoint(**DIALS)
-    return complete_one(
-        lambda name, **fields: FORMS[name](
-            **toy.reply(name, prompt(name, **fields), record["image"])
-        ),
-        record,
-        rewrites,
-    )
+
+    def ask(name, **fields):
+        reply = toy.reply(name, prompt(name, **fields), record["image"])
+        return FORMS[name](**reply)
+
+    return complete_one(ask, record, rewrites)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -134,11 +147,9 @@ def test_killed_and_failing_at_once(seed, tmp_path):
     journal, kills, before = tmp_path / "journal.jsonl", 0, []
     with Faulty(seed, **DIALS) as endpoint:
         s = settings(endpoint)
+        command = [sys.executable, "-c", CLIENT, str(journal), json.dumps(vars(s))]
         for calls in random.Random(seed).sample(range(2, 55), 3):
-            client = subprocess.Popen(
-                [sys.executable, "-c", CLIENT, str(journal), json.dumps(vars(s))],
-                stderr=subprocess.DEVNULL,
-            )
+            client = subprocess.Popen(command, stderr=subprocess.DEVNULL)
             until = len(endpoint.log) + calls
             while len(endpoint.log) < until and client.poll() is None:
                 time.sleep(0.002)
@@ -147,30 +158,42 @@ def test_killed_and_failing_at_once(seed, tmp_path):
             before.append([line for line in read_journal(journal) if line.get("end") == "accepted"])
         quads, dropped = complete_by_llm(ROWS, journal, s)
         endpoint.calls.clear()
-        assert complete_by_llm(ROWS, journal, s) == (quads, dropped) and not endpoint.calls
+        assert complete_by_llm(ROWS, journal, s) == (quads, dropped)
+        assert not endpoint.calls
+    assert kills == 3
+    assert {fault for _, fault in endpoint.log} >= {None, *Faulty.faults}
+
     lines = read_journal(journal)
     ended = Counter(line["end_of"] for line in lines if "end_of" in line)
-    assert (
-        kills == 3 and before[-1] and {fault for _, fault in endpoint.log} >= {None, *Faulty.faults}
-    )
-    assert set(ended) == {item_key(r, s) for r in ROWS} and set(ended.values()) == {1}
+    assert set(ended) == {item_key(r, s) for r in ROWS}
+    assert set(ended.values()) == {1}
+    assert before[-1]
     assert all(line in lines for accepted in before for line in accepted)
-    assert len({line["call"] for line in lines if "call" in line}) == sum(
-        "call" in line for line in lines
-    )
-    asked, failed = (
-        Counter(key for key, _ in endpoint.log),
-        Counter(key for key, fault in endpoint.log if fault not in (None, "twice")),
-    )
+    calls = [line["call"] for line in lines if "call" in line]
+    assert len(set(calls)) == len(calls)
+
+    asked = Counter(key for key, _ in endpoint.log)
+    failed = Counter(key for key, fault in endpoint.log if fault not in (None, "twice"))
     again = sum(max(0, n - failed[key] - 1) for key, n in asked.items())
-    assert again <= kills * s.concurrency and endpoint.most <= s.concurrency
+    assert again <= kills * s.concurrency
+    assert endpoint.most <= s.concurrency
+
     for line in lines:  # faults cost time and calls, and change no completion
         if "end_of" in line and not line.get("reason", "").startswith(("no usable", "unanswered")):
             truth = without_faults(next(r for r in ROWS if item_key(r, s) == line["end_of"]))
             assert {k: line[k] for k in truth} == truth
-    assert len(quads) + len(dropped) == len(ROWS) and totals(journal)["accepted"] + totals(journal)[
-        "dropped"
-    ] == len(ended)
+    assert len(quads) + len(dropped) == len(ROWS)
+    held = totals(journal)
+    assert held["accepted"] + held["dropped"] == len(ended)
+
+
+def about_records(endpoint):
+    """What was asked, the probe excepted."""
+    asked = []
+    for call in endpoint.calls:
+        if call["response_format"]["json_schema"]["name"] != "probe":
+            asked.append(digest(call["messages"]))
+    return asked
 
 
 def test_a_stopped_run_writes_down_what_is_in_flight(tmp_path, monkeypatch):
@@ -186,16 +209,10 @@ def test_a_stopped_run_writes_down_what_is_in_flight(tmp_path, monkeypatch):
             patch.setattr(language_model, "tqdm", impatient)
             with pytest.raises(KeyboardInterrupt):
                 complete_by_llm(ROWS, tmp_path / "j", s)
-        calls = [
-            c for c in endpoint.calls if c["response_format"]["json_schema"]["name"] != "probe"
-        ]
-        assert len(calls) == sum("call" in line for line in read_journal(tmp_path / "j"))
+        written = sum("call" in line for line in read_journal(tmp_path / "j"))
+        assert len(about_records(endpoint)) == written
         complete_by_llm(ROWS, tmp_path / "j", s)
-        asked = Counter(
-            digest(c["messages"])
-            for c in endpoint.calls
-            if c["response_format"]["json_schema"]["name"] != "probe"
-        )
+        asked = Counter(about_records(endpoint))
     assert set(asked.values()) == {1}
 
 
@@ -213,7 +230,8 @@ def test_an_endpoint_that_goes_silent_drops_nobody(tmp_path):
         s = settings(endpoint, retries=1)
         with pytest.raises(ValueError, match="has gone silent.*HTTP 500.*run again"):
             complete_by_llm(ROWS, tmp_path / "j", s)
-        assert totals(tmp_path / "j")["dropped"] == 0 < totals(tmp_path / "j")["accepted"]
+        held = totals(tmp_path / "j")
+        assert held["dropped"] == 0 < held["accepted"]
         endpoint.lives = 10**6
         assert len(complete_by_llm(ROWS, tmp_path / "j", s)[0]) == len(ROWS)
 
@@ -223,15 +241,12 @@ class Choosy(Faulty):
 
     def __init__(self, fault, record):
         super().__init__()
-        self.name, self.url = (
-            fault,
-            request(CompletionSettings(), "caption", "", record["image"])["messages"][0]["content"][
-                1
-            ],
-        )
+        self.name = fault
+        asked = request(CompletionSettings(), "caption", "", record["image"])
+        self.picture = asked["messages"][0]["content"][1]
 
     def fault(self, body):
-        return self.name if self.url in body["messages"][0]["content"] else None
+        return self.name if self.picture in body["messages"][0]["content"] else None
 
     def spoil(self, fault, handler, body):
         if fault == "refuse":
@@ -251,10 +266,11 @@ class Choosy(Faulty):
 )
 def test_one_record_in_trouble_is_dropped_alone(fault, reason, calls, tmp_path):
     with Choosy(fault, ROWS[3]) as endpoint:
-        quads, ((id, said),) = complete_by_llm(
-            ROWS[:6], tmp_path / "j", settings(endpoint, retries=0, rewrites=1)
-        )
-    assert len(quads) == 5 and id == ROWS[3]["id"] and re.match(reason, said)
+        s = settings(endpoint, retries=0, rewrites=1)
+        quads, ((id, said),) = complete_by_llm(ROWS[:6], tmp_path / "j", s)
+    assert len(quads) == 5
+    assert id == ROWS[3]["id"]
+    assert re.match(reason, said)
     assert sum(f == fault for _, f in endpoint.log) == calls
 
 
@@ -263,33 +279,26 @@ def test_pauses_grow_or_follow_the_server_and_every_try_keeps_the_pace(monkeypat
         replies = []
 
         def serve(self, handler, body):
-            handler.answer({}, 429, self.replies.pop(0)) if self.replies else super().serve(
-                handler, body
-            )
+            if self.replies:
+                handler.answer({}, 429, self.replies.pop(0))
+            else:
+                super().serve(handler, body)
 
     waits, paced = [], []
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(
         language_model, "Pace", lambda per_minute: lambda _: paced.append(per_minute)
     )
+    text = prompt("caption", earlier="", question="q", choices="c", answer="a")
     with Busy() as endpoint:
         s = settings(endpoint, requests_per_minute=60, retries=6)
         endpoint.replies = [{}, {}, {}, {"retry-after": "37"}, {}]
         with connect(s) as client:
-            send(
-                client,
-                s,
-                request(
-                    s,
-                    "caption",
-                    prompt("caption", earlier="", question="q", choices="c", answer="a"),
-                    ROWS[0]["image"],
-                ),
-            )
+            send(client, s, request(s, "caption", text, ROWS[0]["image"]))
     low = [0.375, 0.75, 1.5, 37, 6]
-    assert (
-        len(waits) == 5 and all(a <= w <= a * 4 / 3 for a, w in zip(low, waits)) and waits[3] == 37
-    ), waits
+    assert len(waits) == 5, waits
+    assert all(a <= w <= a * 4 / 3 for a, w in zip(low, waits)), waits
+    assert waits[3] == 37, waits
     assert paced == [60] * 6
 
 
@@ -297,30 +306,24 @@ def test_a_price_without_a_call(tmp_path):
     with ToyEndpoint(**DIALS) as endpoint:
         s = settings(endpoint)
         guess = price(ROWS, s, 2, 8, tmp_path / "none")
-        assert (
-            not endpoint.calls
-            and guess["records"] == len({item_key(r, s) for r in ROWS})
-            and guess["usd_worst"] > guess["usd"] > 0
-        )
-        assert (
-            price(ROWS, s, 0, 8)["usd"]
-            < guess["usd"]
-            == pytest.approx((guess["tokens_in"] * 2 + guess["tokens_out"] * 8) / 1e6, abs=0.005)
-        )
+        assert not endpoint.calls
+        assert guess["records"] == len({item_key(r, s) for r in ROWS})
+        assert guess["usd_worst"] > guess["usd"] > 0
+        assert price(ROWS, s, 0, 8)["usd"] < guess["usd"]
+        usd = (guess["tokens_in"] * 2 + guess["tokens_out"] * 8) / 1e6
+        assert guess["usd"] == pytest.approx(usd, abs=0.005)
+
         complete_by_llm(ROWS[:10], tmp_path / "j", s)
         n, tokens_in, tokens_out = measured(read_journal(tmp_path / "j"), "toy")
         paid = totals(tmp_path / "j")
-        assert (
-            n == 10
-            and tokens_out * 10 <= paid["tokens_out"]
-            and 0 < paid["tokens_in"] - tokens_in * 10 < 500
-        )  # the probe
+        assert n == 10
+        assert tokens_out * 10 <= paid["tokens_out"]
+        assert 0 < paid["tokens_in"] - tokens_in * 10 < 500  # the probe
         rest = price(ROWS, s, 2, 8, tmp_path / "j")
-        assert (
-            rest["done"] == 10
-            and rest["records"] == guess["records"] - 10
-            and rest["tokens_in"] == int(tokens_in * rest["records"])
-        )
+        assert rest["done"] == 10
+        assert rest["records"] == guess["records"] - 10
+        assert rest["tokens_in"] == int(tokens_in * rest["records"])
+
         complete_by_llm(ROWS, tmp_path / "j", s)
         assert price(ROWS, s, 2, 8, tmp_path / "j")["usd"] == 0
 
@@ -330,7 +333,9 @@ def refuses(folder, words, **changed):
     with pytest.raises(ValueError) as e:
         complete_by_llm(ROWS[:2], folder / "j", CompletionSettings(**changed))
     text = str(e.value)
-    assert "\n" not in text and len(text) < 500 and all(w in text for w in words), text
+    assert "\n" not in text, text
+    assert len(text) < 500, text
+    assert all(w in text for w in words), text
     assert not list(folder.iterdir())
 
 
@@ -415,7 +420,10 @@ def test_settings_that_cannot_work(changed, words, tmp_path):
 def test_a_key_that_stops_working_half_way_loses_nothing(tmp_path):
     class Expiring(Dying):
         def spoil(self, fault, handler, body):
-            handler.answer(error("expired"), 401) if fault else super().spoil(fault, handler, body)
+            if fault:
+                handler.answer(error("expired"), 401)
+            else:
+                super().spoil(fault, handler, body)
 
     with Expiring() as endpoint:
         s = settings(endpoint)
@@ -424,10 +432,9 @@ def test_a_key_that_stops_working_half_way_loses_nothing(tmp_path):
         assert totals(tmp_path / "j")["calls"] == 41  # the probe and 40 replies
         endpoint.lives = 10**6
         assert len(complete_by_llm(ROWS, tmp_path / "j", s)[0]) == len(ROWS)
-    assert all(
-        n - Counter(k for k, f in endpoint.log if f)[key] == 1
-        for key, n in Counter(k for k, _ in endpoint.log).items()
-    )
+    asked = Counter(key for key, _ in endpoint.log)
+    failed = Counter(key for key, fault in endpoint.log if fault)
+    assert all(n - failed[key] == 1 for key, n in asked.items())
 
 
 def test_a_journal_that_is_something_else(tmp_path):

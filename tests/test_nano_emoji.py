@@ -17,34 +17,24 @@ def test_jitter_stays_on_white():
     assert torch.allclose(jitter(np.random.default_rng(0), x), x, atol=1e-5)
     x[:, :, 20:28, 20:28] = -1
     y = jitter(np.random.default_rng(0), x)
-    assert y.shape == x.shape and (y != x).any() and y[:, :, 0].min() == 1
+    assert y.shape == x.shape
+    assert (y != x).any()
+    assert y[:, :, 0].min() == 1
 
 # %% ../nbs/data/03_nano_emoji.ipynb #989aaed0
 def test_a_question_has_its_answer_once():
     from pairuni_nb.rewards import answer_accuracy
 
-    rows = [
-        dict(name=n, group=g, subgroup="a-b")
-        for n, g in [
-            ("cat", "animals"),
-            ("dog", "animals"),
-            ("owl", "animals"),
-            ("bee", "animals"),
-            ("taxi", "travel"),
-            ("pie", "food"),
-            ("key", "things"),
-        ]
-    ]
+    groups = dict.fromkeys(("cat", "dog", "owl", "bee"), "animals")
+    groups |= dict(taxi="travel", pie="food", key="things")
+    rows = [dict(name=name, group=group, subgroup="a-b") for name, group in groups.items()]
     for seed in range(20):
         q = emoji_question(rows[0], rows, np.random.default_rng(seed))
-        assert len(set(q["choices"])) == 4 and q["choices"].count(q["answer"]) == 1
+        assert len(set(q["choices"])) == 4
+        assert q["choices"].count(q["answer"]) == 1
         if q["question"] == "what is this?":
-            assert set(q["choices"]) == {
-                "cat",
-                "taxi",
-                "pie",
-                "key",
-            }  # wrong names come from other groups
+            # wrong names come from other groups
+            assert set(q["choices"]) == {"cat", "taxi", "pie", "key"}
         assert answer_accuracy([""], [answer_text(q)], [q]) == [1.0]
 
 # %% ../nbs/data/03_nano_emoji.ipynb #5ed7283d
@@ -61,9 +51,8 @@ def test_true_concept_is_one_wrong_is_zero():
 def test_without_pictures_is_one_sentence():
     import pytest
 
-    with pytest.raises(
-        ValueError, match="run python scripts/fetch_emoji.py --things --out /nowhere --held-artist"
-    ):
+    command = "run python scripts/fetch_emoji.py --things --out /nowhere --held-artist"
+    with pytest.raises(ValueError, match=command):
         emoji_rows("/nowhere", "artist")
     with pytest.raises(ValueError, match="there are no emoji in"):
         make_emoji("/tmp/never", "/nowhere")
@@ -74,37 +63,32 @@ def test_without_pictures_is_one_sentence():
 from pairuni_nb.records import save_records
 
 
+def made_up_row(part, artist, i):
+    "A made-up concept, drawn."
+    held = part.startswith("held")
+    a = np.full((64, 64, 3), 255, np.uint8)
+    a[8 + 2 * i : 40, 8 : 56 - 2 * i] = np.random.default_rng([i, held]).integers(0, 255, 3)
+    code, name, group = f"{held:d}f{i:x}", f"{part[:4]} thing {i}", f"group {i % 4}"
+    row = dict(id=f"{artist}-{code}", image=Image.fromarray(a))
+    if part.endswith("g"):
+        row |= dict(prompt=f"{name}, thing")
+    else:
+        choices = [f"group {k}" for k in range(4)]
+        row |= dict(question="which group?", choices=choices, answer=group)
+    kind = f"kind-{i % 4}"
+    return row | dict(code=code, name=name, tags=["thing"], group=group, subgroup=kind, scene="")
+
+
 def made_up(folder, n: int = 12):
     "A dozen made-up concepts in the layout of scripts/fetch_emoji.py: for tests."
     for part, artist in (("u", "noto"), ("g", "fluent"), ("held-u", "noto"), ("held-g", "fluent")):
-        rows = []
-        for i in range(n):
-            a = np.full((64, 64, 3), 255, np.uint8)
-            a[8 + 2 * i : 40, 8 : 56 - 2 * i] = np.random.default_rng(
-                [i, part.startswith("held")]
-            ).integers(0, 255, 3)
-            name, group = f"{part[:4]} thing {i}", f"group {i % 4}"
-            fact = dict(
-                code=f"{part.startswith('held'):d}f{i:x}",
-                name=name,
-                tags=["thing"],
-                group=group,
-                subgroup=f"kind-{i % 4}",
-                scene="",
-            )
-            said = (
-                dict(prompt=f"{name}, thing")
-                if part.endswith("g")
-                else dict(
-                    question="which group?", choices=[f"group {k}" for k in range(4)], answer=group
-                )
-            )
-            rows.append(dict(id=f"{artist}-{fact['code']}", image=Image.fromarray(a)) | said | fact)
+        rows = [made_up_row(part, artist, i) for i in range(n)]
         save_records(rows, Path(folder) / part)
 
 # %% ../nbs/data/03_nano_emoji.ipynb #9be5fee5
 def test_made_from_a_dozen_pictures():
     import tempfile
+
     from pairuni_nb.janus import load_janus
 
     with tempfile.TemporaryDirectory() as tmp:
@@ -121,7 +105,9 @@ def test_made_from_a_dozen_pictures():
         reward = concept_reward(tmp + "/data", encoder="pixels", cache=None)
         g = emoji_rows(tmp + "/data", "g")
         own = reward([r["prompt"] for r in g], np.stack([np.asarray(r["image"]) for r in g]), g)
-        assert [v for v in own if v is not None] and all(v > 0.99 for v in own if v is not None)
+        known = [v for v in own if v is not None]
+        assert known
+        assert all(v > 0.99 for v in known)
         assert reward(["?"], np.zeros((1, 48, 48, 3), np.uint8), [dict(id="fluent-ffff")]) == [None]
 
 # %% ../nbs/data/03_nano_emoji.ipynb #41a38795
@@ -131,16 +117,11 @@ def test_shipped_nano_emoji_answers_in_form_and_draws():
 
     policy = JanusPolicy(*load_janus("nano-emoji"))
     assert sum(f.stat().st_size for f in Path(checkpoint_path("nano-emoji")).iterdir()) <= 20_000_000
-    s = Sampling(max_new_tokens=48, cfg_weight=1.0)
+    sampling = Sampling(max_new_tokens=48, cfg_weight=1.0)
     asked = "which group?\nanimals & nature, food & drink, symbols, objects"
-    u = policy.sample(
-        policy.text_prompts([asked] * 16, [Image.new("RGB", (48, 48), "white")] * 16),
-        1,
-        noise(0, 0, range(16), 1, 48),
-        s,
-    )
-    assert np.mean([well_formed(t) for t in policy.texts(u)]) > 0.5
-    g = policy.sample(
-        policy.image_prompts(["red apple, fruit"]), 2, noise(0, 1, [0], 2, policy.image_tokens), s
-    )
+    prompts = policy.text_prompts([asked] * 16, [Image.new("RGB", (48, 48), "white")] * 16)
+    u = policy.sample(prompts, 1, noise(0, 0, range(16), 1, 48), sampling)
+    assert np.mean([well_formed(text) for text in policy.texts(u)]) > 0.5
+    prompts = policy.image_prompts(["red apple, fruit"])
+    g = policy.sample(prompts, 2, noise(0, 1, [0], 2, policy.image_tokens), sampling)
     assert policy.images(g).shape == (2, 48, 48, 3)
