@@ -28,8 +28,14 @@ from tqdm import tqdm
 from . import __version__
 from .completion import complete, offline_completer
 from .encoders import features, load_encoder, load_joint
-from .records import columns_fault, nameless_file, new_folder, question_fault
-from .records import StoredImage, read_image
+from pairuni_nb.records import (
+    StoredImage,
+    columns_fault,
+    nameless_file,
+    new_folder,
+    question_fault,
+    read_image,
+)
 from .search import check_rows, kmeans, nearest, unique_images, unique_rows
 from .settings import PairSettings, check, one_of
 from .similarity import pair_features, part_weights, similarity

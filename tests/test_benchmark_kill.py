@@ -14,7 +14,7 @@ KILLED = """
 import os, signal, sys
 from PIL import Image
 from pairuni_nb.benchmark import draw_benchmark, read_geneval
-from pairuni_nb.janus_nano import load_janus
+from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy
 save, saved = Image.Image.save, []
 def dies(image, file):
