@@ -232,7 +232,7 @@ def build_pairs(
         g, copies["copies_g"] = drop_copies(g)
     how = asdict(c.settings)
     sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
-    pairs, counts = pair_records(u, g, fill=fill, **how)
+    pairs, counts = pair_records(u, g, c.settings, fill)
     for side, n in copies.items():
         counts[side] = counts.get(side, 0) + n
     made_by = how if c.u else how | sizes

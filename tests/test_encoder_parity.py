@@ -8,6 +8,7 @@ from PIL import Image
 from pairuni_nb import encoders
 from pairuni_nb.encoders import features, tiny_encoder, unit
 from pairuni_nb.pairing import pair_records
+from pairuni_nb.settings import PairSettings
 from pairuni_nb.world import records
 
 IMAGES = [r["image"] for r in records("u", 5, 0)]
@@ -193,7 +194,7 @@ def test_each_encoder_is_loaded_once(tmp_path, monkeypatch, how):
         for side in "ug"
     ]
     names = dict(encoder=str(tmp_path / "resnet"), joint_encoder=str(tmp_path / "clip"))
-    _, counts = pair_records(u, g, clusters=3, delta=0, **names, **how)
+    _, counts = pair_records(u, g, PairSettings(clusters=3, delta=0, **names, **how))
     assert sorted(loaded) == sorted(names.values()) and counts["features"]["joint"].startswith(
         names["joint_encoder"]
     )

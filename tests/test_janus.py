@@ -6,55 +6,56 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# %% ../nbs/10_janus.ipynb #d82e1c32
-def test_any_text_encodes():
-    tok = load_janus()[1].tokenizer
-    for text in ["a red circle", "Où est l'étoile? 木 🙂", "  two  spaces\n\ttab"]:
-        assert tok.decode(tok(text, add_special_tokens=False).input_ids) == text
-    assert (
-        tok("hi").input_ids[0] == tok.bos_token_id
-        and len(tok(" red circle top-left", add_special_tokens=False).input_ids) == 3
-    )
-
-# %% ../nbs/10_janus.ipynb #2f0aaf52
-def test_chat_template_is_janus():
-    p = load_janus()[1]
-    c = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
-    assert (
-        p.apply_chat_template(c, add_generation_prompt=True)
-        == "<|User|>: <image_placeholder>\nwhat?\n\n<|Assistant|>:"
-    )
-    assert {"<|User|>", "<|Assistant|>"} <= set(p.tokenizer.tokenize("<|User|>: hi\n\n<|Assistant|>:"))
-
-# %% ../nbs/10_janus.ipynb #4f2732cf
-def test_vq_round_trip_is_a_high_ceiling():
-    model, processor = load_janus()
-    scenes, x = draw_scenes(np.random.default_rng(12), 200, split="heldout")
-    score = scene_scores(to_images(model.model.vqmodel, to_tokens(model.model.vqmodel, x)), scenes)
-    assert (score == 1).mean() > 0.9 and score.mean() > 0.95
-
 # %% ../nbs/10_janus.ipynb #278ce58b
 def test_loads_with_plain_transformers():
     import pytest
     from transformers import AutoProcessor
 
     p = AutoProcessor.from_pretrained(nano_folder())
-    assert type(p).__name__ == "JanusProcessor" and p.num_image_tokens == 36
+    assert type(p).__name__ == "JanusProcessor"
+    assert p.num_image_tokens == 36
     size = sum(f.stat().st_size for f in nano_folder().iterdir())
-    assert size <= 8_000_000 and (nano_folder() / "README.md").exists()
+    assert size <= 8_000_000
+    assert (nano_folder() / "README.md").exists()
 
 # %% ../nbs/10_janus.ipynb #07292db5
 def test_not_a_janus_is_said():
-    import json, tempfile
+    import json
+    import tempfile
 
     with pytest.raises(ValueError, match="there is no folder '/nowhere/at/all'"):
         load_janus("/nowhere/at/all")
     with tempfile.TemporaryDirectory() as tmp:
-        (Path(tmp) / "config.json").write_text(json.dumps(dict(model_type="llama")))
+        config = Path(tmp) / "config.json"
+        config.write_text(json.dumps(dict(model_type="llama")))
         with pytest.raises(ValueError, match="'llama' checkpoint, not a Janus"):
             load_janus(tmp)
-        (Path(tmp) / "config.json").write_text(
-            json.dumps(dict(model_type="multi_modality", architectures=["MultiModalityCausalLM"]))
-        )
+        original = dict(model_type="multi_modality", architectures=["MultiModalityCausalLM"])
+        config.write_text(json.dumps(original))
         with pytest.raises(ValueError, match="original layout.*deepseek-community/Janus-Pro-1B"):
             load_janus(tmp)
+
+# %% ../nbs/10_janus.ipynb #d82e1c32
+def test_any_text_encodes():
+    tok = load_janus()[1].tokenizer
+    for text in ["a red circle", "Où est l'étoile? 木 🙂", "  two  spaces\n\ttab"]:
+        assert tok.decode(tok(text, add_special_tokens=False).input_ids) == text
+    assert tok("hi").input_ids[0] == tok.bos_token_id
+    assert len(tok(" red circle top-left", add_special_tokens=False).input_ids) == 3
+
+# %% ../nbs/10_janus.ipynb #2f0aaf52
+def test_chat_template_is_janus():
+    p = load_janus()[1]
+    c = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    prompt = p.apply_chat_template(c, add_generation_prompt=True)
+    assert prompt == "<|User|>: <image_placeholder>\nwhat?\n\n<|Assistant|>:"
+    tokens = p.tokenizer.tokenize("<|User|>: hi\n\n<|Assistant|>:")
+    assert {"<|User|>", "<|Assistant|>"} <= set(tokens)
+
+# %% ../nbs/10_janus.ipynb #4f2732cf
+def test_vq_round_trip_is_a_high_ceiling():
+    model, processor = load_janus()
+    scenes, x = draw_scenes(np.random.default_rng(12), 200, split="heldout")
+    score = scene_scores(to_images(model.model.vqmodel, to_tokens(model.model.vqmodel, x)), scenes)
+    assert (score == 1).mean() > 0.9
+    assert score.mean() > 0.95

@@ -39,10 +39,10 @@ def sentence(call, *words):
 
 def test_settings_out_of_range(u, g):
     for delta in (-0.1, 1.5, float("nan")):
-        sentence(lambda: make_pairs(u, g, delta=delta), f"delta is {delta}", "[0, 1]")
-    sentence(lambda: make_pairs(u, g, top_n=0), "top_n is 0")
+        sentence(lambda: make_pairs(u, g, delta=delta), "delta must lie in [0, 1]", f"got {delta}")
+    sentence(lambda: make_pairs(u, g, top_n=0), "top_n must be positive, got 0")
     sentence(lambda: make_pairs(u, g, clusters=25), "clusters is 25", "24", "set --clusters")
-    sentence(lambda: make_pairs(u, g, clusters=0), "clusters is 0")
+    sentence(lambda: make_pairs(u, g, clusters=0), "clusters must be positive, got 0")
     sentence(lambda: make_pairs(u, g, mix="both"), "'both'", "unpaired")
     sentence(lambda: make_pairs(u, g, select="best"), "'best'", "medoids")
     sentence(lambda: make_pairs([], g), "no U records")
@@ -53,9 +53,9 @@ def test_settings_out_of_range(u, g):
         "no pair could be made",
         "lower delta",
     )
-    sentence(lambda: make_pairs(u, g, order="last"), "order is 'last'", "best")
+    sentence(lambda: make_pairs(u, g, order="last"), "order 'last'", "best")
     for dedup in (-0.1, 1.5, float("nan")):
-        sentence(lambda: make_pairs(u, g, dedup=dedup), f"dedup is {dedup}", "[0, 1]")
+        sentence(lambda: make_pairs(u, g, dedup=dedup), "dedup must lie in [0, 1]", f"got {dedup}")
     sentence(lambda: retrieve(np.eye(4)[:, :3][:2], np.eye(4)[:2]), "different widths, 3 and 4")
 
 
