@@ -6,23 +6,20 @@ from pathlib import Path
 
 import nbformat
 
-FOLDED = {
-    "default_exp": "remove-cell",
-    "hide": "remove-cell",
-    "test": "hide-input",
-}  # directive of a cell -> tag of its page
+# directive of a cell -> tag of its page
+FOLDED = {"default_exp": "remove-cell", "hide": "remove-cell", "test": "hide-input"}
 
 
 def read(text):
-    "A notebook without nbdev's directives; tests are folded, and explorers are their picture, for no kernel moves their sliders."
+    "A notebook without nbdev's directives; tests are folded."
     nb = nbformat.reads(text, as_version=4)
     for cell in nb.cells:
         if cell.cell_type != "code":
             continue
-        cell.metadata.tags = [
-            FOLDED[word] for word in re.findall(r"^#\| *(\w+)", cell.source, re.M) if word in FOLDED
-        ]
+        words = re.findall(r"^#\| *(\w+)", cell.source, re.M)
+        cell.metadata.tags = [FOLDED[word] for word in words if word in FOLDED]
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
+        # an explorer is its picture: no kernel moves its sliders
         for output in cell.outputs:
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     return nb
