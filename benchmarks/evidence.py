@@ -1,15 +1,17 @@
-"""Does training raise both held-out scores? Five seeds of Pair-GRPO, plain GRPO and two controls, one CSV row a run.
+"""Does training raise both held-out scores? Pair-GRPO, GRPO and two controls, one CSV row a run.
 
-    OMP_NUM_THREADS=1 python benchmarks/evidence.py run pair-grpo grpo shuffled sft --seeds 0 1 2 3 4
-    OMP_NUM_THREADS=1 python benchmarks/evidence.py decoding
+    export OMP_NUM_THREADS=1
+    python benchmarks/evidence.py run pair-grpo grpo shuffled sft --seeds 0 1 2 3 4
+    python benchmarks/evidence.py decoding
     python benchmarks/evidence.py table
     python benchmarks/evidence.py drawings
 
-Each seed has its own pairs, rollout noise and fresh held-out set of 500 items a side. `shuffled` deals each step's
-rewards to random rollouts; `sft` continues the supervised warm start for the CPU seconds that the seed's pair-grpo
-run took. `decoding` scores the start and the pair-grpo checkpoints under other temperatures and guidance weights;
-`drawings` pictures the first held-out prompts of seed 0 before and after.
-Rows that a CSV already holds are not run again; run folders stay in runs/evidence.
+Each seed has its own pairs, rollout noise and fresh held-out set of 500 items a side. `shuffled`
+deals each step's rewards to random rollouts; `sft` continues the supervised warm start for the CPU
+seconds that the seed's pair-grpo run took. `decoding` scores the start and the pair-grpo
+checkpoints under other temperatures and guidance weights; `drawings` pictures the first held-out
+prompts of seed 0 before and after. Rows that a CSV already holds are not run again; run folders
+stay in runs/evidence.
 """
 
 import argparse
@@ -24,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from scipy.stats import t as student
 
 from pairuni_nb.evaluate import evaluate
@@ -32,17 +33,17 @@ from pairuni_nb.janus import load_janus, warm_start
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import JanusPolicy, Sampling
+from pairuni_nb.run_folder import read_drawings
 from pairuni_nb.settings import preset
 from pairuni_nb.train import train
 from pairuni_nb.world import records
 
-CSV, DECODING = (Path(__file__).with_name(name) for name in ("evidence.csv", "decoding.csv"))
-RUNS = Path(__file__).parents[1] / "runs" / "evidence"
-WAYS = (
-    (0.0, 5.0),
-    (1.0, 2.0),
-    (0.0, 2.0),
-)  # (temperature, guidance): greedy, less guidance, both; runs themselves use (1, 5)
+HERE = Path(__file__).parent
+CSV, DECODING = HERE / "evidence.csv", HERE / "decoding.csv"
+RUNS = HERE.parent / "runs" / "evidence"
+# (temperature, guidance): greedy, less guidance, both; runs themselves use (1, 5)
+WAYS = ((0.0, 5.0), (1.0, 2.0), (0.0, 2.0))
+CONDITIONS = ("pair-grpo", "grpo", "shuffled", "sft")
 KEYS = ("accuracy", "accuracy_formed", "well_formed", "score", "full", "diversity")
 
 
@@ -54,90 +55,77 @@ def shuffled(reward, seed):
 
 def scores(checkpoint, seed, sampling):
     "Figures of a checkpoint, or of a model, on the seed's held-out set, with the true rewards."
-    policy = JanusPolicy(*(checkpoint if isinstance(checkpoint, tuple) else load_janus(checkpoint)))
-    held = [
-        records(side, preset("nano").train.eval_items, 10_000 + seed, "heldout") for side in "ug"
-    ]
-    return evaluate(policy, *held, sampling, seed)["figures"]
+    parts = checkpoint if isinstance(checkpoint, tuple) else load_janus(checkpoint)
+    n = preset("nano").train.eval_items
+    held = [records(side, n, 10_000 + seed, "heldout") for side in "ug"]
+    return evaluate(JanusPolicy(*parts), *held, sampling, seed)["figures"]
+
+
+def before_and_after(checkpoint, seed):
+    "The scores of the start and of what came of it."
+    before = scores(None, seed, Sampling())
+    return dict(before=before, after=scores(checkpoint, seed, Sampling()))
+
+
+def quiet(*line):
+    "A log that keeps nothing."
 
 
 def supervised(seed, seconds):
     "Continue the warm start for some CPU seconds; its steps, and the scores before and after."
     trial, processor = load_janus()
     t0 = time.process_time()
-    warm_start(trial, processor, steps=20, pool=200, log=lambda *_: None)
+    warm_start(trial, processor, steps=20, pool=200, log=quiet)
     steps = int(20 * seconds / (time.process_time() - t0))
     model, processor = load_janus()
     model.requires_grad_(True)
-    warm_start(
-        model, processor, steps=steps, lr=5e-4, seed=100 + seed, pool=8000, log=lambda *_: None
-    )
-    return steps, dict(
-        before=scores(None, seed, Sampling()), after=scores((model, processor), seed, Sampling())
-    )
+    warm_start(model, processor, steps=steps, lr=5e-4, seed=100 + seed, pool=8000, log=quiet)
+    return steps, before_and_after((model, processor), seed)
 
 
 def reinforced(condition, seed):
     "One RL run; its steps, and the scores before and after."
-    s = replace(
-        preset("nano").train,
-        seed=seed,
-        weighting="none" if condition == "grpo" else "sqrt",
-        eval_every=10_000,
-        save_every=10_000,
-    )
+    weighting = "none" if condition == "grpo" else "sqrt"
+    s = replace(preset("nano").train, seed=seed, weighting=weighting)
+    s = replace(s, eval_every=10_000, save_every=10_000)
     pairs, _ = make_pairs(records("u", 2000, seed), records("g", 2000, seed), seed=seed)
-    dealt = (
-        dict(u=shuffled(answer_accuracy, seed), g=shuffled(scene_reward, seed))
-        if condition == "shuffled"
-        else None
-    )
     out = RUNS / f"{condition}-{seed}"
-    result = train(pairs, out, s, device="cpu", rewards=dealt)
-    if dealt:
-        result = dict(
-            before=scores(None, seed, Sampling()),
-            after=scores(out / "checkpoint", seed, Sampling()),
-        )
-    return s.steps, result
+    if condition != "shuffled":
+        return s.steps, train(pairs, out, s, device="cpu")
+    dealt = dict(u=shuffled(answer_accuracy, seed), g=shuffled(scene_reward, seed))
+    train(pairs, out, s, device="cpu", rewards=dealt)
+    return s.steps, before_and_after(out / "checkpoint", seed)
+
+
+def seconds_of(condition, seed, rows):
+    "CPU seconds that a run took."
+    own = [r for r in rows if (r["condition"], int(r["seed"])) == (condition, seed)]
+    if not own:
+        raise SystemExit(f"{CSV} has no {condition} run of seed {seed}: run that first")
+    return float(own[0]["cpu_seconds"])
 
 
 def run(condition, seed, rows):
     "One run; its CSV row."
     t0 = time.process_time()
     if condition == "sft":
-        steps, result = supervised(
-            seed,
-            float(
-                next(
-                    r["cpu_seconds"]
-                    for r in rows
-                    if (r["condition"], int(r["seed"])) == ("pair-grpo", seed)
-                )
-            ),
-        )
+        steps, result = supervised(seed, seconds_of("pair-grpo", seed, rows))
     else:
         steps, result = reinforced(condition, seed)
-    row = dict(
-        condition=condition, seed=seed, steps=steps, cpu_seconds=round(time.process_time() - t0, 1)
-    )
+    row = dict(condition=condition, seed=seed, steps=steps)
+    row["cpu_seconds"] = round(time.process_time() - t0, 1)
     for key in KEYS:
-        row |= {
-            f"{key}_{when}": round(result[when][f"{key}_mean"], 4) for when in ("before", "after")
-        }
+        for when in ("before", "after"):
+            row[f"{key}_{when}"] = round(result[when][f"{key}_mean"], 4)
     return row
 
 
 def decode(model, seed, temperature, cfg_weight):
     "A checkpoint under one way of decoding; its CSV row."
-    figures = scores(
-        None if model == "start" else RUNS / f"{model}-{seed}" / "checkpoint",
-        seed,
-        Sampling(temperature, cfg_weight),
-    )
-    return dict(model=model, seed=seed, temperature=temperature, cfg_weight=cfg_weight) | {
-        k: round(figures[f"{k}_mean"], 4) for k in KEYS
-    }
+    checkpoint = None if model == "start" else RUNS / f"{model}-{seed}" / "checkpoint"
+    figures = scores(checkpoint, seed, Sampling(temperature, cfg_weight))
+    row = dict(model=model, seed=seed, temperature=temperature, cfg_weight=cfg_weight)
+    return row | {key: round(figures[f"{key}_mean"], 4) for key in KEYS}
 
 
 def read(file):
@@ -154,69 +142,82 @@ def append(file, row):
     print(row, flush=True)
 
 
+def half_width(x):
+    "Of the 95 % t-interval; one seed has none."
+    if len(x) < 2:
+        return float("nan")
+    return student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+
+
 def table(rows):
     "Mean rise over seeds with its 95 % t-interval."
     for condition in dict.fromkeys(r["condition"] for r in rows):
         own = [r for r in rows if r["condition"] == condition]
         for key in KEYS:
             rise = np.array([float(r[f"{key}_after"]) - float(r[f"{key}_before"]) for r in own])
-            half = (
-                student.ppf(0.975, len(rise) - 1) * rise.std(ddof=1) / len(rise) ** 0.5
-                if len(rise) > 1
-                else float("nan")
-            )
             start = np.mean([float(r[f"{key}_before"]) for r in own])
             print(
-                f"{condition:10s} {key:16s} {start:.3f} -> {start + rise.mean():.3f}   rise {rise.mean():+.3f} +- {half:.3f}   ({len(rise)} seeds)"
+                f"{condition:10s} {key:16s} {start:.3f} -> {start + rise.mean():.3f}   "
+                f"rise {rise.mean():+.3f} +- {half_width(rise):.3f}   ({len(rise)} seeds)"
             )
 
 
 def drawings(run, n=8):
     "The first held-out prompts of a run, drawn before and after it."
     prompts = json.loads((run / "samples" / "before.json").read_text())["prompts"][:n]
-    sheets = {when: Image.open(run / "samples" / f"{when}.png") for when in ("before", "after")}
-    side = sheets["before"].width // 8  # eight drawings a row
     fig = Figure(figsize=(1.25 * n, 3.3), layout="constrained", dpi=100)
-    for axes, (when, sheet) in zip(fig.subplots(2, n), sheets.items()):
-        for i, ax in enumerate(axes):
-            ax.imshow(sheet.crop((i * side, 0, (i + 1) * side, side)))
+    for axes, when in zip(fig.subplots(2, n), ("before", "after")):
+        axes[0].set_ylabel(when)
+        for ax, drawing in zip(axes, read_drawings(run, when)):
+            ax.imshow(drawing)
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-            if when == "before":
-                ax.set_title("\n".join(textwrap.wrap(prompts[i], 17)), fontsize=7)
-        axes[0].set_ylabel(when)
-    fig.savefig(Path(__file__).with_name("drawings.png"))
+        if when == "before":
+            for ax, prompt in zip(axes, prompts):
+                ax.set_title("\n".join(textwrap.wrap(prompt, 17)), fontsize=7)
+    fig.savefig(HERE / "drawings.png")
+
+
+def run_all(conditions, seeds):
+    "Every run that the table does not hold yet."
+    for condition, seed in itertools.product(conditions, seeds):
+        rows = read(CSV)
+        if (condition, str(seed)) not in [(r["condition"], r["seed"]) for r in rows]:
+            append(CSV, run(condition, seed, rows))
+
+
+def decode_all(seeds):
+    "Every way of decoding that the table does not hold yet."
+    names = ("model", "seed", "temperature", "cfg_weight")
+    for seed, model, (temperature, cfg_weight) in itertools.product(
+        seeds, ("start", "pair-grpo"), WAYS
+    ):
+        way = [model, str(seed), str(temperature), str(cfg_weight)]
+        if way not in [[r[name] for name in names] for r in read(DECODING)]:
+            append(DECODING, decode(model, seed, temperature, cfg_weight))
 
 
 def main():
-    p = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sub = p.add_subparsers(dest="command", required=True)
-    r = sub.add_parser("run")
-    r.add_argument("conditions", nargs="+", choices=("pair-grpo", "grpo", "shuffled", "sft"))
-    d = sub.add_parser("decoding")
-    for q in (r, d):
-        q.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    for name in ("table", "drawings"):
-        sub.add_parser(name)
-    a = p.parse_args()
-    if a.command == "table":
-        return table(read(CSV))
-    if a.command == "drawings":
-        return drawings(RUNS / "pair-grpo-0")
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("conditions", nargs="+", choices=CONDITIONS)
+    for command in (runs, commands.add_parser("decoding")):
+        command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    commands.add_parser("table")
+    commands.add_parser("drawings")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    if a.command == "run":
-        for condition, seed in itertools.product(a.conditions, a.seeds):
-            if (condition, str(seed)) not in [(x["condition"], x["seed"]) for x in read(CSV)]:
-                append(CSV, run(condition, seed, read(CSV)))
+    if args.command == "run":
+        run_all(args.conditions, args.seeds)
+    elif args.command == "decoding":
+        decode_all(args.seeds)
+    elif args.command == "table":
+        table(read(CSV))
     else:
-        for seed, model, (t, w) in itertools.product(a.seeds, ("start", "pair-grpo"), WAYS):
-            key = (model, str(seed), str(t), str(w))
-            if key not in [
-                (x["model"], x["seed"], x["temperature"], x["cfg_weight"]) for x in read(DECODING)
-            ]:
-                append(DECODING, decode(model, seed, t, w))
+        drawings(RUNS / "pair-grpo-0")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
-"""Janus-Pro's shape: our image rollout against `generate` and a plain loop, the peak memory of an update, and what a card does with all of it.
+"""Janus-Pro's shape: our image rollout against `generate` and a plain loop, and a card's limits.
 
-`rollout` and `update` keep 576 image tokens, vocabularies of 102,400 and 16,384, guidance 5 and left padding; width and layers are small.
-`rollout` alternates the methods after a warm-up and takes medians (with one CPU thread, of CPU seconds); `plain` is the usual loop: one row an
-image and its unconditional twin, each with its own prompt, and a DynamicCache. `update` starts a child process for every figure: one pass over
-the rows, backward, AdamW. `naive` scores the right positions with the right head and keeps all logits; either with and without checkpointed layers.
+`rollout` and `update` keep 576 image tokens, vocabularies of 102,400 and 16,384, guidance 5 and
+left padding; width and layers are small. `rollout` alternates the methods after a warm-up and takes
+medians (with one CPU thread, of CPU seconds); `plain` is the usual loop: one row an image and its
+unconditional twin, each with its own prompt, and a DynamicCache. `update` measures the peak memory
+of an update and starts a child process for every figure: one pass over the rows, backward, AdamW.
+`naive` scores the right positions with the right head and keeps all logits; either with and without
+checkpointed layers.
 
-`card` is for a GPU: Janus-Pro-1B whole, bfloat16 over float32 (`generate`: bfloat16). Images a second by `generate`, by our sampler and by its recorded steps, each with
-its share of the memory-bandwidth limit (trunk and head read once a token, and every row's keys and values so far) and its ratio to `generate`;
-then seconds and GB of a training step on two pairs. A method that does not fit the memory is left out. Random weights everywhere.
+`card` is for a GPU: Janus-Pro-1B whole, bfloat16 over float32 (`generate`: bfloat16). Images a
+second by `generate`, by our sampler and by its recorded steps, each with its share of the
+memory-bandwidth limit (trunk and head read once a token, and every row's keys and values so far)
+and its ratio to `generate`; then seconds and GB of a training step on two pairs. A method that does
+not fit the memory is left out. Random weights everywhere.
 
     OMP_NUM_THREADS=1 python benchmarks/janus_pro_shape.py rollout update
     python benchmarks/janus_pro_shape.py card [--bandwidth 3350] [--preset janus-pro-1b-24gb]
@@ -34,7 +39,15 @@ from accelerate import Accelerator
 from pairuni_nb.janus import random_janus_pro
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.plan import kv_bytes, matrices, parameters, shape_of
-from pairuni_nb.rollout import ImagePrompts, JanusPolicy, Rollouts, Sampling, TextPrompts, noise, unconditional
+from pairuni_nb.rollout import (
+    ImagePrompts,
+    JanusPolicy,
+    Rollouts,
+    Sampling,
+    TextPrompts,
+    noise,
+    unconditional,
+)
 from pairuni_nb.settings import preset
 from pairuni_nb.prepare import add_lora, round_frozen
 from pairuni_nb.step import train_step
@@ -99,7 +112,7 @@ def seconds(f, device):
 
 
 def alternate(methods, args):
-    "Seconds of each method, one run of each in turn after a warm-up; without those that do not fit the memory"
+    "Seconds of each method that fits the memory, one run of each in turn after a warm-up"
     times = {name: [] for name in methods}
     for turn in range(args.repeats + 1):
         for name in list(times):
@@ -134,14 +147,16 @@ def methods_of(policy, model, n, k, args):  # model: for `generate`
             gb=args.gb,
         )
 
-    generate = lambda: model.generate(
-        **batch,
-        generation_mode="image",
-        do_sample=True,
-        top_k=0,
-        guidance_scale=5.0,
-        num_return_sequences=k,
-    )
+    def generate():
+        return model.generate(
+            **batch,
+            generation_mode="image",
+            do_sample=True,
+            top_k=0,
+            guidance_scale=5.0,
+            num_return_sequences=k,
+        )
+
     return dict(
         generate=generate,
         plain=lambda: plain(policy, prompts, k, 5.0),
@@ -184,7 +199,8 @@ def copied(device, repeats=9):
 
 
 def least(shape, prompts, n, chunks, args):
-    "Seconds that reading takes: trunk in bfloat16 and head in float32 for every token and chunk, keys and values so far of two rows an image"
+    """Seconds that reading takes: trunk in bfloat16 and head in float32 for every token and chunk,
+    keys and values so far of two rows an image"""
     weights, context = (
         2 * matrices(shape) + 4 * parameters(shape)["image_head"],
         prompts.input_ids.shape[1] + args.tokens / 2,
@@ -345,7 +361,9 @@ def child(args):
     if "checkpointed" in method:
         policy.checkpoint_layers()
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6)
-    peak = lambda: torch.cuda.max_memory_allocated() / 1e6 if args.device == "cuda" else resident()
+
+    def peak():
+        return torch.cuda.max_memory_allocated() / 1e6 if args.device == "cuda" else resident()
 
     def step():
         logp = (
@@ -470,12 +488,10 @@ def main(argv):
         for row in dict(rollout=rollout, update=update, card=card)[what](args)
     ):
         rows.append(row | {k: round(row[k], 3) for k in ("value", "low", "high")} | where)
-        print(
-            "{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} [{low:.3f}, {high:.3f}]".format(
-                **rows[-1]
-            ),
-            flush=True,
+        line = (
+            "{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} [{low:.3f}, {high:.3f}]"
         )
+        print(line.format(**rows[-1]), flush=True)
         with open(
             args.csv, "w", newline=""
         ) as f:  # after every row: a card may be gone before the last

@@ -1,9 +1,9 @@
-"""Where a training step's time goes: each phase's calls and seconds, the mean over some steps of the default run.
+"""Where a training step's time goes: each phase's calls and seconds, the mean over some steps.
 
     python benchmarks/step_profile.py
 
-Writes benchmarks/step_profile.csv. Phases nest (a prefill runs inside a sampling or a scoring), so the indented ones
-are parts of the line above them.
+The run is the default one. Writes benchmarks/step_profile.csv. Phases nest (a prefill runs inside a
+sampling or a scoring), so the indented ones are parts of the line above them.
 """
 
 import csv
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+
 from pairuni_nb import step as steps
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import make_pairs
@@ -25,20 +26,59 @@ CSV = Path(__file__).with_name("step_profile.csv")
 STEPS = 12
 
 
-def watch(owner, name, phase, spent, calls):
-    "Time every call of owner.name under a phase."
-    inner = getattr(owner, name)
+def timed(function, phase, spent, calls):
+    "The same function, its calls timed under a phase: a name, or a function of the arguments."
 
-    def timed(*a, **k):
-        t = time.perf_counter()
+    def inner(*args, **kwargs):
+        start = time.perf_counter()
         try:
-            return inner(*a, **k)
+            return function(*args, **kwargs)
         finally:
-            key = phase(*a) if callable(phase) else phase
-            spent[key] += time.perf_counter() - t
+            key = phase(*args) if callable(phase) else phase
+            spent[key] += time.perf_counter() - start
             calls[key] += 1
 
-    setattr(owner, name, timed)
+    return inner
+
+
+def watch(owner, name, phase, spent, calls):
+    "Time every call of owner.name under a phase."
+    setattr(owner, name, timed(getattr(owner, name), phase, spent, calls))
+
+
+def side(batch):
+    "What prompts or rollouts are about."
+    return "text" if batch.task == "u" else "images"
+
+
+def watch_all(spent, calls):
+    "Time the policy's methods, the backward pass and the optimiser."
+
+    def sample_phase(policy, prompts, *rest):
+        return f"sample {side(prompts)}"
+
+    def score_phase(policy, rollouts, *rest):
+        return f"score {side(rollouts)}"
+
+    watch(JanusPolicy, "text_prompts", "prompts of questions, vision tower", spent, calls)
+    watch(JanusPolicy, "image_prompts", "prompts of drawings", spent, calls)
+    watch(JanusPolicy, "sample", sample_phase, spent, calls)
+    watch(JanusPolicy, "images", "VQ decode", spent, calls)
+    watch(JanusPolicy, "forward", score_phase, spent, calls)
+    watch(Accelerator, "backward", "backward", spent, calls)
+    watch(torch.optim.AdamW, "step", "optimiser", spent, calls)
+
+
+def row(phase, calls, seconds, total):
+    share = round(seconds / total, 3)
+    return dict(phase=phase, calls_a_step=calls, seconds_a_step=round(seconds, 4), share=share)
+
+
+def table(spent, calls, total):
+    "Rows of the CSV; what no phase accounts for is the rest."
+    rows = [row(p, calls[p] / STEPS, seconds / STEPS, total) for p, seconds in spent.most_common()]
+    rest = total - sum(r["seconds_a_step"] for r in rows)
+    return rows + [row("rest", 1, rest, total), row("step", 1, total, total) | dict(share=1)]
 
 
 def main():
@@ -46,64 +86,32 @@ def main():
     pairs, _ = make_pairs(records("u", 600, 0), records("g", 600, 0), clusters=120, seed=0)
     policy = JanusPolicy(*load_janus())
     opt = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr)
-    side = lambda prompts_or_rollouts: (
-        "text" if getattr(prompts_or_rollouts, "task") == "u" else "images"
+    watch_all(spent, calls)
+    rewards = dict(
+        u=timed(answer_accuracy, "reward answers", spent, calls),
+        g=timed(scene_reward, "reward drawings", spent, calls),
     )
-    watch(JanusPolicy, "text_prompts", "prompts of questions, vision tower", spent, calls)
-    watch(JanusPolicy, "image_prompts", "prompts of drawings", spent, calls)
-    watch(JanusPolicy, "sample", lambda p, prompts, *a: f"sample {side(prompts)}", spent, calls)
-    watch(JanusPolicy, "images", "VQ decode", spent, calls)
-    watch(JanusPolicy, "forward", lambda p, rollouts, *a: f"score {side(rollouts)}", spent, calls)
-    watch(Accelerator, "backward", "backward", spent, calls)
-    watch(torch.optim.AdamW, "step", "optimiser", spent, calls)
-    rewards = dict(u=answer_accuracy, g=scene_reward)
-    for task, reward in list(rewards.items()):
-        watch(
-            rewards_box := type("Box", (), dict(reward=staticmethod(reward))),
-            "reward",
-            f"reward {dict(u='answers', g='drawings')[task]}",
-            spent,
-            calls,
-        )
-        rewards[task] = rewards_box.reward
-    accelerator, total = Accelerator(cpu=True), 0.0
-    for step in range(STEPS + 2):  # two to warm up
-        if step == 2:
+    accelerator = Accelerator(cpu=True)
+    for step in range(STEPS + 2):
+        if step == 2:  # the first two warm up
             spent.clear()
             calls.clear()
-            total = time.perf_counter()
+            start = time.perf_counter()
         ids = steps.rows_of_step(len(pairs), s.pairs_per_step, s.seed, step)
         steps.train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator)
-    total = (time.perf_counter() - total) / STEPS
-    rows = [
-        dict(
-            phase=k,
-            calls_a_step=calls[k] / STEPS,
-            seconds_a_step=round(v / STEPS, 4),
-            share=round(v / STEPS / total, 3),
-        )
-        for k, v in spent.most_common()
-    ]
-    rest = total - sum(r["seconds_a_step"] for r in rows)
-    rows += [
-        dict(
-            phase="rest",
-            calls_a_step=1,
-            seconds_a_step=round(rest, 4),
-            share=round(rest / total, 3),
-        ),
-        dict(phase="step", calls_a_step=1, seconds_a_step=round(total, 4), share=1),
-    ]
+    rows = table(spent, calls, (time.perf_counter() - start) / STEPS)
     with CSV.open("w", newline="") as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     print(
-        f"{torch.get_num_threads()} threads, P {s.pairs_per_step}, K {s.rollouts}, micro-batch {s.micro_batch}, mean of {STEPS} steps"
+        f"{torch.get_num_threads()} threads, P {s.pairs_per_step}, K {s.rollouts}, "
+        f"micro-batch {s.micro_batch}, mean of {STEPS} steps"
     )
     for r in rows:
         print(
-            f"{r['phase']:36s} {r['calls_a_step']:5.0f} calls  {r['seconds_a_step']:7.3f} s  {r['share']:6.1%}"
+            f"{r['phase']:36s} {r['calls_a_step']:5.0f} calls  "
+            f"{r['seconds_a_step']:7.3f} s  {r['share']:6.1%}"
         )
 
 

@@ -363,14 +363,14 @@ def drawing_reward(spec: str, device: str) -> dict:  # {"g": function}
 # %% ../nbs/run/07_jobs.ipynb #303d3beb
 def whole_reward(spec: str) -> str:
     "A reward with the paths of its folders from the root, so that a run goes on from any folder."
-    from pairuni_nb.preference import PLUS
+    from pairuni_nb.preference import split_reward
     from pairuni_nb.records import whole_path
 
     def whole(found):
         return found[1] + whole_path(found[2].strip())
 
     folder = r"^((?:[^*:/]*\*)?\s*(?:hps|clip|concept):)(.+)"
-    return "+".join(re.sub(folder, whole, term) for term in PLUS.split(spec))
+    return "+".join(re.sub(folder, whole, term) for term in split_reward(spec))
 
 # %% ../nbs/run/07_jobs.ipynb #9aad9389
 def notes_of(pairs: str) -> dict:  # settings, counts

@@ -1,20 +1,26 @@
 """Real input from two makers: fetch two emoji sets and write them as U and G records.
 
-    python scripts/fetch_emoji.py            # 97 MB once, then data/emoji/u and data/emoji/g, and held-u and held-g beside them: 1,599 concepts
-    python scripts/fetch_emoji.py --held-artist   # 62 MB more: artist and held-artist, the same questions with a third artist's pictures
+    # 97 MB once, then data/emoji/u and data/emoji/g, and held-u and held-g beside: 1,599 concepts
+    python scripts/fetch_emoji.py
+    # 62 MB more: artist and held-artist, the same questions with a third artist's pictures
+    python scripts/fetch_emoji.py --held-artist
     pairuni pair data/emoji/u data/emoji/g --clusters 80 --out runs/emoji-pairs
-    python scripts/fetch_emoji.py --things --held-artist  # data/things: 557 concepts that a small model can tell apart
+    # data/things: 557 concepts that a small model can tell apart
+    python scripts/fetch_emoji.py --things --held-artist
 
-U: Google's Noto Emoji (art under Apache-2.0, npm emoji-datasource-google). By a seeded coin a record asks "what is this?"
-(four names of one group) or "which group?" (four groups).
-G: Microsoft's Fluent Emoji 3D (MIT, npm @lobehub/fluent-emoji-3d), prompted by the name and up to four tags.
-Names, tags, groups and subgroups were given by others (npm emojibase-data, MIT; from Unicode's CLDR).
-Both sides show the same concepts. About a tenth of each group is held out (held-u, held-g): whole families, such as a runner, a woman
-running and a man running, and no name is a choice in the other part. The third artist, Twemoji (CC-BY-4.0, npm emoji-datasource-twitter),
-is for scoring alone: nothing learns from it and nothing of it is committed.
---things leaves out people, faces, signs, clocks and objects, whose pictures are near copies of one another or have little in common; the split
-stays. Its wrong names come from other groups. A record carries `code` (the concept's code points), `name`, `tags`, `group` and `subgroup`
-beside the columns that `pairuni pair` reads, so that retrieval can be scored against the truth.
+U: Google's Noto Emoji (art under Apache-2.0, npm emoji-datasource-google). By a seeded coin a
+record asks "what is this?" (four names of one group) or "which group?" (four groups).
+G: Microsoft's Fluent Emoji 3D (MIT, npm @lobehub/fluent-emoji-3d), prompted by the name and up to
+four tags. Names, tags, groups and subgroups were given by others (npm emojibase-data, MIT; from
+Unicode's CLDR).
+Both sides show the same concepts. About a tenth of each group is held out (held-u, held-g): whole
+families, such as a runner, a woman running and a man running, and no name is a choice in the other
+part. The third artist, Twemoji (CC-BY-4.0, npm emoji-datasource-twitter), is for scoring alone:
+nothing learns from it and nothing of it is committed.
+--things leaves out people, faces, signs, clocks and objects, whose pictures are near copies of one
+another or have little in common; the split stays. Its wrong names come from other groups. A record
+carries `code` (the concept's code points), `name`, `tags`, `group` and `subgroup` beside the
+columns that `pairuni pair` reads, so that retrieval can be scored against the truth.
 Nothing fetched is committed: data/ ignores itself.
 """
 
@@ -51,6 +57,7 @@ NAMES = (
 )
 SIZE, TAGS = 64, 4
 THINGS = ("animals & nature", "food & drink", "travel & places", "activities")
+FACTS = ("code", "name", "tags", "group", "subgroup")
 
 
 def fetch(package, folder):
@@ -70,7 +77,7 @@ def fetch(package, folder):
 
 
 def bare(code):
-    "A code point sequence without leading zeros and variation selectors: how the packages' names are matched."
+    "Code points without leading zeros and variation selectors: so the packages' names match."
     return "-".join(c.lstrip("0") for c in code.lower().split("-") if c != "fe0f")
 
 
@@ -80,20 +87,26 @@ def image(archive, name):
     return picture.resize((SIZE, SIZE), Image.LANCZOS) if picture.size != (SIZE, SIZE) else picture
 
 
+def pictures_of(archive, maker):
+    "The files of a maker's pictures by code point."
+    emoji = json.load(archive.extractfile("package/emoji.json"))
+    own = [e for e in emoji if e[f"has_img_{maker}"]]
+    return {bare(e["unified"]): f"package/img/{maker}/64/{e['image']}" for e in own}
+
+
 def concepts(noto, fluent, names):
     "What both artists drew, by code point: facts in others' words, and the two pictures' files."
     drawn = {bare(Path(n).stem): n for n in fluent.getnames() if n.endswith(".webp")}
-    files = {
-        bare(e["unified"]): f"package/img/google/64/{e['image']}"
-        for e in json.load(noto.extractfile("package/emoji.json"))
-        if e["has_img_google"]
-    }
+    files = pictures_of(noto, "google")
     said = json.load(names.extractfile("package/en/messages.json"))
-    groups, subgroups = [{m["order"]: m for m in said[kind]} for kind in ("groups", "subgroups")]
+    groups = {m["order"]: m for m in said["groups"]}
+    subgroups = {m["order"]: m for m in said["subgroups"]}
     out = {}
     for e in json.load(names.extractfile("package/en/data.json")):
-        code, group = bare(e["hexcode"]), groups[e["group"]]["key"] if "group" in e else "component"
-        # no flags: the Fluent package fills them in from another maker; no components: they are parts of emoji
+        code = bare(e["hexcode"])
+        group = groups[e["group"]]["key"] if "group" in e else "component"
+        # no flags: the Fluent package fills them in from another maker;
+        # no components: they are parts of emoji
         if code not in drawn or code not in files or group in ("flags", "component"):
             continue
         out[code] = dict(
@@ -108,33 +121,30 @@ def concepts(noto, fluent, names):
     return out
 
 
-def lends(concept, far):
-    "Whether another concept's name may be a wrong choice: one of the same group, or with `far` of any other."
-    return lambda other: (other["group"] != concept["group"]) == far
+def lends(other, concept, far):
+    "Whether another concept's name may be a wrong choice: of the same group; `far`: of any other."
+    return (other["group"] != concept["group"]) == far
 
 
 def question(concept, everything, rng, far=False):
     "What it is, or which group it belongs to."
-    by_name = rng.random() < 0.5
-    what, key = ("what is this?", "name") if by_name else ("which group?", "group")
-    others = sorted(
-        {c[key] for c in everything if not by_name or lends(concept, far)(c)} - {concept[key]}
-    )
+    if rng.random() < 0.5:
+        what, key = "what is this?", "name"
+        everything = [c for c in everything if lends(c, concept, far)]
+    else:
+        what, key = "which group?", "group"
+    others = sorted({c[key] for c in everything} - {concept[key]})
     choices = [concept[key]] + rng.sample(others, 3)
     rng.shuffle(choices)
     return dict(question=what, choices=choices, answer=concept[key])
 
 
+PEOPLE = ("1f468", "1f469", "1f9d1", "200d", "2640", "2642")
+
+
 def family(code):
-    "A concept's code without people and their sex: a runner, a woman running and a man running are one family."
-    return (
-        "-".join(
-            c
-            for c in code.split("-")
-            if c not in ("1f468", "1f469", "1f9d1", "200d", "2640", "2642")
-        )
-        or code
-    )
+    "A concept's code without people and their sex: runners of either sex are one family."
+    return "-".join(c for c in code.split("-") if c not in PEOPLE) or code
 
 
 def held_out(found, seed):
@@ -142,11 +152,10 @@ def held_out(found, seed):
     rng, groups = random.Random(seed), {}
     for code, concept in found.items():
         groups.setdefault(concept["group"], set()).add(family(code))
-    held = {
-        f
-        for group in sorted(groups)
-        for f in rng.sample(sorted(groups[group]), -(-len(groups[group]) // 10))
-    }
+    held = set()
+    for group in sorted(groups):
+        families = sorted(groups[group])
+        held.update(rng.sample(families, -(-len(families) // 10)))
     return {code for code in found if family(code) in held}
 
 
@@ -155,82 +164,80 @@ def own_choices(row, kin, rng):
     if row["question"] != "what is this?":
         return row
     spare = sorted(kin - set(row["choices"]))
-    return row | dict(
-        choices=[c if c in kin else spare.pop(rng.randrange(len(spare))) for c in row["choices"]]
-    )
+    choices = [c if c in kin else spare.pop(rng.randrange(len(spare))) for c in row["choices"]]
+    return row | dict(choices=choices)
 
 
 def third_artist(folder, codes):
     "Twemoji's pictures by code point."
     archive = fetch(TWEMOJI, folder)
-    files = {
-        bare(e["unified"]): f"package/img/twitter/64/{e['image']}"
-        for e in json.load(archive.extractfile("package/emoji.json"))
-        if e["has_img_twitter"]
-    }
+    files = pictures_of(archive, "twitter")
     return {code: image(archive, files[code]) for code in codes if code in files}
+
+
+def is_thing(concept):
+    return concept["group"] in THINGS and concept["subgroup"] != "time"
+
+
+def words(text):
+    return set(re.findall(r"\w+", text))
 
 
 def prompt(concept):
     "The name, then the first tags that say something new."
-    words = lambda text: set(re.findall(r"\w+", text))
     tags = [t for t in concept["tags"] if not words(t) <= words(concept["name"])]
     return ", ".join([concept["name"]] + tags[:TAGS])
 
 
-def main():
+def kin_of(concept, found, held, far):
+    "Names that may be choices beside it: its own, and those that the same part lends."
+    part = [c for c in found.values() if (c["code"] in held) == (concept["code"] in held)]
+    return {c["name"] for c in part if lends(c, concept, far)} | {concept["name"]}
+
+
+def read_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--things",
-        action="store_true",
-        help="only animals, plants, food, places, vehicles, sports and games",
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder that gets u/ and g/; without it data/emoji, or data/things"
-    )
-    parser.add_argument(
-        "--concepts", type=int, default=0, help="concepts, so images a side; 0: all"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="which concepts, which questions, and the wrong choices"
-    )
-    parser.add_argument(
-        "--held-artist", action="store_true", help="write the third artist's pictures too"
-    )
-    args = parser.parse_args()
+    told = "only animals, plants, food, places, vehicles, sports and games"
+    parser.add_argument("--things", action="store_true", help=told)
+    told = "folder that gets u/ and g/; without it data/emoji, or data/things"
+    parser.add_argument("--out", type=Path, help=told)
+    told = "concepts, so images a side; 0: all"
+    parser.add_argument("--concepts", type=int, default=0, help=told)
+    told = "which concepts, which questions, and the wrong choices"
+    parser.add_argument("--seed", type=int, default=0, help=told)
+    told = "write the third artist's pictures too"
+    parser.add_argument("--held-artist", action="store_true", help=told)
+    return parser.parse_args()
+
+
+def main():
+    args = read_args()
     data, out = Path("data"), args.out or Path("data/things" if args.things else "data/emoji")
     data.mkdir(exist_ok=True)
     (data / ".gitignore").write_text("*\n")
     noto, fluent, names = [fetch(package, data) for package in (NOTO, FLUENT, NAMES)]
     found = concepts(noto, fluent, names)
-    rng, held = random.Random(args.seed), held_out(found, args.seed)
+    held = held_out(found, args.seed)
     if args.things:
-        found = {
-            code: c for code, c in found.items() if c["group"] in THINGS and c["subgroup"] != "time"
-        }
+        found = {code: c for code, c in found.items() if is_thing(c)}
+    rng, choose = random.Random(args.seed), random.Random(args.seed)
     codes = sorted(rng.sample(sorted(found), args.concepts) if args.concepts else found)
-    choose, rows = random.Random(args.seed), {}
     third = third_artist(data, codes) if args.held_artist else {}
-    for concept in (found[code] for code in codes):
-        code, part = concept["code"], "held-" if concept["code"] in held else ""
-        facts = {k: concept[k] for k in ("code", "name", "tags", "group", "subgroup")} | dict(
-            scene=""
-        )
-        kin = {
-            c["name"]
-            for c in filter(lends(concept, args.things), found.values())
-            if (c["code"] in held) == (code in held)
-        } | {concept["name"]}
-        asked = (
-            own_choices(question(concept, found.values(), rng, args.things), kin, choose) | facts
-        )
-        add = lambda side, artist, picture, said: rows.setdefault(part + side, []).append(
-            dict(id=f"{artist}-{code}", image=picture) | said
-        )
-        add("u", "noto", image(noto, concept["noto"]), asked)
-        add("g", "fluent", image(fluent, concept["fluent"]), dict(prompt=prompt(concept)) | facts)
+    rows = {}
+
+    def add(folder, name, picture, said):
+        rows.setdefault(folder, []).append(dict(id=name, image=picture) | said)
+
+    for code in codes:
+        concept, part = found[code], "held-" if code in held else ""
+        facts = {k: concept[k] for k in FACTS} | dict(scene="")
+        asked = question(concept, found.values(), rng, args.things)
+        asked = own_choices(asked, kin_of(concept, found, held, args.things), choose) | facts
+        told = dict(prompt=prompt(concept)) | facts
+        add(part + "u", f"noto-{code}", image(noto, concept["noto"]), asked)
+        add(part + "g", f"fluent-{code}", image(fluent, concept["fluent"]), told)
         if code in third:
-            add("artist", "twemoji", third[code], asked)
+            add(part + "artist", f"twemoji-{code}", third[code], asked)
     for name, part in rows.items():
         save_records(part, out / name)
         print(f"{len(part)} records in {out / name}")

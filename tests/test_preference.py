@@ -22,16 +22,15 @@ def clip_folder(tmp_path_factory):
 
 def drawn(n, seed=1):
     rows = records("g", n, seed)
-    return [r["prompt"] for r in rows], np.stack([np.asarray(r["image"]) for r in rows]), rows
+    images = np.stack([np.asarray(r["image"]) for r in rows])
+    return [r["prompt"] for r in rows], images, rows
 
 # %% ../nbs/data/04_preference.ipynb #cc25bd04
 def test_score_is_the_models_own_cosine(clip_folder):
     prompts, images, rows = drawn(5)
     clip, tok, pixels = load_clip(clip_folder)
-    out = clip(
-        **tok(prompts, padding=True, return_tensors="pt"),
-        pixel_values=pixels(list(images), return_tensors="pt")["pixel_values"],
-    )
+    texts = tok(prompts, padding=True, return_tensors="pt")
+    out = clip(**texts, **pixels(list(images), return_tensors="pt"))
     want = (out.logits_per_image / clip.logit_scale.exp()).diag()
     assert np.allclose(clip_reward(clip_folder)(prompts, images, rows), want.detach(), atol=1e-5)
 
@@ -40,23 +39,21 @@ def test_score_is_the_models_own_cosine(clip_folder):
 def test_score_does_not_depend_on_the_batch(clip_folder, batch):
     prompts, images, rows = drawn(7)
     prompts[4] = prompts[1] + ", " + prompts[2]  # a long one among short ones
-    whole = clip_reward(clip_folder)(prompts, images, rows)
-    assert np.allclose(
-        clip_reward(clip_folder, batch=batch)(prompts, images, rows), whole, atol=1e-5
-    )
-    alone = [
-        clip_reward(clip_folder)([p], x[None], [r])[0] for p, x, r in zip(prompts, images, rows)
-    ]
-    assert np.allclose(alone, whole, atol=1e-5) and len({round(v, 4) for v in whole}) > 3
+    judge = clip_reward(clip_folder)
+    whole = judge(prompts, images, rows)
+    batched = clip_reward(clip_folder, batch=batch)(prompts, images, rows)
+    assert np.allclose(batched, whole, atol=1e-5)
+    alone = [judge([p], image[None], [r])[0] for p, image, r in zip(prompts, images, rows)]
+    assert np.allclose(alone, whole, atol=1e-5)
+    assert len({round(v, 4) for v in whole}) > 3
 
 
 def test_bfloat16_scores_are_not_rounded_to_bfloat16(clip_folder):
-    prompts, images, rows = drawn(24)
-    full, half = (
-        torch.tensor(clip_reward(clip_folder, dtype=d)(prompts, images, rows))
-        for d in (torch.float32, torch.bfloat16)
-    )
-    assert (full - half).abs().max() < 0.03 and (half != half.bfloat16()).sum() > 20
+    lists = drawn(24)
+    full = torch.tensor(clip_reward(clip_folder, dtype=torch.float32)(*lists))
+    half = torch.tensor(clip_reward(clip_folder, dtype=torch.bfloat16)(*lists))
+    assert (full - half).abs().max() < 0.03
+    assert (half != half.bfloat16()).sum() > 20
 
 # %% ../nbs/data/04_preference.ipynb #aa97b3b4
 from torch import nn
@@ -65,15 +62,12 @@ from torch import nn
 class Block(nn.Module):
     def __init__(self, width, heads, act):
         super().__init__()
-        self.ln_1, self.ln_2, self.attn, self.act = (
-            nn.LayerNorm(width),
-            nn.LayerNorm(width),
-            nn.MultiheadAttention(width, heads, batch_first=True),
-            act,
-        )
-        self.mlp = nn.ModuleDict(
-            dict(c_fc=nn.Linear(width, 2 * width), c_proj=nn.Linear(2 * width, width))
-        )
+        self.ln_1 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.act = act
+        up, down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.mlp = nn.ModuleDict(dict(c_fc=up, c_proj=down))
 
     def forward(self, x, mask):
         h = self.ln_1(x)
@@ -100,58 +94,47 @@ class Visual(nn.Module):
     def __init__(self, width, side, patch, dim, act):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
-        self.class_embedding, self.positional_embedding, self.proj = (
-            noisy(width),
-            noisy((side // patch) ** 2 + 1, width),
-            noisy(width, dim),
-        )
-        self.ln_pre, self.ln_post, self.transformer = (
-            nn.LayerNorm(width),
-            nn.LayerNorm(width),
-            Layers(width, width // 80, act),
-        )
+        self.class_embedding = noisy(width)
+        self.positional_embedding = noisy((side // patch) ** 2 + 1, width)
+        self.proj = noisy(width, dim)
+        self.ln_pre = nn.LayerNorm(width)
+        self.ln_post = nn.LayerNorm(width)
+        self.transformer = Layers(width, width // 80, act)
 
     def forward(self, x):  # (B, 3, H, W) -> (B, D)
         x = self.conv1(x).flatten(2).mT
-        x = (
-            torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
-            + self.positional_embedding
-        )
-        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
+        x = self.transformer(self.ln_pre(x + self.positional_embedding))
+        return self.ln_post(x[:, 0]) @ self.proj
 
 # %% ../nbs/data/04_preference.ipynb #4eabff97
 class OpenClip(nn.Module):
     def __init__(self, vocab, length=32, width=128, dim=48, side=56, act=nn.GELU()):
         super().__init__()
-        self.visual, self.transformer = (
-            Visual(160, side, 14, dim, act),
-            Layers(width, width // 64, act),
-        )
-        self.token_embedding, self.positional_embedding = (
-            nn.Embedding(vocab, width),
-            noisy(length, width),
-        )
-        self.ln_final, self.text_projection, self.logit_scale = (
-            nn.LayerNorm(width),
-            noisy(width, dim),
-            nn.Parameter(torch.tensor(4.6)),
-        )
+        self.visual = Visual(160, side, 14, dim, act)
+        self.transformer = Layers(width, width // 64, act)
+        self.token_embedding = nn.Embedding(vocab, width)
+        self.positional_embedding = noisy(length, width)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = noisy(width, dim)
+        self.logit_scale = nn.Parameter(torch.tensor(4.6))
         for p in self.parameters():
             p.data += 0.05 * torch.randn_like(p)  # no bias or norm stays trivial
 
     def encode_text(self, ids):  # (B, T) -> (B, D)
         x = self.token_embedding(ids) + self.positional_embedding
-        x = self.ln_final(self.transformer(x, torch.full((ids.shape[1],) * 2, -torch.inf).triu(1)))
+        later = torch.full((ids.shape[1],) * 2, -torch.inf).triu(1)
+        x = self.ln_final(self.transformer(x, later))
         return x[torch.arange(len(ids)), ids.argmax(1)] @ self.text_projection
 
 # %% ../nbs/data/04_preference.ipynb #d3e9aaa8
-def publish(folder, seed=0, **kw):
+def publish(folder, seed=0, **sizes):
     "A small HPSv2 as it would be published: the reference, its .pt file, a tokenizer's folder."
     torch.manual_seed(seed)
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
     tok = AutoTokenizer.from_pretrained(tiny_clip(folder / "tokenizer"))
-    reference = OpenClip(len(tok), **kw).eval().requires_grad_(False)
+    reference = OpenClip(len(tok), **sizes).eval().requires_grad_(False)
     torch.save(dict(epoch=1, state_dict=reference.state_dict()), folder / "HPS.pt")
     return reference, folder / "HPS.pt", folder / "tokenizer"
 
@@ -162,13 +145,9 @@ def both(reference, folder, texts, pixels):
     length = clip.config.text_config.max_position_embeddings
     ids = tok(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     zeros = ids.input_ids * ids.attention_mask  # open_clip's padding
-    return (
-        (reference.visual(pixels), reference.encode_text(zeros)),
-        (
-            clip.get_image_features(pixels).pooler_output,
-            clip.get_text_features(**ids).pooler_output,
-        ),
-    )
+    theirs = reference.visual(pixels), reference.encode_text(zeros)
+    images, texts = clip.get_image_features(pixels), clip.get_text_features(**ids)
+    return theirs, (images.pooler_output, texts.pooler_output)
 
 # %% ../nbs/data/04_preference.ipynb #d9c9faf3
 @pytest.fixture(scope="module")
@@ -177,77 +156,69 @@ def hps(tmp_path_factory):
     return reference, weights, tokenizer, convert_hps(weights, weights.parent / "hps", tokenizer)
 
 
-@pytest.mark.parametrize("seed,kw", [(0, {}), (1, dict(width=64, dim=160, side=28, length=20))])
-def test_converted_hps_computes_what_open_clip_computes(tmp_path, seed, kw):
-    reference, weights, tokenizer = publish(tmp_path / "published", seed, **kw)
+@pytest.mark.parametrize("seed,sizes", [(0, {}), (1, dict(width=64, dim=160, side=28, length=20))])
+def test_converted_hps_computes_what_open_clip_computes(tmp_path, seed, sizes):
+    reference, weights, tokenizer = publish(tmp_path / "published", seed, **sizes)
     folder = convert_hps(weights, tmp_path / "hps", tokenizer)
-    texts = drawn(6)[0] + [
-        "a red circle top, " * 20,
-        "",
-    ]  # one longer than the model reads, one empty
-    theirs, ours = both(
-        reference, folder, texts, torch.randn(3, 3, kw.get("side", 56), kw.get("side", 56))
-    )
+    too_long, empty = "a red circle top, " * 20, ""
+    side = sizes.get("side", 56)
+    pixels = torch.randn(3, 3, side, side)
+    theirs, ours = both(reference, folder, drawn(6)[0] + [too_long, empty], pixels)
     for a, b in zip(theirs, ours):
-        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4) and a.std() > 0.01
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+        assert a.std() > 0.01
 
 
 def test_converted_hps_scores_and_letterboxes(hps):
     reference, _, _, folder = hps
     prompts, images, rows = drawn(4)
-    pixels = load_clip(folder)[2]
-    (x, t), _ = both(
-        reference, folder, prompts, pixels(list(images), return_tensors="pt")["pixel_values"]
-    )
-    assert np.allclose(
-        clip_reward(folder)(prompts, images, rows), torch.cosine_similarity(x, t), atol=1e-5
-    )
-    wide = pixels([images[0][:24]], return_tensors="pt")["pixel_values"][0]
-    assert (
-        wide.shape == (3, 56, 56)
-        and (wide[:, :13] == wide[:, :1, :1]).all()
-        and wide[:, 15:41].std() > 0.1
-    )  # bars above and below
+    _, _, prepare = load_clip(folder)
+    pixels = prepare(list(images), return_tensors="pt")["pixel_values"]
+    (made, asked), _ = both(reference, folder, prompts, pixels)
+    scores = clip_reward(folder)(prompts, images, rows)
+    assert np.allclose(scores, torch.cosine_similarity(made, asked), atol=1e-5)
+    wide = prepare([images[0][:24]], return_tensors="pt")["pixel_values"][0]
+    assert wide.shape == (3, 56, 56)
+    assert (wide[:, :13] == wide[:, :1, :1]).all()  # bars above and below
+    assert wide[:, 15:41].std() > 0.1
 
 
 def test_halves_stay_halves(hps, tmp_path):
     reference, _, tokenizer, _ = hps
-    torch.save(
-        dict(state_dict={k: v.half() for k, v in reference.state_dict().items()}),
-        tmp_path / "half.pt",
-    )
-    assert (
-        load_clip(convert_hps(tmp_path / "half.pt", tmp_path / "hps", tokenizer), dtype="auto")[
-            0
-        ].dtype
-        == torch.float16
-    )
+    halves = {key: w.half() for key, w in reference.state_dict().items()}
+    torch.save(dict(state_dict=halves), tmp_path / "half.pt")
+    folder = convert_hps(tmp_path / "half.pt", tmp_path / "hps", tokenizer)
+    clip, _, _ = load_clip(folder, dtype="auto")
+    assert clip.dtype == torch.float16
 
 
 def test_another_tokenizer_is_refused(hps, tmp_path):
+    _, weights, _, _ = hps
     tiny_tokenizer(["a red circle"], 520).save_pretrained(tmp_path / "tok")
     with pytest.raises(ValueError, match="the tokenizer has .* tokens but the weights"):
-        convert_hps(hps[1], tmp_path / "out", tmp_path / "tok")
+        convert_hps(weights, tmp_path / "out", tmp_path / "tok")
     with pytest.raises(ValueError, match="holds no tokenizer"):
-        convert_hps(hps[1], tmp_path / "out", tmp_path / "none")
+        convert_hps(weights, tmp_path / "out", tmp_path / "none")
     assert [p.name for p in tmp_path.iterdir()] == ["tok"]
 
 # %% ../nbs/data/04_preference.ipynb #90e1ff60
 def test_a_missing_part_makes_the_sum_missing():
-    half, full = lambda p, i, t: [1.0, None, 3.0], lambda p, i, t: [10.0, 20.0, 30.0]
-    half.__name__, full.__name__ = "half", "full"
+    def half(prompts, images, truths):
+        return [1.0, None, 3.0]
+
+
+    def full(prompts, images, truths):
+        return [10.0, 20.0, 30.0]
+
+
+    three = [""] * 3, None, [{}] * 3
     mixed = weighted([(2, half), (0.1, full)])
-    assert mixed([""] * 3, None, [{}] * 3) == [3.0, None, 9.0] and mixed([""] * 3, None, [{}] * 3) == [
-        3.0,
-        None,
-        9.0,
-    ]
-    assert mixed.missing == {"half": 2, "full": 0} and mixed.__name__ == "2*half+0.1*full"
-    assert weighted([(1, weighted([(1, half), (1, full)])), (1, full)])([""] * 3, None, [{}] * 3) == [
-        21.0,
-        None,
-        63.0,
-    ]
+    assert mixed(*three) == [3.0, None, 9.0]
+    assert mixed(*three) == [3.0, None, 9.0]
+    assert mixed.missing == {"half": 2, "full": 0}
+    assert mixed.__name__ == "2*half+0.1*full"
+    inner = weighted([(1, half), (1, full)])
+    assert weighted([(1, inner), (1, full)])(*three) == [21.0, None, 63.0]
 
 # %% ../nbs/data/04_preference.ipynb #5617245b
 from contextlib import contextmanager
@@ -270,11 +241,8 @@ def test_a_remote_reward_is_the_reward(clip_folder):
     rows[2] = rows[2] | dict(scene="")
     judge = clip_reward(clip_folder)
     with serving(judge) as url:
-        assert np.allclose(
-            remote_reward(url, batch=3)(prompts, images, rows),
-            judge(prompts, images, rows),
-            atol=1e-5,
-        )
+        scores = remote_reward(url, batch=3)(prompts, images, rows)
+        assert np.allclose(scores, judge(prompts, images, rows), atol=1e-5)
     with serving(scene_reward) as url:
         assert remote_reward(url, batch=3)(prompts, images, rows) == [1, 1, None, 1, 1, 1, 1]
 
@@ -288,7 +256,9 @@ def test_a_reward_that_raises_is_told_and_missing():
         far = remote_reward(url, retries=1, wait=0, batch=2)
         assert far(prompts, images, rows) == [None] * 3
     [(why, n)] = far.missing.items()
-    assert "500" in why and "mood" in why and n == 3
+    assert "500" in why
+    assert "mood" in why
+    assert n == 3
 
 
 def test_only_the_failing_batch_is_missing_and_retries_help():
@@ -304,23 +274,19 @@ def test_only_the_failing_batch_is_missing_and_retries_help():
     with serving(flaky) as url:
         far = remote_reward(url, retries=2, wait=0, batch=2)
         assert far(["a", "bb", "lost", "ccc"], images, [{}] * 4) == [1, 2, None, None]
-    assert calls == {"a": 3, "lost": 3} and sum(far.missing.values()) == 2
+    assert calls == {"a": 3, "lost": 3}
+    assert sum(far.missing.values()) == 2
 
 # %% ../nbs/data/04_preference.ipynb #a511f9c7
 def test_a_line_names_a_reward(clip_folder):
-    prompts, images, rows = drawn(4)
+    lists = drawn(4)
     with serving(scene_reward) as url:
         mixed = reward_from(f" 2*{url} + .5*hps:{clip_folder}+scene", batch=3)
-        want = [
-            3 * s + 0.5 * c
-            for s, c in zip(
-                scene_reward(prompts, images, rows), clip_reward(clip_folder)(prompts, images, rows)
-            )
-        ]
-        assert np.allclose(mixed(prompts, images, rows), want, atol=1e-5)
-    assert reward_from("scene") is scene_reward and np.allclose(
-        reward_from("100*scene")(prompts, images, rows), 100
-    )
+        seen, felt = scene_reward(*lists), clip_reward(clip_folder)(*lists)
+        want = [3 * s + 0.5 * c for s, c in zip(seen, felt)]
+        assert np.allclose(mixed(*lists), want, atol=1e-5)
+    assert reward_from("scene") is scene_reward
+    assert np.allclose(reward_from("100*scene")(*lists), 100)
     assert set(mixed.missing) == {url, f"clip:{clip_folder}", "scene_reward"}
 
 
