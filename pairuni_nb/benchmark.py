@@ -170,7 +170,7 @@ def protocol_of(
     return benchmark.about | dict(
         seed=seed,
         temperature=sampling.temperature,
-        cfg_weight=sampling.cfg_weight if sampling.samples_guided else 1.0,
+        cfg_weight=sampling.cfg_weight,
         checkpoint=checkpoint,
         model_sha256=fingerprint(model),
         dtype=str(model.dtype).removeprefix("torch."),

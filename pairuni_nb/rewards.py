@@ -19,12 +19,8 @@ from .world import Scene, scene_scores
 FORM = re.compile(r"\s*<think>[^<]+</think>\s*<answer>\s*([^<]+?)\s*</answer>\s*")
 
 
-def parse_answer(
-    completion: str,
-) -> (
-    str
-):  # what stands between <answer> and </answer>, or None when the completion does not have the form
-    "The answer of a well-formed completion."
+def parse_answer(completion: str) -> str:  # None when the completion does not have the form
+    "What a well-formed completion has between <answer> and </answer>."
     match = FORM.fullmatch(completion)
     return match[1] if match else None
 
@@ -39,24 +35,24 @@ def is_right(
     truth: dict,  # U record: answer, and choices or matcher
 ) -> bool:  # None where nobody can tell
     "Whether an answer agrees with the truth under the record's matcher."
-    matcher, choices, answer = (
-        truth.get("matcher") or "choice",
-        list(truth["choices"] or []),
-        truth["answer"],
-    )
+    matcher, answer = truth.get("matcher") or "choice", truth["answer"]
+    choices = list(truth["choices"] or [])
     if matcher == "number":
-        a, b = parse_number(said), parse_number(answer)
-        return None if b is None else a is not None and same_number(a, b)
+        given, expected = parse_number(said), parse_number(answer)
+        if expected is None:
+            return None
+        return given is not None and same_number(given, expected)
     if matcher == "text":
-        return plain_words(said) == plain_words(answer) if plain_words(answer) else None
+        expected = plain_words(answer)
+        return plain_words(said) == expected if expected else None
     if not choices:
         return None
-    words = [c.lower() for c in choices]
-    if said.lower() in words:
-        return said.lower() == answer.lower()  # words first: a choice may itself be a letter
+    # words first: a choice may itself be a letter
+    if said.lower() in [choice.lower() for choice in choices]:
+        return said.lower() == answer.lower()
     return said.lower() == "abcdefgh"[choices.index(answer)]
 
-
+# %% ../nbs/12_rewards.ipynb #295aa813
 def answer_accuracy(
     prompts: list,  # questions (unused: the truth is in the record)
     completions: list,  # texts
@@ -73,17 +69,13 @@ def scene_reward(
     truths: list,  # G records; "scene" is JSON, or "" when nobody knows
 ) -> list:  # scores in [0, 1], or None without a scene
     "The pixel verifier's overlap of stated and shown facts."
-    known = [i for i, t in enumerate(truths) if t.get("scene")]
-    out = [None] * len(truths)
+    scores = [None] * len(truths)
+    known = [i for i, truth in enumerate(truths) if truth.get("scene")]
     if known:
-        for i, s in zip(
-            known,
-            scene_scores(
-                np.asarray(images)[known], [Scene.from_json(truths[i]["scene"]) for i in known]
-            ),
-        ):
-            out[i] = float(s)
-    return out
+        scenes = [Scene.from_json(truths[i]["scene"]) for i in known]
+        for i, score in zip(known, scene_scores(np.asarray(images)[known], scenes)):
+            scores[i] = float(score)
+    return scores
 
 # %% ../nbs/12_rewards.ipynb #8616071f
 def target_similarity(
@@ -92,7 +84,8 @@ def target_similarity(
     "Reward a drawing by its cosine to the record's own image, negatives as 0."
 
     def reward(prompts, images, truths):
-        made, target = features(list(images)), features([t["image"] for t in truths])
+        made = features(list(images))
+        target = features([truth["image"] for truth in truths])
         return (made * target).sum(1).clamp(min=0).tolist()
 
     return reward
@@ -106,13 +99,14 @@ def reward_matrix(
     k: int,
 ) -> torch.Tensor:  # (P, K), NaN where missing
     "Call a reward once over all rollouts of a step."
-    each = lambda xs: [x for x in xs for _ in range(k)]
-    values = reward(each(prompts), outputs, each(truths))
+    each_prompt = [prompt for prompt in prompts for _ in range(k)]  # (P*K,)
+    each_truth = [truth for truth in truths for _ in range(k)]
+    values = reward(each_prompt, outputs, each_truth)
     n = len(values) if hasattr(values, "__len__") else "no list of"
-    if n != len(prompts) * k:
+    if n != len(each_prompt):
         raise ValueError(
-            f"the reward returned {n} values for {len(prompts) * k} rollouts: it must return one each, None where it cannot tell"
+            f"the reward returned {n} values for {len(each_prompt)} rollouts: "
+            "it must return one each, None where it cannot tell"
         )
-    return torch.tensor([float("nan") if v is None else float(v) for v in values]).view(
-        len(prompts), k
-    )
+    values = [float("nan") if value is None else float(value) for value in values]
+    return torch.tensor(values).view(len(prompts), k)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRETCH', 'Sampling', 'draw', 'noise', 'positions', 'unconditional', 'TextPrompts', 'ImagePrompts', 'Rollouts',
-           'join', 'through_first', 'Slots', 'attended_dtype', 'Prompt', 'Continued', 'patch_to', 'JanusPolicy',
-           'guide', 'Named', 'record', 'gap']
+           'join', 'through_first', 'attended_dtype', 'Slots', 'Prompt', 'Continued', 'patch_to', 'JanusPolicy',
+           'guide', 'pick', 'Named', 'record', 'gap']
 
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
@@ -22,7 +22,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 # %% ../nbs/11_rollout.ipynb #211fbcb7
-# P prompts, K rollouts of each, R = P*K rows (p0k0, p0k1, ..), L prompt tokens, T completion tokens, N image tokens, V vocabulary, D width
+# P prompts, K rollouts of each, R = P*K rows (p0k0, p0k1, ..), L prompt tokens,
+# T completion tokens, N image tokens, V vocabulary, D width
 
 # %% ../nbs/11_rollout.ipynb #eec0a3dd
 @dataclass(frozen=True)
@@ -30,27 +31,24 @@ class Sampling:
     "The distribution that rollouts are drawn from and scored under; it travels with them."
 
     temperature: float = 1.0  # paper: 1; 0 is greedy, for evaluation only
-    cfg_weight: float = 5.0  # guidance of images (paper: 5)
-    cfg_scoring: str = "guided"  # guided, cond or none (paper: not given)
+    cfg_weight: float = 5.0  # guidance of images (paper: 5); 1 is none
+    cfg_scoring: str = "guided"  # guided or cond (paper: not given)
     max_new_tokens: int = 24  # of an answer; an image always has the N tokens of its grid
 
     def __post_init__(self):
-        if self.cfg_scoring not in ("guided", "cond", "none"):
-            raise ValueError(
-                f"unknown cfg_scoring '{self.cfg_scoring}': choose one of guided, cond, none"
-            )
+        scoring, w = self.cfg_scoring, self.cfg_weight
+        if scoring not in ("guided", "cond"):
+            raise ValueError(f"unknown cfg_scoring '{scoring}': choose one of guided, cond")
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not self.cfg_weight >= 0:
-            raise ValueError(
-                f"cfg_weight must be 0 or more (1 is no guidance), got {self.cfg_weight}"
-            )
+        if not w >= 0:
+            raise ValueError(f"cfg_weight must be 0 or more (1 is no guidance), got {w}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
     @property
     def samples_guided(self) -> bool:
-        return self.cfg_scoring != "none" and self.cfg_weight != 1
+        return self.cfg_weight != 1
 
     @property
     def scores_guided(self) -> bool:
@@ -63,9 +61,8 @@ def draw(
 ) -> Tensor:  # (R,) token ids
     "Inverse CDF: the first token whose cumulative probability exceeds u."
     cdf = probs.cumsum(-1)
-    return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(
-        1
-    )  # a float32 u < 1 keeps the product below the last sum
+    # a float32 u < 1 keeps the product below the last sum
+    return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(1)
 
 # %% ../nbs/11_rollout.ipynb #72d9cb2d
 def noise(
@@ -76,12 +73,13 @@ def noise(
     T: int,  # tokens a rollout, or more
 ) -> Tensor:  # (P*k, T) uniform in [0, 1)
     "Uniform numbers that depend on (seed, step, prompt, rollout) alone."
-    digests = [hashlib.blake2b(str(p).encode(), digest_size=8).digest() for p in prompt_ids]
-    counters = [(0, 0, r, int.from_bytes(d, "little")) for d in digests for r in range(k)]
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed, step], counter=c)).random(T, np.float32)
-        for c in counters
-    ]
+    rows = []
+    for prompt_id in prompt_ids:
+        digest = hashlib.blake2b(str(prompt_id).encode(), digest_size=8).digest()
+        prompt = int.from_bytes(digest, "little")
+        for rollout in range(k):
+            bits = np.random.Philox(key=[seed, step], counter=(0, 0, rollout, prompt))
+            rows.append(np.random.Generator(bits).random(T, np.float32))
     return torch.from_numpy(np.stack(rows))
 
 # %% ../nbs/11_rollout.ipynb #847ea349
@@ -97,7 +95,8 @@ def unconditional(
     boi: int,
 ) -> Tensor:  # (P, L) ids: BOS, then pads, then BOI, as long as the prompt
     "The prompt that says nothing."
-    ids = torch.full_like(mask, pad).scatter(1, mask.argmax(1, keepdim=True), bos)
+    first = mask.argmax(1, keepdim=True)  # (P, 1)
+    ids = torch.full_like(mask, pad).scatter(1, first, bos)
     ids[:, -1] = boi
     return ids
 
@@ -109,21 +108,15 @@ class TextPrompts:
     task = "u"
     input_ids: Tensor  # (P, L) left-padded
     attention_mask: Tensor  # (P, L)
-    features: (
-        Tensor | None
-    )  # (P, N, D) of the frozen vision tower, or None: questions without an image
+    features: Tensor | None  # (P, N, D) of the frozen vision tower; None: no images
     pixels: Tensor | None = None  # (P, 3, H, W) instead, when the tower is trained
 
     def __len__(self):
         return len(self.input_ids)
 
     def __getitem__(self, rows):
-        return TextPrompts(
-            *(
-                None if x is None else x[rows]
-                for x in (self.input_ids, self.attention_mask, self.features, self.pixels)
-            )
-        )
+        parts = (self.input_ids, self.attention_mask, self.features, self.pixels)
+        return TextPrompts(*(None if x is None else x[rows] for x in parts))
 
 # %% ../nbs/11_rollout.ipynb #096f9439
 @dataclass(frozen=True, eq=False)
@@ -164,16 +157,14 @@ class Rollouts:
 
     def by_row(self) -> dict:  # name -> tensor of R rows
         "What every row has its own of."
-        return {
-            name: getattr(self, name)
-            for name in ("group", "tokens", "mask", "ended", "logp", "sample_logp")
-        }
+        names = ("group", "tokens", "mask", "ended", "logp", "sample_logp")
+        return {name: getattr(self, name) for name in names}
 
     def index(self, rows) -> "Rollouts":  # rows: a slice, a list or a tensor
         "Some of the rows."
         return replace(self, **{name: x[rows] for name, x in self.by_row().items()})
 
-
+# %% ../nbs/11_rollout.ipynb #958af637
 def join(
     parts: list,  # Rollouts of the same prompts
     pad: int,  # token id that fills up shorter rows
@@ -181,18 +172,26 @@ def join(
     "Their rows, one part after the other."
     if len(parts) == 1:
         return parts[0]
-    T, each = max(p.tokens.shape[1] for p in parts), [p.by_row() for p in parts]
-    wide = lambda name, x: (
-        F.pad(x, (0, T - x.shape[1]), value=pad if name == "tokens" else 0) if x.ndim == 2 else x
-    )
-    return replace(
-        parts[0], **{name: torch.cat([wide(name, rows[name]) for rows in each]) for name in each[0]}
-    )
+    T = max(part.tokens.shape[1] for part in parts)
+    whole = {}
+    for name in parts[0].by_row():
+        pieces = [getattr(part, name) for part in parts]
+        if pieces[0].ndim == 2:
+            fill = pad if name == "tokens" else 0
+            pieces = [F.pad(x, (0, T - x.shape[1]), value=fill) for x in pieces]
+        whole[name] = torch.cat(pieces)
+    return replace(parts[0], **whole)
 
 # %% ../nbs/11_rollout.ipynb #903a7ee4
 def through_first(stop: Tensor) -> Tensor:  # (R, T) bool -> (R, T) bool
     "True up to the first True of each row, that one included."
     return stop.cumsum(1) - stop.long() == 0
+
+# %% ../nbs/11_rollout.ipynb #9a3fddc9
+def attended_dtype(x: Tensor) -> torch.dtype:
+    "The dtype in which attention reads x."
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 # %% ../nbs/11_rollout.ipynb #ed24edb5
 class Slots(DynamicLayer):
@@ -205,67 +204,57 @@ class Slots(DynamicLayer):
         room: int,  # tokens to come
     ):
         super().__init__()
-        self.dtype, self.device, self.is_initialized = (
-            attended_dtype(layer.keys),
-            layer.keys.device,
-            True,
-        )
+        self.dtype = attended_dtype(layer.keys)
+        self.device = layer.keys.device
+        self.is_initialized = True
+        # keys and values, each (R, heads, L+room, D/heads)
         self.buffers = [
             F.pad(x.index_select(0, rows).to(self.dtype), (0, 0, 0, room))
             for x in (layer.keys, layer.values)
-        ]  # (R, heads, L+room, D/heads)
-        self.keys, self.values = (b.narrow(2, 0, layer.keys.shape[2]) for b in self.buffers)
+        ]
+        self.hand_out(layer.keys.shape[2])
+
+    def hand_out(self, n: int):  # slots that are filled
+        self.keys, self.values = (buffer.narrow(2, 0, n) for buffer in self.buffers)
 
     def update(self, keys, values, *args, **kwargs):
         start, new = self.keys.shape[2], keys.shape[2]
         for buffer, x in zip(self.buffers, (keys, values)):
             buffer.narrow(2, start, new).copy_(x)
-        self.keys, self.values = (b.narrow(2, 0, start + new) for b in self.buffers)
+        self.hand_out(start + new)
         return self.keys, self.values
-
-
-def attended_dtype(x: Tensor) -> torch.dtype:
-    "The dtype in which attention reads x."
-    return (
-        torch.get_autocast_dtype(x.device.type)
-        if torch.is_autocast_enabled(x.device.type)
-        else x.dtype
-    )
 
 # %% ../nbs/11_rollout.ipynb #fb4cd935
 class Prompt(DynamicLayer):
     "One layer's keys and values of the prompts."
 
     def update(self, keys, values, *args, **kwargs):
-        if (
-            not self.is_initialized
-        ):  # sampling keeps what attention reads; a gradient is not to be rounded
-            self.keys, self.values = (
-                x if x.requires_grad else x.to(attended_dtype(x)) for x in (keys, values)
-            )
+        if not self.is_initialized:
+            # sampling keeps what attention reads; a gradient is not to be rounded
+            self.keys = keys if keys.requires_grad else keys.to(attended_dtype(keys))
+            self.values = values if values.requires_grad else values.to(attended_dtype(values))
             self.is_initialized = True
         return keys, values
 
-
+# %% ../nbs/11_rollout.ipynb #570efbc0
 class Continued(DynamicLayer):
     "The same, handed out to the rows of their rollouts."
 
     def __init__(
-        self, layer: Prompt, rows: Tensor
-    ):  # (R,) the row of `layer` that each rollout continues
+        self,
+        layer: Prompt,
+        rows: Tensor,  # (R,) the row of `layer` that each rollout continues
+    ):
         super().__init__()
-        self.keys, self.values, self.rows, self.is_initialized = (
-            layer.keys,
-            layer.values,
-            rows,
-            True,
-        )
+        self.keys = layer.keys
+        self.values = layer.values
+        self.rows = rows
+        self.is_initialized = True
 
     def update(self, keys, values, *args, **kwargs):
-        return tuple(
-            torch.cat([old.index_select(0, self.rows), new], 2)
-            for old, new in ((self.keys, keys), (self.values, values))
-        )
+        keys = torch.cat([self.keys.index_select(0, self.rows), keys], 2)
+        values = torch.cat([self.values.index_select(0, self.rows), values], 2)
+        return keys, values
 
 # %% ../nbs/11_rollout.ipynb #f422a13c
 def patch_to(cls):
@@ -290,40 +279,16 @@ class JanusPolicy(nn.Module):
         cuda_graphs: bool = False,  # record the sampler's steps on a GPU
     ):
         super().__init__()
-        if model.config.model_type != "janus":
-            raise ValueError(
-                f"a policy needs a Janus checkpoint, and this one is '{model.config.model_type}'"
-            )
-        self.model, self.processor, self.precision, self.chunk, self.cuda_graphs = (
-            model,
-            processor,
-            precision,
-            chunk,
-            cuda_graphs,
-        )
-        ids = model.generation_config
-        self.bos, self.pad, self.boi = (
-            ids.bos_token_id,
-            ids.pad_token_id,
-            (getattr(ids, "generation_kwargs", None) or {}).get("boi_token_id"),
-        )
-        for name, value in dict(
-            bos=self.bos, pad=self.pad, eos=ids.eos_token_id, boi=self.boi
-        ).items():
-            if value is None:
-                raise ValueError(
-                    f"the checkpoint's generation config names no {name} token id: set it (boi under generation_kwargs)"
-                )
-        eos = torch.tensor(ids.eos_token_id, device=model.device).reshape(-1)  # one id or several
-        self.register_buffer("eos", eos, persistent=False)
-        self.image_tokens = model.model.vision_model.config.num_image_tokens
-        for name, n in dict(
-            VQ=model.config.vq_config.num_patches**2, processor=processor.num_image_tokens
-        ).items():
-            if n != self.image_tokens:
-                raise ValueError(
-                    f"the vision tower has {self.image_tokens} image tokens but the {name} has {n}: they must be equal"
-                )
+        kind = model.config.model_type
+        if kind != "janus":
+            raise ValueError(f"a policy needs a Janus checkpoint, and this one is '{kind}'")
+        self.model = model
+        self.processor = processor
+        self.precision = precision
+        self.chunk = chunk
+        self.cuda_graphs = cuda_graphs
+        self._read_special_ids()
+        self._read_image_tokens()
         for frozen in (model.model.vision_model, model.model.vqmodel):
             frozen.requires_grad_(False)
         for head in (model.lm_head, model.model.generation_head):
@@ -334,28 +299,63 @@ class JanusPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
-    def autocast(
-        self, cache: bool
-    ):  # cache: keep the weights' bfloat16 copies until the end, as many steps of sampling want
-        "The precision of the trunk."
-        return (
-            torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cache)
-            if self.precision == "bf16"
-            else nullcontext()
-        )
+# %% ../nbs/11_rollout.ipynb #596129f0
+@patch_to(JanusPolicy)
+def _read_special_ids(self):
+    "BOS, padding, BOI and EOS, as the checkpoint names them."
+    config = self.model.generation_config
+    self.bos = config.bos_token_id
+    self.pad = config.pad_token_id
+    self.boi = (getattr(config, "generation_kwargs", None) or {}).get("boi_token_id")
+    ids = dict(bos=self.bos, pad=self.pad, eos=config.eos_token_id, boi=self.boi)
+    for name, value in ids.items():
+        if value is None:
+            raise ValueError(
+                f"the checkpoint's generation config names no {name} token id: "
+                "set it (boi under generation_kwargs)"
+            )
+    eos = torch.tensor(config.eos_token_id, device=self.device).reshape(-1)  # one id or several
+    self.register_buffer("eos", eos, persistent=False)
+
+# %% ../nbs/11_rollout.ipynb #5edefdd5
+@patch_to(JanusPolicy)
+def _read_image_tokens(self):
+    "N, if the checkpoint's parts agree on it."
+    config = self.model.config
+    self.image_tokens = self.model.model.vision_model.config.num_image_tokens
+    counts = dict(VQ=config.vq_config.num_patches**2, processor=self.processor.num_image_tokens)
+    for name, n in counts.items():
+        if n != self.image_tokens:
+            raise ValueError(
+                f"the vision tower has {self.image_tokens} image tokens but the {name} has {n}: "
+                "they must be equal"
+            )
+
+# %% ../nbs/11_rollout.ipynb #6726ebf4
+@patch_to(JanusPolicy)
+def autocast(
+    self,
+    cache: bool,  # keep the weights' bfloat16 copies to the end, as many steps of sampling want
+):
+    "The precision of the trunk."
+    if self.precision == "bf16":
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cache)
+    return nullcontext()
 
 # %% ../nbs/11_rollout.ipynb #20398e60
 @patch_to(JanusPolicy)
 def _tokenize(self, texts, images=None, **kwargs):
     "Chat template, ids, left padding."
     image = [] if images is None else [{"type": "image"}]
-    chats = [[{"role": "user", "content": image + [{"type": "text", "text": t}]}] for t in texts]
+    chats = []
+    for text in texts:
+        content = image + [{"type": "text", "text": text}]
+        chats.append([{"role": "user", "content": content}])
     text = self.processor.apply_chat_template(chats, add_generation_prompt=True)
-    return self.processor(
-        text=text, images=images, padding=True, padding_side="left", return_tensors="pt", **kwargs
-    ).to(self.device)
+    padded = dict(padding=True, padding_side="left", return_tensors="pt")
+    return self.processor(text=text, images=images, **padded, **kwargs).to(self.device)
 
-
+# %% ../nbs/11_rollout.ipynb #5ccb1068
 @patch_to(JanusPolicy)
 def text_prompts(
     self,
@@ -367,27 +367,28 @@ def text_prompts(
         raise ValueError(
             f"{len(questions)} questions but {len(images)} images: give one image a question"
         )
-    batch, tower = self._tokenize(questions, images), self.model.model.vision_model
+    batch = self._tokenize(questions, images)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if images is None:
         return TextPrompts(ids, mask, None)
+    tower = self.model.model.vision_model
     pixels = batch["pixel_values"].to(tower.dtype)
     if any(p.requires_grad for p in tower.parameters()):
         return TextPrompts(ids, mask, None, pixels)
     with torch.no_grad(), self.autocast(False):
         return TextPrompts(ids, mask, tower(pixels).last_hidden_state)
 
-
+# %% ../nbs/11_rollout.ipynb #2ad08d8b
 @patch_to(JanusPolicy)
 def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     "Prompts to draw; each ends in BOI."
     batch = self._tokenize(prompts, generation_mode="image")
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    if (ids.gather(1, mask.argmax(1, keepdim=True)) != self.bos).any() or (
-        ids[:, -1] != self.boi
-    ).any():
+    first = ids.gather(1, mask.argmax(1, keepdim=True))  # (P, 1)
+    if (first != self.bos).any() or (ids[:, -1] != self.boi).any():
         raise ValueError(
-            "the processor does not frame an image prompt in BOS .. BOI: its tokenizer and the generation config disagree"
+            "the processor does not frame an image prompt in BOS .. BOI: "
+            "its tokenizer and the generation config disagree"
         )
     return ImagePrompts(ids, mask)
 
@@ -395,77 +396,11 @@ def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
 @patch_to(JanusPolicy)
 def embed(self, task: str, tokens: Tensor) -> Tensor:  # (R, T) -> (R, T, D)
     "Completion tokens as trunk inputs: text ids and image ids have separate tables."
-    x = (
-        self.model.get_input_embeddings()(tokens)
-        if task == "u"
-        else self.model.prepare_embeddings_for_image_generation(tokens)
-    )
-    return x.to(self.model.model.language_model.norm.weight.dtype)
-
-
-@patch_to(JanusPolicy)
-def head(
-    self, task: str, states: Tensor, R: int = None, w: float = 1.0
-) -> Tensor:  # (R or 2R, .., D) -> (R, .., V) float32; without R, a row each
-    "The logits of the task's own vocabulary, guided before the last linear layer: its result is the same, and half as large."
-    with torch.autocast(states.device.type, enabled=False):
-        if task == "u":
-            return self.model.lm_head(states.float())
-        head = self.model.model.generation_head
-        return head.vision_head(
-            guide(head.activation_fn(head.proj_out(states.float())), R or len(states), w)
-        )
-
-
-@patch_to(JanusPolicy)
-def trunk(self, x, mask, position_ids, cache) -> Tensor:  # -> (R, T, D)
-    "The shared language model, from embeddings to states."
-    return self.model.model.language_model(
-        inputs_embeds=x,
-        attention_mask=mask,
-        position_ids=position_ids,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-
-# %% ../nbs/11_rollout.ipynb #2676df47
-@patch_to(JanusPolicy)
-def prefill(
-    self,
-    prompts: TextPrompts | ImagePrompts,
-    group: Tensor,  # (R,) the prompt of each row
-    twice: bool,  # append the unconditional rows
-    room: int = 0,  # tokens to come, when sampling; 0: a cache that lets gradients through
-) -> tuple:  # last states (R or 2R, 1, D), cache, mask (R or 2R, L)
-    "Run each prompt once and give every rollout its own row of the result."
-    if self.training and self.model.model.language_model.layers[0].gradient_checkpointing:
-        raise ValueError(
-            "gradient checkpointing of transformers drops the cache of the prompt, so scores would ignore the prompt: use policy.checkpoint_layers()"
-        )
-    ids, mask, rows, core = prompts.input_ids, prompts.attention_mask, group, self.model.model
-    x = self.embed("u", ids)
-    if prompts.task == "u" and (prompts.features is not None or prompts.pixels is not None):
-        features = (
-            prompts.features
-            if prompts.pixels is None
-            else core.vision_model(prompts.pixels).last_hidden_state
-        )
-        seen = core.aligner(features).to(x.dtype)
-        x = x.masked_scatter((ids == self.model.config.image_token_id)[..., None], seen)
-    if twice:
-        spans, which = mask.unique(dim=0, return_inverse=True)
-        x = torch.cat([x, self.embed("u", unconditional(spans, self.bos, self.pad, self.boi))])
-        mask, rows = torch.cat([mask, spans]), torch.cat([group, len(mask) + which[group]])
-    prompt, cache = DynamicCache(), DynamicCache()
-    prompt.layers = [Prompt() for _ in core.language_model.layers]
-    states = self.trunk(x, mask, positions(mask), prompt)[:, -1:]
-    if room:
-        cache.layers = [
-            Slots(prompt.layers.pop(0), rows, room) for _ in core.language_model.layers
-        ]  # each leaves as its rows take over
+    if task == "u":
+        x = self.model.get_input_embeddings()(tokens)
     else:
-        cache.layers = [Continued(layer, rows) for layer in prompt.layers]
-    return states.index_select(0, rows), cache, mask[rows]
+        x = self.model.prepare_embeddings_for_image_generation(tokens)
+    return x.to(self.model.model.language_model.norm.weight.dtype)
 
 # %% ../nbs/11_rollout.ipynb #ddf66f02
 def guide(
@@ -479,19 +414,128 @@ def guide(
     cond, uncond = logits.chunk(2)
     return uncond + w * (cond - uncond)
 
+# %% ../nbs/11_rollout.ipynb #52c95326
+@patch_to(JanusPolicy)
+def head(
+    self,
+    task: str,
+    states: Tensor,  # (R, .., D), or (2R, .., D): conditional, then unconditional
+    R: int = None,  # rows of the result; None: as many as there are states
+    w: float = 1.0,  # CFG weight
+) -> Tensor:  # (R, .., V) float32
+    "The logits of the task's own vocabulary, guided where there are more states than R."
+    with torch.autocast(states.device.type, enabled=False):
+        if task == "u":
+            return self.model.lm_head(states.float())
+        head = self.model.model.generation_head
+        hidden = head.activation_fn(head.proj_out(states.float()))
+        # guided before the last linear layer: the result is the same, and half as large
+        hidden = guide(hidden, R or len(states), w)
+        return head.vision_head(hidden)
+
+# %% ../nbs/11_rollout.ipynb #4c6c2f7a
+@patch_to(JanusPolicy)
+def trunk(self, x, mask, position_ids, cache) -> Tensor:  # -> (R, T, D)
+    "The shared language model, from embeddings to states."
+    return self.model.model.language_model(
+        inputs_embeds=x,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+
+# %% ../nbs/11_rollout.ipynb #e19c3447
+@patch_to(JanusPolicy)
+def embed_prompts(self, prompts: TextPrompts | ImagePrompts) -> Tensor:  # (P, L, D)
+    "Prompts as trunk inputs, images in the places that the processor left for them."
+    ids, core = prompts.input_ids, self.model.model
+    x = self.embed("u", ids)
+    if prompts.task == "g" or (prompts.features is None and prompts.pixels is None):
+        return x
+    if prompts.pixels is None:
+        features = prompts.features
+    else:
+        features = core.vision_model(prompts.pixels).last_hidden_state
+    seen = core.aligner(features).to(x.dtype)  # (P, N, D)
+    return x.masked_scatter((ids == self.model.config.image_token_id)[..., None], seen)
+
+# %% ../nbs/11_rollout.ipynb #2676df47
+@patch_to(JanusPolicy)
+def prefill(
+    self,
+    prompts: TextPrompts | ImagePrompts,
+    group: Tensor,  # (R,) the prompt of each row
+    twice: bool,  # append the unconditional rows
+    room: int = 0,  # tokens to come, when sampling; 0: a cache that lets gradients through
+) -> tuple:  # last states (R or 2R, 1, D), cache, mask (R or 2R, L)
+    "Run each prompt once and give every rollout its own row of the result."
+    layers = self.model.model.language_model.layers
+    if self.training and layers[0].gradient_checkpointing:
+        raise ValueError(
+            "gradient checkpointing of transformers drops the cache of the prompt, "
+            "so scores would ignore the prompt: use policy.checkpoint_layers()"
+        )
+    x = self.embed_prompts(prompts)  # (P, L, D)
+    mask = prompts.attention_mask  # (P, L)
+    rows = group  # (R,) the row of x that each rollout continues
+    if twice:  # S unconditional prompts, one for each length
+        spans, which = mask.unique(dim=0, return_inverse=True)  # (S, L), (P,)
+        nothing = unconditional(spans, self.bos, self.pad, self.boi)
+        x = torch.cat([x, self.embed("u", nothing)])  # (P+S, L, D)
+        rows = torch.cat([group, len(mask) + which[group]])  # (2R,)
+        mask = torch.cat([mask, spans])  # (P+S, L)
+    prompt, cache = DynamicCache(), DynamicCache()
+    prompt.layers = [Prompt() for _ in layers]
+    states = self.trunk(x, mask, positions(mask), prompt)[:, -1:]  # (P or P+S, 1, D)
+    if room:  # a prompt's layer leaves as its rows take over
+        cache.layers = [Slots(prompt.layers.pop(0), rows, room) for _ in layers]
+    else:
+        cache.layers = [Continued(layer, rows) for layer in prompt.layers]
+    return states.index_select(0, rows), cache, mask[rows]
+
+# %% ../nbs/11_rollout.ipynb #4caf7ee5
+def pick(
+    logits: Tensor,  # (R, V) guided, or (2R, V) where the conditional ones are scored
+    u: Tensor,  # (R,) uniform in [0, 1)
+    sampling: Sampling,
+) -> tuple:  # tokens, log-probs as scored and as sampled, (R,) each
+    "The next token of every row."
+    R = len(u)
+    mixed = guide(logits, R, sampling.cfg_weight)
+    if sampling.temperature == 0:  # greedy: the token has probability 1
+        sure = torch.zeros_like(mixed[:, 0])
+        return mixed.argmax(-1), sure, sure
+    probs = (mixed / sampling.temperature).softmax(-1)
+    token = draw(probs, u)
+    drawn = probs.gather(1, token[:, None])[:, 0].log()
+    if len(logits) == R:
+        return token, drawn, drawn
+    cond = (logits[:R] / sampling.temperature).log_softmax(-1)
+    return token, cond.gather(1, token[:, None])[:, 0], drawn
+
 # %% ../nbs/11_rollout.ipynb #6ad66346
 @patch_to(JanusPolicy)
-def stepper(self, state, cache, mask, T):  # -> function: inputs (R, 1, D), t -> states (R, 1, D)
+def stepper(
+    self,
+    state: Tensor,  # (R, 1, D), as the prompts leave it; R counts unconditional rows, too
+    cache: DynamicCache,  # of `Slots`
+    mask: Tensor,  # (R, L) of the prompts
+    T: int,  # tokens to come
+):  # function: inputs (R, 1, D), t -> states (R, 1, D)
     "One token further."
-    place, L = mask.sum(1, keepdim=True), mask.shape[1]
-    hide = (
-        None
-        if mask.all()
-        else F.pad((1 - mask.to(state)) * torch.finfo(state.dtype).min, (0, T))[:, None, None]
-    )
-    return lambda x, t: self.trunk(
-        x, None if hide is None else hide[..., : L + t + 1], place + t, cache
-    )
+    place = mask.sum(1, keepdim=True)  # (R, 1)
+    L = mask.shape[1]
+    bias = None  # of attention: nothing to hide
+    if not mask.all():
+        bias = F.pad((1 - mask.to(state)) * torch.finfo(state.dtype).min, (0, T))
+        bias = bias[:, None, None]  # (R, 1, 1, L+T)
+
+    def further(x, t):
+        so_far = None if bias is None else bias[..., : L + t + 1]
+        return self.trunk(x, so_far, place + t, cache)
+
+    return further
 
 # %% ../nbs/11_rollout.ipynb #faeade2a
 class Named(DynamicLayer):
@@ -499,24 +543,27 @@ class Named(DynamicLayer):
 
     def __init__(self, slots: Slots, at: Tensor, n: int):  # at (1,)
         super().__init__()
-        self.buffers, self.at, self.is_initialized = slots.buffers, at, True
-        self.keys, self.values = (b.narrow(2, 0, n) for b in self.buffers)
+        self.buffers = slots.buffers
+        self.at = at
+        self.is_initialized = True
+        self.keys, self.values = (buffer.narrow(2, 0, n) for buffer in self.buffers)
 
     def update(self, keys, values, *args, **kwargs):
         for buffer, x in zip(self.buffers, (keys, values)):
             buffer.index_copy_(2, self.at, x.to(buffer.dtype))
         return self.keys, self.values
 
-
+# %% ../nbs/11_rollout.ipynb #4263f529
 def record(
-    step, device: torch.device
-):  # step: works in place and asks nothing of the device -> the same, in one launch
+    step,  # function that works in place and asks nothing of the device
+    device: torch.device,
+):  # the same, in one launch
     "A CUDA graph of a step; a CPU has nothing to record."
     if device.type != "cuda":
         return step
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step()  # other threads may go on
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
+        step()
     return graph.replay
 
 # %% ../nbs/11_rollout.ipynb #ff494a06
@@ -524,35 +571,34 @@ STRETCH = 64  # tokens between recordings
 
 
 @patch_to(JanusPolicy)
-def recorded_stepper(self, state, cache, mask, T):  # -> as `stepper`
-    "One token further, in place: the first step of a stretch runs as it is, the second is recorded, the others replay it."
-    at, place, inputs, step = (
-        mask.new_full((1,), mask.shape[1]),
-        mask.sum(1, keepdim=True),
-        torch.empty_like(state),
-        None,
-    )
-    hide = (F.pad(1 - mask, (0, T), value=1).to(state) * torch.finfo(state.dtype).min)[
-        :, None, None
-    ]  # (R, 1, 1, L+T)
+def recorded_stepper(self, state, cache, mask, T):  # as `stepper`
+    "One token further, in place: a stretch runs its first step, records its second, replays it."
+    at = mask.new_full((1,), mask.shape[1])  # the slot to fill
+    place = mask.sum(1, keepdim=True)  # (R, 1)
+    inputs = torch.empty_like(state)  # (R, 1, D)
+    # of attention: hides padding, and slots until they are filled
+    bias = F.pad(1 - mask, (0, T), value=1).to(state) * torch.finfo(state.dtype).min
+    bias = bias[:, None, None]  # (R, 1, 1, L+T)
 
     def over(n):  # slots
         named = DynamicCache()
         named.layers = [Named(slots, at, n) for slots in cache.layers]
 
         def step():
-            hide.index_fill_(3, at, 0.0)
-            state.copy_(self.trunk(inputs, hide[..., :n], place, named))
+            bias.index_fill_(3, at, 0.0)
+            state.copy_(self.trunk(inputs, bias[..., :n], place, named))
             place.add_(1)
             at.add_(1)
 
         return step
 
+    step = None
+
     def further(x, t):
         nonlocal step
         inputs.copy_(x)
         if t % STRETCH == 0:
-            step = over(min(hide.shape[-1], mask.shape[1] + t + STRETCH))
+            step = over(min(bias.shape[-1], mask.shape[1] + t + STRETCH))
         elif t % STRETCH == 1:
             step = record(step, x.device)
         step()
@@ -563,39 +609,40 @@ def recorded_stepper(self, state, cache, mask, T):  # -> as `stepper`
 # %% ../nbs/11_rollout.ipynb #75e9837a
 @patch_to(JanusPolicy)
 @torch.inference_mode()
-def _decode(self, prompts, group, u, sampling):
-    "Tokens, log-probs as scored and as sampled (R, T), for rows that continue the prompts named in group (R,)."
-    task, twice = prompts.task, prompts.task == "g" and sampling.samples_guided
+def _decode(
+    self,
+    prompts: TextPrompts | ImagePrompts,
+    group: Tensor,  # (R,) the prompt that each row continues
+    u: Tensor,  # (R, T or more) uniform in [0, 1)
+    sampling: Sampling,
+) -> tuple:  # tokens, log-probs as scored and as sampled, (R, T) each
+    "Draw some rows, token by token."
+    task = prompts.task
+    R, T = len(group), self.length(task, sampling)
+    u = u.T.contiguous()  # (T, R)
+    twice = task == "g" and sampling.samples_guided
     apart = twice and not sampling.scores_guided  # the conditional logits are wanted, too
-    R, T, ask = len(group), self.length(task, sampling), 1 if u.device.type == "cpu" else 16
     used, mine = group.unique(return_inverse=True)
     state, cache, mask = self.prefill(prompts[used], mine, twice, room=T)
-    further = (self.recorded_stepper if self.cuda_graphs else self.stepper)(state, cache, mask, T)
-    ended, out, u = torch.zeros(R, dtype=torch.bool, device=u.device), [], u.T.contiguous()
+    stepper = self.recorded_stepper if self.cuda_graphs else self.stepper
+    further = stepper(state, cache, mask, T)
+    ask_every = 1 if u.device.type == "cpu" else 16
+    ended = torch.zeros(R, dtype=torch.bool, device=u.device)
+    steps = []
     for t in range(T):
         logits = self.head(task, state[:, -1], None if apart else R, sampling.cfg_weight)
-        mixed = guide(logits, R, sampling.cfg_weight)
-        if sampling.temperature == 0:  # greedy: the token has probability 1
-            token = mixed.argmax(-1)
-            scored = drawn = torch.zeros_like(mixed[:, 0])
-        else:
-            probs = (mixed / sampling.temperature).softmax(-1)
-            token = draw(probs, u[t])
-            scored = drawn = probs.gather(1, token[:, None])[:, 0].log()
-            if apart:
-                scored = (
-                    (logits[:R] / sampling.temperature)
-                    .log_softmax(-1)
-                    .gather(1, token[:, None])[:, 0]
-                )
-        out.append((token, scored, drawn))
+        steps.append(pick(logits, u[t], sampling))
+        if t + 1 == T:
+            break
+        token = steps[-1][0]
         if task == "u":
             ended |= torch.isin(token, self.eos)
-        if t + 1 == T or task == "u" and (t + 1) % ask == 0 and ended.all():
-            break
-        x = self.embed(task, token[:, None])
+            if (t + 1) % ask_every == 0 and ended.all():
+                break
+        x = self.embed(task, token[:, None])  # (R, 1, D)
         state = further(x.repeat(2, 1, 1) if twice else x, t)
-    return tuple(torch.stack(x, 1) for x in zip(*out))
+    tokens, logp, sample_logp = zip(*steps)
+    return torch.stack(tokens, 1), torch.stack(logp, 1), torch.stack(sample_logp, 1)
 
 # %% ../nbs/11_rollout.ipynb #ea718bd7
 @patch_to(JanusPolicy)
@@ -603,15 +650,14 @@ def length(self, task: str, sampling: Sampling) -> int:
     "The most tokens that a completion can have."
     return self.image_tokens if task == "g" else sampling.max_new_tokens
 
-
+# %% ../nbs/11_rollout.ipynb #94ae1b9a
 @patch_to(JanusPolicy)
 def vocabulary(self, task: str) -> int:
     "How many tokens the task's head knows."
-    return (
-        self.model.lm_head if task == "u" else self.model.model.generation_head.vision_head
-    ).out_features
+    head = self.model.lm_head if task == "u" else self.model.model.generation_head.vision_head
+    return head.out_features
 
-
+# %% ../nbs/11_rollout.ipynb #28f573bf
 @patch_to(JanusPolicy)
 def rows_that_fit(
     self,
@@ -620,23 +666,43 @@ def rows_that_fit(
     sampling: Sampling,
 ) -> int:
     "Rollouts to draw at once."
-    c, dtype = (
-        self.model.config.text_config,
-        self.model.dtype if self.precision == "fp32" else torch.bfloat16,
-    )
-    width = (
-        2
-        * c.num_hidden_layers
-        * c.num_key_value_heads
-        * (c.hidden_size // c.num_attention_heads)
-        * dtype.itemsize
-    )
-    twice = prompts.task == "g" and sampling.samples_guided
+    task, config = prompts.task, self.model.config.text_config
+    dtype = self.model.dtype if self.precision == "fp32" else torch.bfloat16
+    head_width = config.hidden_size // config.num_attention_heads
+    kv_width = 2 * config.num_hidden_layers * config.num_key_value_heads * head_width
+    tokens = prompts.input_ids.shape[1] + self.length(task, sampling)
+    twice = task == "g" and sampling.samples_guided
     apart = twice and not sampling.scores_guided  # two rows of logits, too
-    row = (1 + twice) * width * (
-        prompts.input_ids.shape[1] + self.length(prompts.task, sampling)
-    ) + (1 + apart) * 6 * 4 * self.vocabulary(prompts.task)
-    return max(1, int(gb * 1e9 / row))
+    kv_bytes = (1 + twice) * kv_width * dtype.itemsize * tokens
+    logit_bytes = (1 + apart) * 6 * 4 * self.vocabulary(task)  # six copies in float32
+    return max(1, int(gb * 1e9 / (kv_bytes + logit_bytes)))
+
+# %% ../nbs/11_rollout.ipynb #3ae91213
+@patch_to(JanusPolicy)
+def _sample_rows(
+    self,
+    prompts: TextPrompts | ImagePrompts,
+    k: int,
+    group: Tensor,  # (R,) the prompt that each row continues
+    u: Tensor,  # (R, T or more) uniform in [0, 1)
+    sampling: Sampling,
+) -> Rollouts:
+    "Draw some rows at once."
+    with self.autocast(True):
+        drawn = self._decode(prompts, group, u, sampling)
+    # copies may meet a gradient; what inference mode made may not
+    tokens, logp, sample_logp = (x.clone() for x in drawn)
+    if prompts.task == "u":
+        stop = torch.isin(tokens, self.eos)
+    else:
+        stop = torch.zeros_like(tokens, dtype=torch.bool)
+    ended = stop.any(1) | (prompts.task == "g")
+    mask = through_first(stop)
+    tokens = tokens.masked_fill(~mask, self.pad)
+    columns = (tokens, mask, logp * mask, sample_logp * mask)
+    longest = int(mask.sum(1).max())
+    tokens, mask, logp, sample_logp = (x[:, :longest] for x in columns)
+    return Rollouts(prompts, k, group, tokens, mask, ended, logp, sample_logp, sampling)
 
 # %% ../nbs/11_rollout.ipynb #f3d20c60
 @patch_to(JanusPolicy)
@@ -655,102 +721,84 @@ def sample(
         noise = torch.zeros(R, T)
     if len(noise) != R or noise.shape[1] < T:
         raise ValueError(
-            f"noise has shape {tuple(noise.shape)}, but {len(prompts)} prompts x {k} rollouts of {T} tokens need ({R}, {T})"
+            f"noise has shape {tuple(noise.shape)}, but {len(prompts)} prompts x {k} rollouts "
+            f"of {T} tokens need ({R}, {T})"
         )
-    group, parts = torch.arange(len(prompts)).repeat_interleave(k), []
-    for part in (torch.arange(R) if rows is None else rows).split(
-        self.rows_that_fit(gb, prompts, sampling)
-    ):
-        of, u = group[part].to(self.device), noise[part].to(self.device)
-        with self.autocast(True):
-            tokens, logp, sample_logp = (x.clone() for x in self._decode(prompts, of, u, sampling))
-        stop = (
-            torch.isin(tokens, self.eos)
-            if prompts.task == "u"
-            else torch.zeros_like(tokens, dtype=torch.bool)
-        )
-        mask, ended = through_first(stop), stop.any(1) | (prompts.task == "g")
-        whole = Rollouts(
-            prompts,
-            k,
-            of,
-            tokens.masked_fill(~mask, self.pad),
-            mask,
-            ended,
-            logp * mask,
-            sample_logp * mask,
-            sampling,
-        )
-        n = int(mask.sum(1).max())
-        parts.append(
-            replace(whole, **{name: x[:, :n] for name, x in whole.by_row().items() if x.ndim == 2})
-        )
+    group = torch.arange(len(prompts)).repeat_interleave(k)  # (R,)
+    if rows is None:
+        rows = torch.arange(R)
+    parts = []
+    for part in rows.split(self.rows_that_fit(gb, prompts, sampling)):
+        mine, u = group[part].to(self.device), noise[part].to(self.device)
+        parts.append(self._sample_rows(prompts, k, mine, u, sampling))
     return join(parts, self.pad)
 
 # %% ../nbs/11_rollout.ipynb #bf62d039
 @patch_to(JanusPolicy)
 def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional, then unconditional
     "The states that predict each completion token; of a prompt, its last."
-    task, tokens, twice = (
-        rollouts.task,
-        rollouts.tokens,
-        rollouts.task == "g" and rollouts.sampling.scores_guided,
-    )
+    task, tokens = rollouts.task, rollouts.tokens
+    twice = task == "g" and rollouts.sampling.scores_guided
     used, group = rollouts.group.unique(return_inverse=True)
     states, cache, mask = self.prefill(rollouts.prompts[used], group, twice)
-    if (new := tokens.shape[1] - 1) > 0:
-        x, mask = self.embed(task, tokens[:, :-1]), F.pad(mask, (0, new), value=1)
-        more = self.trunk(x.repeat(2, 1, 1) if twice else x, mask, positions(mask)[:, -new:], cache)
-        states = torch.cat([states, more], 1)
-    return states
+    new = tokens.shape[1] - 1
+    if new < 1:
+        return states
+    x = self.embed(task, tokens[:, :-1])  # (R, T-1, D)
+    x = x.repeat(2, 1, 1) if twice else x
+    mask = F.pad(mask, (0, new), value=1)  # (R or 2R, L+T-1)
+    more = self.trunk(x, mask, positions(mask)[:, -new:], cache)
+    return torch.cat([states, more], 1)
 
-
+# %% ../nbs/11_rollout.ipynb #951c83ec
 @patch_to(JanusPolicy)
 def logits(self, rollouts: Rollouts) -> Tensor:  # (R, T, V) float32, before the temperature
-    "Logits of the scored distribution at every completion token: to look at, for training never needs them all."
-    return self.head(
-        rollouts.task, self.states(rollouts), len(rollouts), rollouts.sampling.cfg_weight
-    )
+    "The scored distribution at every token: to look at, for training never needs it whole."
+    states, w = self.states(rollouts), rollouts.sampling.cfg_weight
+    return self.head(rollouts.task, states, len(rollouts), w)
 
 # %% ../nbs/11_rollout.ipynb #ce22ab4d
 @patch_to(JanusPolicy)
-def _part(
-    self, task, sampling, states, tokens
-) -> Tensor:  # states (1 or 2, n, D), tokens (n,) -> (n,)
+def _logp_of(
+    self,
+    task: str,
+    sampling: Sampling,
+    states: Tensor,  # (1 or 2, n, D): conditional, then unconditional
+    tokens: Tensor,  # (n,)
+) -> Tensor:  # (n,)
     "Log-probs of a few tokens."
-    logits = (
-        self.head(task, states.flatten(0, 1), len(tokens), sampling.cfg_weight)
-        / sampling.temperature
-    )
+    n, w = len(tokens), sampling.cfg_weight
+    logits = self.head(task, states.flatten(0, 1), n, w) / sampling.temperature  # (n, V)
     return -F.cross_entropy(logits, tokens, reduction="none")
 
-
+# %% ../nbs/11_rollout.ipynb #5692585c
 @patch_to(JanusPolicy)
 def forward(
-    self, rollouts: Rollouts, rows=None
+    self,
+    rollouts: Rollouts,
+    rows=None,  # score only these: a slice, a list or a tensor
 ) -> Tensor:  # (R, T) float32 with gradient, 0 off the mask
     "Log-probs of the rollouts' tokens under the scored distribution."
     if rows is not None:
         rollouts = rollouts.index(rows)
-    if rollouts.sampling.temperature == 0:
+    task, sampling = rollouts.task, rollouts.sampling
+    if sampling.temperature == 0:
         raise ValueError(
-            "greedy rollouts (temperature 0) have no log-probs to score: sample with a temperature above 0"
+            "greedy rollouts (temperature 0) have no log-probs to score: "
+            "sample with a temperature above 0"
         )
     with self.autocast(False):
-        states = self.states(rollouts)
+        states = self.states(rollouts)  # (R or 2R, T, D)
     states = states.unflatten(0, (-1, len(rollouts))).flatten(1, 2)  # (1 or 2, R*T, D)
-    n, part = (
-        max(1, self.chunk // self.vocabulary(rollouts.task)),
-        partial(self._part, rollouts.task, rollouts.sampling),
-    )
-    parts = list(zip(states.split(n, 1), rollouts.tokens.flatten().split(n)))
-    logp = (
-        part(*parts[0])
-        if len(parts) == 1
-        else torch.cat(
-            [checkpoint(part, *p, use_reentrant=False, preserve_rng_state=False) for p in parts]
-        )
-    )
+    tokens = rollouts.tokens.flatten()  # (R*T,)
+    logp_of = partial(self._logp_of, task, sampling)
+    n = max(1, self.chunk // self.vocabulary(task))  # tokens at a time
+    if len(tokens) <= n:
+        logp = logp_of(states, tokens)
+    else:
+        again = partial(checkpoint, logp_of, use_reentrant=False, preserve_rng_state=False)
+        parts = zip(states.split(n, 1), tokens.split(n))
+        logp = torch.cat([again(*few) for few in parts])
     return logp.view_as(rollouts.tokens) * rollouts.mask
 
 # %% ../nbs/11_rollout.ipynb #4365397b
@@ -764,8 +812,9 @@ def checkpoint_layers(self):
 
 # %% ../nbs/11_rollout.ipynb #a09458b1
 def gap(
-    rollouts: Rollouts, logp: Tensor
-) -> float:  # logp (R, T) by the scorer, with the weights that sampled
+    rollouts: Rollouts,
+    logp: Tensor,  # (R, T) by the scorer, with the weights that sampled
+) -> float:
     "Largest |log-prob as recorded - log-prob as replayed|."
     return ((rollouts.logp - logp.detach()).abs() * rollouts.mask).max().item()
 
@@ -774,11 +823,10 @@ def gap(
 def texts(self, rollouts: Rollouts) -> list:  # (R,) str
     "Answers as written, special tokens included, the final EOS not."
     keep = rollouts.mask & ~torch.isin(rollouts.tokens, self.eos)
-    return self.processor.tokenizer.batch_decode(
-        [t[m].tolist() for t, m in zip(rollouts.tokens, keep)], clean_up_tokenization_spaces=False
-    )
+    ids = [row[kept].tolist() for row, kept in zip(rollouts.tokens, keep)]
+    return self.processor.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
 
-
+# %% ../nbs/11_rollout.ipynb #7948812f
 @patch_to(JanusPolicy)
 @torch.inference_mode()
 def images(
@@ -788,5 +836,8 @@ def images(
 ) -> np.ndarray:  # (R, H, W, 3) uint8
     "Drawings, decoded by the VQ autoencoder."
     n = max(1, chunk // self.model.config.vision_config.image_size**2)
-    pixels = [self.model.decode_image_tokens(t).float() for t in rollouts.tokens.split(n)]
-    return torch.cat([((x + 1) * 127.5).round().clamp(0, 255).byte() for x in pixels]).cpu().numpy()
+    drawn = []
+    for tokens in rollouts.tokens.split(n):
+        x = self.model.decode_image_tokens(tokens).float()  # (n, H, W, 3), about -1 to 1
+        drawn.append(((x + 1) * 127.5).round().clamp(0, 255).byte())
+    return torch.cat(drawn).cpu().numpy()

@@ -21,61 +21,42 @@ def test_only_the_exact_form_is_read():
 
 # %% ../nbs/12_rewards.ipynb #f4a6d4ba
 def test_accuracy_takes_words_or_letter():
+    def say(answer):
+        return f"<think>x</think><answer>{answer}</answer>"
+
+
     truth = dict(choices=["pink", "blue", "red", "green"], answer="red")
-    say = lambda a: f"<think>x</think><answer>{a}</answer>"
-    got = answer_accuracy(
-        ["q"] * 6, [say("red"), say("Red"), say("C"), say("A"), say("red or blue"), "red"], [truth] * 6
-    )
-    assert got == [1, 1, 1, 0, 0, 0] and answer_accuracy(
-        ["q"], ["C"], [dict(choices=[], answer="")]
-    ) == [None]
+    texts = [say("red"), say("Red"), say("C"), say("A"), say("red or blue"), "red"]
+    assert answer_accuracy(["q"] * 6, texts, [truth] * 6) == [1, 1, 1, 0, 0, 0]
+    assert answer_accuracy(["q"], ["C"], [dict(choices=[], answer="")]) == [None]
 
 # %% ../nbs/12_rewards.ipynb #ba4dc91d
 def test_each_matcher_judges_by_its_own_rule():
     def judged(answer, said, matcher, choices=()):
         truth = dict(choices=list(choices), answer=answer, matcher=matcher)
-        return [
-            answer_accuracy(["q"], [f"<think>x</think><answer>{a}</answer>"], [truth])[0] for a in said
-        ]
+        texts = [f"<think>x</think><answer>{words}</answer>" for words in said]
+        return [answer_accuracy(["q"], [text], [truth])[0] for text in texts]
 
 
-    assert judged(
-        "1,200", ["1200", "1200.0", "1.2e3", "1201", "twelve hundred", "1,2,00"], "number"
-    ) == [1, 1, 1, 0, 0, 0]
-    assert judged("1/3", ["0.3333", "2/6", "33.33%", "0.3", "1/3 or 2/3", "-1/3"], "number") == [
-        1,
-        1,
-        1,
-        0,
-        0,
-        0,
-    ]
-    assert judged("25%", ["0.25", "1/4", "25 %", "25"], "number") == [1, 1, 1, 0] and judged(
-        "many", ["many"], "number"
-    ) == judged("...", [""], "text") == [None]
-    assert judged(
-        "a STOP sign", ["stop sign", "The stop sign.", "stop", "a stop sign or not"], "text"
-    ) == [1, 1, 0, 0]
-    assert judged("no", ["no", "No", "B", "A", "yes", "C"], "choice", ["yes", "no"]) == [
-        1,
-        1,
-        1,
-        0,
-        0,
-        0,
-    ]
-    assert judged("A", ["A", "b", "B"], "choice", ["B", "A"]) == [
-        1,
-        0,
-        0,
-    ]  # choices that are letters: only words count
-    assert judged("h", ["H"], "choice", ["x1", "x2", "x3", "x4", "x5", "x6", "x7", "h"]) == [
-        1
-    ] and judged("x", ["x"], None) == [None]
+    numbers = ["1200", "1200.0", "1.2e3", "1201", "twelve hundred", "1,2,00"]
+    assert judged("1,200", numbers, "number") == [1, 1, 1, 0, 0, 0]
+    thirds = ["0.3333", "2/6", "33.33%", "0.3", "1/3 or 2/3", "-1/3"]
+    assert judged("1/3", thirds, "number") == [1, 1, 1, 0, 0, 0]
+    assert judged("25%", ["0.25", "1/4", "25 %", "25"], "number") == [1, 1, 1, 0]
+    assert judged("many", ["many"], "number") == [None]
+    assert judged("...", [""], "text") == [None]
+    signs = ["stop sign", "The stop sign.", "stop", "a stop sign or not"]
+    assert judged("a STOP sign", signs, "text") == [1, 1, 0, 0]
+    noes = ["no", "No", "B", "A", "yes", "C"]
+    assert judged("no", noes, "choice", ["yes", "no"]) == [1, 1, 1, 0, 0, 0]
+    # choices that are letters: only words count
+    assert judged("A", ["A", "b", "B"], "choice", ["B", "A"]) == [1, 0, 0]
+    eight = ["x1", "x2", "x3", "x4", "x5", "x6", "x7", "h"]
+    assert judged("h", ["H"], "choice", eight) == [1]
+    assert judged("x", ["x"], None) == [None]
     for matcher in "number", "text", "choice":
-        assert answer_accuracy(
-            ["q"], ["5"], [dict(choices=["5", "6"], answer="5", matcher=matcher)]
-        ) == [0]  # no form, no reward
+        truth = dict(choices=["5", "6"], answer="5", matcher=matcher)
+        assert answer_accuracy(["q"], ["5"], [truth]) == [0]  # no form, no reward
 
 # %% ../nbs/12_rewards.ipynb #a4f7f5be
 from pairuni_nb.world import records, render
@@ -89,24 +70,27 @@ def test_scene_reward_knows_what_it_cannot_tell():
 
 # %% ../nbs/12_rewards.ipynb #304a9712
 def test_a_copy_of_the_target_earns_one():
-    flat = lambda images: torch.nn.functional.normalize(
-        torch.tensor(np.stack([np.asarray(i, np.float32).ravel() - 128 for i in images])), dim=1
-    )
+    def flat(images):
+        x = np.stack([np.asarray(image, np.float32).ravel() - 128 for image in images])
+        return torch.nn.functional.normalize(torch.tensor(x), dim=1)
+
+
     rs = records("g", 3, seed=2)
     x = np.stack([np.asarray(r["image"]) for r in rs])
     score = target_similarity(flat)
-    assert np.allclose(score([""] * 3, x, rs), 1, atol=1e-5) and max(score([""] * 3, 255 - x, rs)) < 0.1
+    assert np.allclose(score([""] * 3, x, rs), 1, atol=1e-5)
+    assert max(score([""] * 3, 255 - x, rs)) < 0.1
 
 # %% ../nbs/12_rewards.ipynb #1e7c8307
 def test_matrix_keeps_groups_together():
-    m = reward_matrix(
-        lambda p, o, t: [None if x == 3 else x for x in o], ["a", "b"], [0, 1, 2, 3, 4, 5], [{}, {}], 3
-    )
-    assert (
-        m.shape == (2, 3)
-        and m[0].tolist() == [0, 1, 2]
-        and m[1].isnan().tolist() == [True, False, False]
-    )
+    def all_but_three(prompts, outputs, truths):
+        return [None if x == 3 else x for x in outputs]
+
+
+    m = reward_matrix(all_but_three, ["a", "b"], [0, 1, 2, 3, 4, 5], [{}, {}], 3)
+    assert m.shape == (2, 3)
+    assert m[0].tolist() == [0, 1, 2]
+    assert m[1].isnan().tolist() == [True, False, False]
 
 # %% ../nbs/12_rewards.ipynb #ac6d8f00
 def test_short_reward_is_refused():

@@ -57,6 +57,7 @@ def test_greedy_rollouts_are_not_scored():
         dict(cfg_weight=-1.0),
         dict(max_new_tokens=0),
         dict(cfg_scoring="Guided"),
+        dict(cfg_scoring="none"),
     ],
 )
 def test_bad_sampling_is_named(bad):
