@@ -6,8 +6,8 @@ import pytest
 
 from pairuni_nb.load import load_records
 from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
-from pairuni_nb.records import save_records
-from pairuni_nb.report import answer_part, verdict
+from pairuni_nb.records import save_records, write_json
+from pairuni_nb.report import judged, write_report
 from pairuni_nb.rewards import answer_accuracy
 from pairuni_nb.step import side_rows
 from pairuni_nb.world import question_text, records
@@ -57,8 +57,13 @@ def test_a_question_without_choices_is_the_question_alone(truths):
     )
 
 
-def test_the_report_shows_and_judges_answers_without_choices(truths):
-    shown = [dict(truths["u0-1"], completion=say("1200"), image=None, scene=None)]
-    assert "✓" in verdict(shown[0]) and "<b>1,200</b>" in answer_part(
-        json.loads(json.dumps(shown)), []
-    )
+def test_the_report_shows_and_judges_answers_without_choices(truths, tmp_path):
+    shown = dict(truths["u0-1"], completion=say("1200"), image=None, scene=None)
+    assert judged(shown) == "right"
+    settings = dict(weighting="sqrt", seed=0, steps=1, pairs_per_step=1, rollouts=2, pairs=1)
+    write_json(tmp_path / "settings.json", settings | dict(model=None))
+    told = dict(prompts=[], answers=[json.loads(json.dumps(shown))], protocol={})
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    write_json(tmp_path / "samples" / "before.json", told)
+    text = write_report(tmp_path).read_text()
+    assert "✓ right" in text and "<b>1,200</b>" in text
