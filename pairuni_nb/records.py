@@ -336,7 +336,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def whole_path(name: str) -> str:
     "A file's or folder's path from the root; another name as it is."
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
+    return os.path.abspath(name) if name and Path(name).exists() else name  # links stay
 
 # %% ../nbs/04_records.ipynb #d14f6053
 def save_records(

@@ -92,7 +92,8 @@ class TrainSettings:
     eval_every: int = 30  # steps between held-out evaluations
     # held-out items a side before and after; a quarter of them during training
     eval_items: int = 500
-    save_every: int = 30  # steps between checkpoints
+    save_every: int = 30  # steps between saves
+    keep: int = 1  # saves that stay, the last ones; the best on the way stays too
     precision: str = "fp32"  # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
     # recompute each layer in the backward pass: less memory,
     # up to a third more time (paper: not given)

@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['held_out', 'first_with', 'tower_features', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned',
-           'measure', 'what_was_given', 'train', 'check_call', 'take_steps', 'tell', 'finish']
+           'measure', 'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'peak_gb', 'tell',
+           'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import copy
 import hashlib
+import resource
 import shutil
+import signal
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,17 +31,20 @@ from .evaluate import evaluate
 from .pair_grpo import WEIGHTINGS
 from .pairing import stored_rows
 from .prepare import Prepared, merge_lora, prepare
-from .processes import copy_weights, launch
+from .processes import copy_weights, gather, launch
 from .records import whole_path, write_json, write_whole
 from .rewards import answer_accuracy, scene_reward, target_similarity
 from .rollout import JanusPolicy, Sampling
 from pairuni_nb.run_folder import (
     begin_run,
     check_run,
+    check_same,
     cut_metrics,
     load_state,
+    locked,
     log_line,
     read_metrics,
+    save_best,
     save_samples,
     save_state,
 )
@@ -162,10 +170,40 @@ def measure(
             check_judged(result)
         if name:
             save_samples(out / "samples", name, result)
-        figures = {f"eval_{name}": value for name, value in result["figures"].items()}
+        figures = {f"eval_{key}": value for key, value in result["figures"].items()}
         log_line(out, accelerator, step, figures | dict(sec_eval=time.perf_counter() - start))
     accelerator.wait_for_everyone()
     return result
+
+# %% ../nbs/run/02_train.ipynb #6d9b1046
+class Stopped(KeyboardInterrupt):
+    "The run was asked to stop, and has saved what it did."
+
+
+class StopAsked:
+    "Whether somebody asked the run to stop; a second Ctrl-C stops at once."
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self):
+        self.asked, self.before = False, {}
+        if threading.current_thread() is threading.main_thread():  # only there Python allows it
+            for number in self.signals:
+                self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def by_anyone(self) -> bool:
+        "Whether a process was asked, known to all of them."
+        return any(gather(self.asked))
 
 # %% ../nbs/run/02_train.ipynb #affc94d5
 def what_was_given(
@@ -195,6 +233,8 @@ def train(
     out = Path(out)
     check_call(s, rewards)
     check_run(out, resume)
+    if resume:
+        check_same(out, s)
     set_seed(s.seed)
     accelerator = launch(s, out, device, tracker)
     said = dict(model=whole_path(model)) | what_was_given(rewards, held)
@@ -214,11 +254,12 @@ def train(
         accelerator.init_trackers("pairuni", config=asdict(s))
     accelerator.wait_for_everyone()  # until the metrics are cut
     began = time.perf_counter()
-    if start == 0:
-        measure(made.janus, held, out, 0, s, rewards["g"], accelerator, "before")
-    take_steps(made, pairs, kept, held, out, start, s, rewards, accelerator)
-    after = measure(made.janus, held, out, s.steps, s, rewards["g"], accelerator, "after")
-    return finish(out, made, after, accelerator, time.perf_counter() - began)
+    with locked(out) if accelerator.is_main_process else nullcontext():
+        if start == 0:
+            measure(made.janus, held, out, 0, s, rewards["g"], accelerator, "before")
+        take_steps(made, pairs, kept, held, out, start, s, rewards, accelerator)
+        after = measure(made.janus, held, out, s.steps, s, rewards["g"], accelerator, "after")
+        return finish(out, made, after, accelerator, time.perf_counter() - began)
 
 # %% ../nbs/run/02_train.ipynb #8184b68b
 def check_call(s: TrainSettings, rewards: dict):
@@ -231,7 +272,7 @@ def check_call(s: TrainSettings, rewards: dict):
             "name them u (of answers) and g (of drawings)"
         )
 
-# %% ../nbs/run/02_train.ipynb #bc61968d
+# %% ../nbs/run/02_train.ipynb #933386cf
 def take_steps(
     made: Prepared,
     pairs,  # Dataset of pair rows
@@ -247,24 +288,47 @@ def take_steps(
     lines = read_metrics(out) if start else []
     quiet = not accelerator.is_main_process
     bar = tqdm(range(start, s.steps), s.method, s.steps, initial=start, disable=quiet)
-    for step in bar:
-        ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
-        rows = [pairs[i] for i in ids]
-        for group in made.opt.param_groups:
-            group["lr"] = s.lr * (1 - step / s.steps)  # falls linearly to 0
-        metrics = train_step(
-            made.policy, made.opt, rows, ids, step, s, rewards, accelerator, made.ref, made.janus
-        )
-        done, last = step + 1, step + 1 == s.steps
-        log_line(out, accelerator, done, metrics)
-        lines.append(dict(step=done) | metrics)
-        check_rewards(lines, last)
-        tell(bar, lines, quiet)
-        if done % s.eval_every == 0 and not last:
-            some = [rows[: len(rows) // 4] for rows in held]
-            measure(made.janus, some, out, done, s, rewards["g"], accelerator)
-        if done % s.save_every == 0 and not last:
-            save_state(out, made.policy, made.opt, done)
+    with bar, StopAsked() as stop:
+        for step in bar:
+            ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
+            lr = s.lr * (1 - step / s.steps)  # falls linearly to 0
+            for group in made.opt.param_groups:
+                group["lr"] = lr
+            rows = [pairs[i] for i in ids]
+            metrics = train_step(
+                made.policy,
+                made.opt,
+                rows,
+                ids,
+                step,
+                s,
+                rewards,
+                accelerator,
+                made.ref,
+                made.janus,
+            )
+            done, last = step + 1, step + 1 == s.steps
+            log_line(out, accelerator, done, metrics | dict(lr=lr, peak_gb=peak_gb()))
+            lines.append(dict(step=done) | metrics)
+            check_rewards(lines, last)
+            tell(bar, lines, quiet)
+            if done % s.eval_every == 0 and not last:
+                some = [rows[: len(rows) // 4] for rows in held]
+                result = measure(made.janus, some, out, done, s, rewards["g"], accelerator)
+                save_best(out, made.policy, done, result.get("figures", {}))
+            stopped = stop.by_anyone() and not last
+            if stopped or done % s.save_every == 0 and not last:
+                save_state(out, made.policy, made.opt, done, s.keep)
+            if stopped:
+                raise Stopped(f"step {done} is done and saved")
+
+# %% ../nbs/run/02_train.ipynb #b05490ec
+def peak_gb() -> float:
+    "The most memory that this process has held so far: the GPU's, or without one its own."
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 # %% ../nbs/run/02_train.ipynb #198cd85d
 def tell(bar: tqdm, lines: list, quiet: bool):

@@ -15,6 +15,7 @@ from pairuni_nb.jobs import drawing_reward
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records import save_records
 from pairuni_nb.settings import TrainSettings, check
+from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.world import records
 
 TINY = [
@@ -408,6 +409,7 @@ def test_train_leaves_a_whole_run(run, pairs):
         "report.html",
         "samples",
         "checkpoint",
+        "best.pt",
         "pairs",
     }
     assert {p.name for p in (run / "samples").iterdir()} == {
@@ -569,7 +571,8 @@ def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, 
     assert main(["train", "--pairs", str(pairs), "--out", "broken", *OWN]) == 130
     monkeypatch.setattr(train, "train_step", real)
     assert (
-        "stopped; the run goes on with pairuni train --resume broken\n" in capsys.readouterr().err
+        "the run goes on with pairuni train --resume broken, from its last save\n"
+        in capsys.readouterr().err
         and not (tmp_path / "broken" / "result.json").exists()
     )
     refuses(capsys, tmp_path, ["train", "--out", "broken"], "half-finished", "--resume broken")
@@ -579,10 +582,8 @@ def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, 
         "points (95 % intervals; 8 items)\n" in told
         and "points (95 % intervals; 8 items, judge: scene)\n" in told
     )
-    strip = lambda folder: [
-        {k: v for k, v in m.items() if not k.startswith("sec_")} for m in train.read_metrics(folder)
-    ]
-    assert strip(run) == strip(tmp_path / "broken")
+    broken = read_metrics(tmp_path / "broken")
+    assert without_cost(read_metrics(run)) == without_cost(broken)
 
 
 def test_ctrl_c_before_there_is_a_run_promises_nothing(capsys, tmp_path, monkeypatch):

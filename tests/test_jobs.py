@@ -30,15 +30,12 @@ def failing(function, n):
 # %% ../nbs/run/07_jobs.ipynb #7b691589
 def test_a_run_goes_on_whoever_started_it(tmp_path, monkeypatch):
     from pairuni_nb.pairing import make_pairs
-    from pairuni_nb.run_folder import log_line, read_metrics
+    from pairuni_nb.run_folder import log_line, read_metrics, without_cost
     from pairuni_nb.train import train
     from pairuni_nb.world import records
 
     def figures(run):
-        lines = []
-        for line in read_metrics(run):
-            lines.append({key: value for key, value in line.items() if not key.startswith("sec_")})
-        return lines
+        return without_cost(read_metrics(run))
 
     monkeypatch.chdir(tmp_path)
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)

@@ -3,7 +3,7 @@
 from pairuni_nb.rewards import scene_reward
 from pairuni_nb.run_folder import read_metrics
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.train import check_rewards, train
+from pairuni_nb.train import StopAsked, check_rewards, train
 from pairuni_nb.world import records
 from pathlib import Path
 import torch
@@ -28,10 +28,27 @@ def test_rewards_that_judge_nothing_stop_a_run():
         for missing, end in (([1], False), ([1, 0.9], True), ([0.9, 1], True), ([], True)):
             check_rewards([line(i, task, m) for i, m in enumerate(missing, 1)], end)
 
+# %% ../nbs/run/02_train.ipynb #20f21b1a
+def test_a_signal_waits_for_the_end_of_a_step():
+    import os
+    import signal
+
+    import pytest
+
+    with StopAsked() as stop:
+        assert not stop.by_anyone()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.by_anyone()
+        os.kill(os.getpid(), signal.SIGTERM)  # a cluster may ask twice
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
 # %% ../nbs/run/02_train.ipynb #f4d5767c
 import tempfile
 
 from pairuni_nb.pairing import make_pairs
+from pairuni_nb.run_folder import without_cost
 
 
 def tiny_settings(**settings):
@@ -50,12 +67,9 @@ def tiny_run(out, **settings):
     return train(tiny_pairs(), out, tiny_settings(**settings), device="cpu")
 
 
-def without_seconds(run):
-    "The metrics of a run, but for the seconds."
-    lines = []
-    for line in read_metrics(run):
-        lines.append({key: value for key, value in line.items() if not key.startswith("sec_")})
-    return lines
+def figures(run):
+    "The metrics of a run, but for what they cost."
+    return without_cost(read_metrics(run))
 
 # %% ../nbs/run/02_train.ipynb #597f20f3
 def test_one_sided_pairs_train():
@@ -76,7 +90,7 @@ def test_a_seed_repeats_a_run():
         tiny_run(a)
         tiny_run(b)
         tiny_run(c, seed=1)
-        assert without_seconds(a) == without_seconds(b) != without_seconds(c)
+        assert figures(a) == figures(b) != figures(c)
         load_janus(a / "checkpoint")
 
 # %% ../nbs/run/02_train.ipynb #e464cae1
@@ -108,7 +122,7 @@ def test_a_resumed_run_is_the_same_run():
             train(pairs, broken, s, device="cpu")
         assert len(read_metrics(broken)) > 4
         train(pairs, broken, s, rewards=dict(g=breaks_at(0)), device="cpu", resume=True)
-        assert without_seconds(whole) == without_seconds(broken)
+        assert figures(whole) == figures(broken)
         a, b = (load_file(run / "checkpoint" / "model.safetensors") for run in (whole, broken))
         assert all(torch.equal(a[k], b[k]) for k in a)
         with pytest.raises(ValueError, match="finished run"):

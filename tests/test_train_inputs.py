@@ -8,7 +8,7 @@ from pairuni_nb.cli import main
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.preference import remote_reward
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.run_folder import read_metrics
+from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.train import train
 from pairuni_nb.world import records
 from test_preference_edges import Server, reply
@@ -63,9 +63,7 @@ def test_your_own_held_out_records_survive_a_resume(pairs, tmp_path):
         held=held,
         resume=True,
     )
-    strip = lambda run: [
-        {k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)
-    ]
+    strip = lambda run: without_cost(read_metrics(run))
     assert strip(tmp_path / "run") == strip(tmp_path / "whole") and seen[-1] == {
         r["prompt"] for r in held[1]
     }

@@ -21,7 +21,7 @@ from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import JanusPolicy
-from pairuni_nb.run_folder import load_state, read_metrics, save_state
+from pairuni_nb.run_folder import load_state, read_metrics, save_state, without_cost
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.step import roll_out_sides, score, update
 from pairuni_nb.train import train
@@ -78,10 +78,7 @@ def by_two(tmp, launcher, *flags):
 
 def same_run(a, b):
     "Two runs' metrics agree, line by line, and so do their trained weights"
-    one, two = (
-        [{k: v for k, v in m.items() if not k.startswith("sec_")} for m in read_metrics(run)]
-        for run in (a, b)
-    )
+    one, two = (without_cost(read_metrics(run)) for run in (a, b))
     assert [m["step"] for m in one] == [m["step"] for m in two] == [0, 1, 1, 2, 2]  # each line once
     for x, y in zip(one, two):
         assert x.keys() == y.keys() and all(
