@@ -270,7 +270,7 @@ def step(policy, args):
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        m = train_step(
+        m, _ = train_step(
             policy,
             opt,
             [pairs[j] for j in range(args.pairs)],

@@ -111,14 +111,15 @@ def larger(a: float, b: float) -> float:
     return float(np.maximum(a, b))
 
 # %% ../nbs/13_processes.ipynb #e2006412
-LARGEST = ("ratio_max", "gap", "grad_norm")  # statistics of which the largest value counts
+# statistics of which the largest value counts
+LARGEST = ("ratio_max", "gap", "gap_seq", "grad_norm")
 
 
 def add_up(
     stats: dict,  # so far; changed in place
     task: str,  # "u" or "g"
     told: dict,  # name -> a pass's value
-    share: float,  # of all rows
+    share: float,  # of all tokens
 ):
     "Add the statistics of a pass."
     for name, value in told.items():
@@ -137,7 +138,8 @@ def of_all(
     each = gather(stats)
     together = {}
     for name in stats:
-        merge = larger if name.startswith(LARGEST) else add
+        plain = name.removesuffix("_u").removesuffix("_g")
+        merge = larger if plain in LARGEST else add
         together[name] = reduce(merge, [theirs[name] for theirs in each])
     return together
 

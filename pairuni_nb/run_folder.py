@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATE', 'check_run', 'locked', 'begin_run', 'digest', 'old_settings', 'check_same', 'log_line', 'whole_lines',
-           'read_metrics', 'without_cost', 'cut_metrics', 'save_samples', 'read_drawings', 'contact_sheet',
-           'save_state', 'write_state', 'set_aside', 'save_best', 'load_state', 'is_run', 'from_run']
+           'read_metrics', 'without_cost', 'cut_metrics', 'save_samples', 'read_drawings', 'save_rollouts',
+           'contact_sheet', 'save_state', 'write_state', 'set_aside', 'save_best', 'load_state', 'is_run', 'from_run']
 
 # %% ../nbs/run/01_run_folder.ipynb #e27d6aac
 import hashlib
@@ -191,6 +191,34 @@ def read_drawings(
     "The drawings that `save_samples` kept, in their order."
     files = sorted((Path(run) / "samples" / name).glob("*.png"))
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+# %% ../nbs/run/01_run_folder.ipynb #74639d85
+def save_rollouts(
+    folder: Path,
+    sides: dict,  # {task: Side}
+):
+    "A step's rollouts with rewards, weights and advantages, a JSON file a side; drawings as files."
+
+    def write(part):
+        part.mkdir()
+        for task, side in sides.items():
+            asked = "question" if task == "u" else "prompt"
+            told = dict(
+                prompts=[pair[asked] for pair in side.pairs],
+                kinds=[pair["kind"] for pair in side.pairs],
+                similarity=[pair["similarity"] for pair in side.pairs],
+                weights=side.weights.tolist(),
+                rewards=side.rewards.nan_to_num(-1).tolist(),  # -1: missing
+                advantages=side.advantages.view_as(side.rewards).tolist(),
+            )
+            if task == "u":
+                told |= dict(answers=[pair["answer"] for pair in side.pairs], texts=side.outputs)
+            else:
+                for i, image in enumerate(side.outputs):
+                    Image.fromarray(image).save(part / f"{i:03}.png")
+            write_json(part / f"{task}.json", told)
+
+    write_whole(folder, write)
 
 # %% ../nbs/run/01_run_folder.ipynb #a478ac8e
 def contact_sheet(

@@ -76,7 +76,10 @@ class TrainSettings:
     rollouts: int = 8
     # learning rate of AdamW, falling linearly to 0 (paper: 1e-6; schedule not given)
     lr: float = 1.5e-4
+    warmup: int = 0  # steps in which the learning rate rises first (paper: not given)
     clip_eps: float = 0.2  # clip range of the ratio (paper: not given)
+    # how far the ratio may rise, where that is not clip_eps: DAPO's clip-higher (paper: not given)
+    clip_eps_high: float | None = None
     num_iterations: int = 1  # updates per batch of rollouts (paper: not given)
     # rollouts per forward and backward pass; the update does not depend on it
     micro_batch: int = 64
@@ -89,9 +92,13 @@ class TrainSettings:
     # distribution that is scored: guided or cond (paper: not given)
     cfg_scoring: str = "guided"
     max_new_tokens: int = 24  # length of an answer (paper: not given)
+    mask_truncated: bool = False  # let answers that were cut off count for nothing
+    # weigh tokens by policy / sampler, at most this much; 0: not (paper: not given)
+    importance_cap: float = 0.0
     eval_every: int = 30  # steps between held-out evaluations
     # held-out items a side before and after; a quarter of them during training
     eval_items: int = 500
+    rollouts_every: int = 0  # steps between rollouts kept in the run folder; 0: none
     save_every: int = 30  # steps between saves
     keep: int = 1  # saves that stay, the last ones; the best on the way stays too
     precision: str = "fp32"  # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
@@ -207,7 +214,17 @@ def check_train_settings(s: TrainSettings):
         )
 
 # %% ../nbs/00_settings.ipynb #3d3b6bc4
-MAY_BE_ZERO = ("seed", "delta", "dedup", "lora_rank", "beta", "cfg_weight")
+MAY_BE_ZERO = (
+    "seed",
+    "delta",
+    "dedup",
+    "lora_rank",
+    "beta",
+    "cfg_weight",
+    "warmup",
+    "importance_cap",
+    "rollouts_every",
+)
 
 
 def check(s: TrainSettings | PairSettings):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rows_of_step', 'side_rows', 'roll_out', 'Side', 'weighted_side', 'roll_out_sides', 'Pass', 'update_passes', 'update',
-           'finite', 'describe_side', 'describe', 'score', 'train_step']
+           'gaps_of', 'finite', 'describe_side', 'describe_kinds', 'describe', 'score', 'train_step']
 
 # %% ../nbs/14_step.ipynb #7e3eeaf7
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -100,10 +100,13 @@ class Side:
 
     rollouts: Rollouts
     rewards: Tensor  # (P, K), NaN where missing
-    outputs: list  # texts or images
+    outputs: list  # R texts or images
+    pairs: list  # P rows, the pairs of its groups
+    weights: Tensor  # (P,) w_p
     advantages: Tensor  # (R,) modulated
     old_logp: Tensor  # (R, T) under the policy that drew them
     ref_logp: Tensor | None = None  # (R, T) under the reference, when there is a KL
+    importance: Tensor | None = None  # (R, T) policy over sampler, where that is corrected
 
     def part(self, rows: Tensor) -> "Side":  # rows (m,)
         "Some of the rows; rewards and outputs stay whole."
@@ -113,6 +116,7 @@ class Side:
             advantages=self.advantages[rows],
             old_logp=self.old_logp[rows],
             ref_logp=None if self.ref_logp is None else self.ref_logp[rows],
+            importance=None if self.importance is None else self.importance[rows],
         )
 
 # %% ../nbs/14_step.ipynb #70d147e0
@@ -121,14 +125,17 @@ def weighted_side(
     rewards: Tensor,  # (P, K), NaN where missing
     pairs: list,  # the P pairs of its groups
     outputs,  # texts or images
-    weighting: str,
+    s: TrainSettings,
 ) -> Side:
     "Rewards become advantages, and each is multiplied by its pair's weight (Eqs. 3, 4)."
     similarity = torch.tensor([row["similarity"] for row in pairs])
     full = torch.tensor([row["kind"] != "retrieved" for row in pairs])  # aligned, and baselines
-    weights = pair_weight(similarity, full, weighting)
+    weights = pair_weight(similarity, full, s.weighting)
     advantages = modulate(group_advantage(rewards), weights).flatten()
-    return Side(rollouts, rewards, outputs, advantages.to(rollouts.tokens.device), rollouts.logp)
+    if s.mask_truncated:  # an answer without an end is neither good nor bad
+        rollouts = replace(rollouts, mask=rollouts.mask & rollouts.ended[:, None])
+    advantages = advantages.to(rollouts.tokens.device)
+    return Side(rollouts, rewards, outputs, pairs, weights, advantages, rollouts.logp)
 
 # %% ../nbs/14_step.ipynb #6779814c
 def roll_out_sides(
@@ -156,7 +163,7 @@ def roll_out_sides(
         rollouts, values, outputs = gather_rollouts(rollouts, values, outputs, counts, policy.pad)
         values = values.view(len(truths), s.rollouts)
         pairs = [rows[t["pair"]] for t in truths]
-        sides[task] = weighted_side(rollouts, values, pairs, outputs, s.weighting)
+        sides[task] = weighted_side(rollouts, values, pairs, outputs, s)
         seconds["sec_rollout"] += drawn - start
         seconds["sec_reward"] += time.perf_counter() - drawn
     return sides, seconds
@@ -168,7 +175,7 @@ class Pass(NamedTuple):
     task: str
     side: Side  # of the rows of this pass
     normalizer: int  # of the whole side
-    share: float  # of the side's rows
+    share: float  # of the side's tokens
     counts: bool  # False for the stand-in of a process without rows
     last: bool  # no pass of this update follows
 
@@ -179,11 +186,12 @@ def update_passes(
 ) -> Iterator[Pass]:
     "All passes of an update: the rows of U, then the rows of G."
     for task, side in sides.items():
-        normalizer = loss_normalizer(side.rollouts.mask, s.loss_type)
-        n = len(side.rollouts)
-        for rows, counts, last in passes(n, s.micro_batch):
+        mask = side.rollouts.mask
+        normalizer = loss_normalizer(mask, s.loss_type)
+        for rows, counts, last in passes(len(mask), s.micro_batch):
+            share = counts * (mask[rows].sum() / mask.sum().clamp(min=1)).item()
             last = bool(last) and task == list(sides)[-1]
-            yield Pass(task, side.part(rows), normalizer, counts * len(rows) / n, counts, last)
+            yield Pass(task, side.part(rows), normalizer, share, counts, last)
 
 # %% ../nbs/14_step.ipynb #162d6d6d
 def update(
@@ -204,18 +212,30 @@ def update(
             loss, told = policy_loss(
                 logp, side.old_logp, side.advantages, mask,
                 s.clip_eps, s.beta, side.ref_logp, s.loss_type, p.normalizer,
+                s.clip_eps_high, side.importance,
             )  # fmt: skip
             backward(loss, p.counts, p.last, accelerator)
             add_up(stats, p.task, told, p.share)
             add_up(stats, p.task, dict(loss=loss), p.counts)
             if iteration == 0:  # later the policy is no longer the one that drew
-                add_up(gaps, p.task, dict(gap=gap(side.rollouts, logp)), 1)
+                add_up(gaps, p.task, gaps_of(side.rollouts, logp), p.share)
         norm = accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm)
         stats["grad_norm"] = finite(float(norm))
         opt.step()
         opt.zero_grad()
         forget_gradients(policy)
     return of_all(gaps | stats)
+
+# %% ../nbs/14_step.ipynb #7d57e5a6
+def gaps_of(
+    rollouts: Rollouts,
+    logp: Tensor,  # (R, T) by the scorer, with the weights that sampled
+) -> dict:
+    "How far the scorer is from what the sampler recorded: a token's most and mean, a row's most."
+    apart = (rollouts.logp - logp.detach()) * rollouts.mask
+    tokens = rollouts.mask.sum().clamp(min=1)
+    row = apart.sum(1).abs().max()
+    return dict(gap=gap(rollouts, logp), gap_mean=apart.abs().sum() / tokens, gap_seq=row)
 
 # %% ../nbs/14_step.ipynb #108113b9
 def finite(norm: float) -> float:
@@ -227,36 +247,50 @@ def finite(norm: float) -> float:
         )
     return norm
 
-# %% ../nbs/14_step.ipynb #390e0f62
+# %% ../nbs/14_step.ipynb #acbee1b0
 def describe_side(
     task: str,  # "u" or "g"
     side: Side,
 ) -> dict:  # metrics
-    "Mean reward, missing rewards, flat groups, spread of the advantages."
+    "Rewards, missing ones, flat groups, spreads, entropy."
     r, there = side.rewards, ~side.rewards.isnan()
     high = r.nan_to_num(-math.inf).amax(1)
     low = r.nan_to_num(math.inf).amin(1)
+    mask = side.rollouts.mask
+    surprise = -(side.rollouts.sample_logp * mask).sum() / mask.sum().clamp(min=1)
     return {
         f"reward_{task}": r[there].mean().item(),
         f"missing_{task}": 1 - there.float().mean().item(),
         f"flat_{task}": (high <= low).float().mean().item(),
+        f"spread_{task}": (high - low).clamp(min=0).mean().item(),
         f"adv_std_{task}": side.advantages.std().item(),
+        f"entropy_{task}": surprise.item(),
     }
+
+# %% ../nbs/14_step.ipynb #40426f25
+def describe_kinds(task: str, side: Side) -> dict:  # metrics
+    "Mean reward, weight and similarity of each kind of pair."
+    told = {}
+    for kind in sorted({pair["kind"] for pair in side.pairs}):
+        of = torch.tensor([pair["kind"] == kind for pair in side.pairs])
+        similarity = [pair["similarity"] for pair in side.pairs if pair["kind"] == kind]
+        told[f"reward_{task}_{kind}"] = side.rewards[of].nanmean().item()
+        told[f"weight_{kind}"] = side.weights[of].mean().item()
+        told[f"similarity_{kind}"] = sum(similarity) / len(similarity)
+    return told
 
 # %% ../nbs/14_step.ipynb #9fab6a52
 def describe(
     sides: dict,  # {task: Side}
-    eos: Tensor,  # ids that end an answer
 ) -> dict:  # metrics of one step's rollouts
     "Figures of each side, and of the answers their form and length."
     told = {}
     for task, side in sides.items():
-        told |= describe_side(task, side)
+        told |= describe_side(task, side) | describe_kinds(task, side)
     if "u" in sides:
         answers = sides["u"].rollouts
-        cut_off = answers.mask[:, -1] & ~torch.isin(answers.tokens[:, -1], eos)
         told["well_formed"] = float(np.mean([well_formed(t) for t in sides["u"].outputs]))
-        told["truncated"] = cut_off.float().mean().item()
+        told["truncated"] = (~answers.ended).float().mean().item()
         told["answer_tokens"] = answers.mask.sum(1).float().mean().item()
     return told
 
@@ -281,7 +315,7 @@ def train_step(
     accelerator: Accelerator,
     ref=None,  # frozen reference, when beta is not 0
     janus: JanusPolicy = None,  # what samples, if it is not the policy itself
-) -> dict:  # metrics
+) -> tuple:  # metrics, {task: Side}
     "One step: roll out, reward, weigh, update."
     start = time.perf_counter()
     sampler = janus or accelerator.unwrap_model(policy)
@@ -292,6 +326,9 @@ def train_step(
             side.old_logp = score(policy, side.rollouts, s.micro_batch)
         if ref is not None:
             side.ref_logp = score(ref, side.rollouts, s.micro_batch)
+        if s.importance_cap:
+            off = (side.old_logp - side.rollouts.sample_logp).exp()
+            side.importance = off.clamp(max=s.importance_cap)
     wait_for_gpu(accelerator.device)
     scored = time.perf_counter()
     stats = update(policy, opt, sides, s, accelerator)
@@ -300,4 +337,4 @@ def train_step(
     wait_for_gpu(accelerator.device)
     end = time.perf_counter()
     seconds |= dict(sec_score=scored - drawn, sec_update=end - scored, sec_step=end - start)
-    return describe(sides, accelerator.unwrap_model(policy).eos) | stats | seconds
+    return describe(sides) | stats | seconds, sides

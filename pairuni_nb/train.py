@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['held_out', 'first_with', 'tower_features', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned',
-           'measure', 'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'peak_gb', 'tell',
-           'finish']
+           'measure', 'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'learning_rate',
+           'peak_gb', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import copy
@@ -45,6 +45,7 @@ from pairuni_nb.run_folder import (
     log_line,
     read_metrics,
     save_best,
+    save_rollouts,
     save_samples,
     save_state,
 )
@@ -228,6 +229,7 @@ def train(
     tracker: str = None,  # "tensorboard", "wandb" or "trackio"
     held: tuple = None,  # U records, G records to score; None: a tenth of the pairs, not trained on
     resume: bool = False,  # go on from the run folder's last save
+    callback=None,  # called after each step: (steps done, metrics, {task: Side})
 ) -> dict:  # held-out figures before and after; empty but in the first process
     "Train on pairs, evaluate on what was held out, and leave a run folder."
     out = Path(out)
@@ -257,7 +259,7 @@ def train(
     with locked(out) if accelerator.is_main_process else nullcontext():
         if start == 0:
             measure(made.janus, held, out, 0, s, rewards["g"], accelerator, "before")
-        take_steps(made, pairs, kept, held, out, start, s, rewards, accelerator)
+        take_steps(made, pairs, kept, held, out, start, s, rewards, accelerator, callback)
         after = measure(made.janus, held, out, s.steps, s, rewards["g"], accelerator, "after")
         return finish(out, made, after, accelerator, time.perf_counter() - began)
 
@@ -283,6 +285,7 @@ def take_steps(
     s: TrainSettings,
     rewards: dict,
     accelerator: Accelerator,
+    callback=None,  # called after each step: (steps done, metrics, {task: Side})
 ):
     "The loop: pairs of a step, the step, a line of metrics; now and then an evaluation and a save."
     lines = read_metrics(out) if start else []
@@ -291,11 +294,11 @@ def take_steps(
     with bar, StopAsked() as stop:
         for step in bar:
             ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
-            lr = s.lr * (1 - step / s.steps)  # falls linearly to 0
+            lr = learning_rate(step, s)
             for group in made.opt.param_groups:
                 group["lr"] = lr
             rows = [pairs[i] for i in ids]
-            metrics = train_step(
+            metrics, sides = train_step(
                 made.policy,
                 made.opt,
                 rows,
@@ -308,8 +311,13 @@ def take_steps(
                 made.janus,
             )
             done, last = step + 1, step + 1 == s.steps
-            log_line(out, accelerator, done, metrics | dict(lr=lr, peak_gb=peak_gb()))
+            metrics |= dict(lr=lr, peak_gb=peak_gb())
+            log_line(out, accelerator, done, metrics)
             lines.append(dict(step=done) | metrics)
+            if s.rollouts_every and done % s.rollouts_every == 0 and not quiet:
+                save_rollouts(out / "rollouts" / f"{done:06}", sides)
+            if callback:
+                callback(done, metrics, sides)
             check_rewards(lines, last)
             tell(bar, lines, quiet)
             if done % s.eval_every == 0 and not last:
@@ -321,6 +329,12 @@ def take_steps(
                 save_state(out, made.policy, made.opt, done, s.keep)
             if stopped:
                 raise Stopped(f"step {done} is done and saved")
+
+# %% ../nbs/run/02_train.ipynb #b5c2357e
+def learning_rate(step: int, s: TrainSettings) -> float:
+    "Rises over the warm-up, if there is one, and falls linearly to 0."
+    rise = min(1.0, (step + 1) / s.warmup) if s.warmup else 1.0
+    return rise * s.lr * (1 - step / s.steps)
 
 # %% ../nbs/run/02_train.ipynb #b05490ec
 def peak_gb() -> float:

@@ -134,6 +134,25 @@ def test_kl_is_the_kl_in_value_and_gradient():
     (expected,) = torch.autograd.grad(exact, theta)
     torch.testing.assert_close(pull, expected)
 
+# %% ../nbs/02_pair_grpo.ipynb #8088630a
+def test_clip_higher_and_importance_do_what_they_say():
+    logp, old_logp, ref_logp, A, mask = toy_rollouts(2)
+    loss, stats = policy_loss(logp, old_logp, A, mask)
+    same = policy_loss(logp, old_logp, A, mask, clip_eps_high=0.2, importance=torch.ones_like(logp))
+    assert torch.equal(same[0], loss) and same[1] == stats
+    wide, told = policy_loss(logp, old_logp, A, mask, clip_eps_high=9.0)
+    assert told["clip_high"] == 0 < stats["clip_high"] and told["clip_low"] == stats["clip_low"]
+    rho = (logp - old_logp).exp()
+    gained = ((rho - rho.clamp(max=1.2)) * A[:, None]).masked_fill(~mask | (A[:, None] < 0), 0)
+    rows = gained.sum(-1) / mask.sum(-1)
+    torch.testing.assert_close(wide, loss - rows.sum() / len(mask))
+    w = torch.rand(logp.shape, generator=torch.Generator().manual_seed(0), dtype=logp.dtype)
+    each = -torch.min(rho * A[:, None], rho.clamp(0.8, 1.2) * A[:, None])
+    rows = (w * each).masked_fill(~mask, 0).sum(-1) / mask.sum(-1)
+    junk = w.masked_fill(~mask, float("nan"))  # off the mask nothing is looked at
+    weighed, _ = policy_loss(logp, old_logp, A, mask, importance=junk)
+    torch.testing.assert_close(weighed, rows.mean())
+
 # %% ../nbs/02_pair_grpo.ipynb #32f7c116
 def test_padding_never_matters():
     logp, old_logp, ref_logp, A, mask = toy_rollouts(1)

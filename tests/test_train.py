@@ -3,7 +3,7 @@
 from pairuni_nb.rewards import scene_reward
 from pairuni_nb.run_folder import read_metrics
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.train import StopAsked, check_rewards, train
+from pairuni_nb.train import StopAsked, check_rewards, learning_rate, train
 from pairuni_nb.world import records
 from pathlib import Path
 import torch
@@ -43,6 +43,14 @@ def test_a_signal_waits_for_the_end_of_a_step():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+# %% ../nbs/run/02_train.ipynb #44ae26f0
+def test_learning_rate_rises_and_falls():
+    s = TrainSettings(steps=10, lr=1.0, warmup=4)
+    rates = [learning_rate(step, s) for step in range(10)]
+    assert rates[0] == 0.25 and rates[3] == 0.7 and rates.index(max(rates)) == 3
+    assert learning_rate(9, s) == learning_rate(9, TrainSettings(steps=10, lr=1.0)) > 0
+    assert learning_rate(0, TrainSettings(steps=10, lr=1.0)) == 1.0
 
 # %% ../nbs/run/02_train.ipynb #f4d5767c
 import tempfile
