@@ -709,12 +709,12 @@ def show_scores(kept: dict):  # what `pairuni evaluate` writes
 def held_of(c: Evaluate) -> tuple:  # U records, G records
     "The records to score: yours, those that pairs hold out, or fresh scenes of the toy world."
     from pairuni_nb.pairing import load_pairs
-    from pairuni_nb.train import held_out
+    from pairuni_nb.evaluate import held_out
 
     pairs = load_pairs(c.pairs) if c.pairs else dict(u_scene=[], g_scene=[])
     held = own_held(c.held_u, c.held_g)
     if held is None:
-        held = held_out(pairs, c.items, c.model.seed)[:2]
+        held = held_out(pairs, c.items, c.model.seed)
     u, g = held
     return u[: c.items], g[: c.items]
 

@@ -4,7 +4,6 @@ from pairuni_nb.rewards import scene_reward
 from pairuni_nb.run_folder import read_metrics
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.train import StopAsked, check_rewards, learning_rate, train
-from pairuni_nb.world import records
 from pathlib import Path
 import torch
 
@@ -57,6 +56,7 @@ import tempfile
 
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.run_folder import without_cost
+from pairuni_nb.world import records
 
 
 def tiny_settings(**settings):
