@@ -298,9 +298,10 @@ def question(scene: Scene, rng: np.random.Generator) -> dict:
     )
 
 # %% ../nbs/01_world.ipynb #f50450fc
-def question_text(question: str, choices: list) -> str:
-    "The question as the model reads it: the text, then the choices, if there are any."
-    return question + "\n" + ", ".join(choices) if choices else question
+def question_text(question: str, choices: list, instruction: str = "") -> str:
+    "The question as the model reads it: the text, the choices, what form the answer is to have."
+    parts = [question, ", ".join(choices or []), instruction]
+    return "\n".join(part for part in parts if part)
 
 # %% ../nbs/01_world.ipynb #8d733798
 UNREADABLE = 55.0  # root-mean-square pixel error (0..255) above which a cell reads as "?"
