@@ -157,7 +157,8 @@ def evaluate_u(
     texts = []
     for i in range(0, len(rows), chunk):
         part = rows[i : i + chunk]
-        questions = [question_text(r["question"], r["choices"]) for r in part]
+        wanted = sampling.instruction
+        questions = [question_text(r["question"], r["choices"], wanted) for r in part]
         prompts = policy.text_prompts(questions, [r["image"] for r in part])
         uniforms = noise(seed, 0, range(i, i + len(part)), 1, sampling.max_new_tokens)
         texts += policy.texts(policy.sample(prompts, 1, uniforms, sampling, gb=gb))

@@ -7,9 +7,9 @@ __all__ = ['Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample'
            'read_both', 'build_pairs', 'completer', 'completed_by', 'check_place', 'when_stopped', 'check_pair',
            'run_pair', 'check_device', 'check_tracker', 'drawing_reward', 'whole_reward', 'notes_of', 'pairs_of',
            'own_held', 'whole_job', 'check_train', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report',
-           'free_name', 'check_given', 'resume', 'show_result', 'run_report', 'run_plan', 'load_model', 'check_new',
-           'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt',
-           'run_sample', 'run_convert', 'run_serve']
+           'free_name', 'check_given', 'resume', 'show_result', 'run_report', 'run_plan', 'own_sampling', 'load_model',
+           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix',
+           'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/07_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -111,11 +111,14 @@ class Model:
     # Janus checkpoint, a folder or a name; a run folder, or a save in one; without one, janus-nano
     checkpoint: str = ""
     seed: int = 0  # of sampling, and of the held-out items
-    temperature: float = TrainSettings.temperature  # of sampling; 0 is greedy
+    # of sampling, 0 is greedy; without it, what the checkpoint says, else 1
+    temperature: float | None = None
     # classifier-free guidance of drawings; without it, what the checkpoint's
     # generation_config.json says
     cfg_weight: float | None = None
     max_new_tokens: int | None = None  # length of an answer, likewise
+    # asked behind a question, likewise: form (think and answer in tags), or words of yours
+    instruction: str | None = None
     device: str = "auto"  # auto, cpu or cuda
 
 # %% ../nbs/run/07_jobs.ipynb #ec841bfd
@@ -639,30 +642,41 @@ def run_plan(c: Plan):
     work = Work(c.settings, c.devices)
     print(plan_table(plan(shape_named(c.model), work, card_named(c.card))))
 
-# %% ../nbs/run/07_jobs.ipynb #2ea91766
+# %% ../nbs/run/07_jobs.ipynb #bfab628b
+def own_sampling(m: Model, policy) -> dict:
+    "How a checkpoint says it was sampled: a run's settings, sampling.json, or transformers' file."
+    from pairuni_nb.records import read_json
+    from pairuni_nb.rollout import Sampling
+    from pairuni_nb.run_folder import is_run, old_settings
+
+    path = Path(m.checkpoint)
+    if m.checkpoint and is_run(m.checkpoint):
+        run = path.parent if path.suffix == ".pt" else path
+        return asdict(Sampling.of(old_settings(run)[0]))
+    if m.checkpoint and (path / "sampling.json").is_file():
+        return read_json(path / "sampling.json", "remove it, and say how to sample by flags")
+    own = policy.model.generation_config
+    said = dict(cfg_weight=own.guidance_scale, max_new_tokens=own.max_new_tokens)
+    return {name: value for name, value in said.items() if value is not None}
+
+# %% ../nbs/run/07_jobs.ipynb #f7e192d4
 def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
     "A Janus and how to sample from it: what is asked for, else what its checkpoint says."
     from pairuni_nb.janus import load_janus
-    from pairuni_nb.rollout import JanusPolicy, Sampling
+    from pairuni_nb.rollout import FORM_WANTED, JanusPolicy, Sampling
     from pairuni_nb.run_folder import from_run, is_run
 
-    asked = dict(temperature=m.temperature)
-    if m.cfg_weight is not None:
-        asked["cfg_weight"] = m.cfg_weight
-    if m.max_new_tokens is not None:
-        asked["max_new_tokens"] = m.max_new_tokens
     if m.seed < 0:
         raise ValueError(f"seed must be 0 or more, got {m.seed}")
+    names = ("temperature", "cfg_weight", "max_new_tokens", "instruction")
+    asked = {name: getattr(m, name) for name in names if getattr(m, name) is not None}
+    if asked.get("instruction") == "form":
+        asked["instruction"] = FORM_WANTED
     Sampling(**asked)  # first: it checks its numbers
     device = check_device(m.device)
     load = from_run if is_run(m.checkpoint) else load_janus
     policy = JanusPolicy(*load(m.checkpoint or None, device))
-    said, own = {}, policy.model.generation_config
-    if own.guidance_scale is not None:
-        said["cfg_weight"] = own.guidance_scale
-    if own.max_new_tokens is not None:
-        said["max_new_tokens"] = own.max_new_tokens
-    return policy, Sampling(**(said | asked))
+    return policy, Sampling(**(own_sampling(m, policy) | asked))
 
 # %% ../nbs/run/07_jobs.ipynb #4fdd8731
 def check_new(file: str):
@@ -764,7 +778,7 @@ def answer_question(c: Sample):
     from pairuni_nb.world import question_text
 
     policy, sampling = load_model(c.model)
-    asked = question_text(c.what.question, choices) if choices else c.what.question
+    asked = question_text(c.what.question, choices, sampling.instruction)
     prompts = policy.text_prompts([asked], [image])
     uniforms = noise(c.model.seed, 0, [0], c.n, sampling.max_new_tokens)
     answers = policy.texts(policy.sample(prompts, c.n, uniforms, sampling))

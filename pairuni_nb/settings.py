@@ -92,6 +92,9 @@ class TrainSettings:
     # distribution that is scored: guided or cond (paper: not given)
     cfg_scoring: str = "guided"
     max_new_tokens: int = 24  # length of an answer (paper: not given)
+    # asked behind each question: form (to think and answer in tags), or words of yours
+    instruction: str = ""
+    plain_reward: float = 0.0  # of a right answer without the form (paper: not given)
     mask_truncated: bool = False  # let answers that were cut off count for nothing
     # weigh tokens by policy / sampler, at most this much; 0: not (paper: not given)
     importance_cap: float = 0.0
@@ -130,6 +133,8 @@ PRO = TrainSettings(
     lr=1e-6,
     micro_batch=16,
     max_new_tokens=512,
+    instruction="form",
+    plain_reward=0.5,
     precision="bf16",
     gradient_checkpointing=True,
     eval_every=100,
@@ -224,6 +229,7 @@ MAY_BE_ZERO = (
     "warmup",
     "importance_cap",
     "rollouts_every",
+    "plain_reward",
 )
 
 

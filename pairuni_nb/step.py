@@ -80,9 +80,10 @@ def roll_out(
     s: TrainSettings,
 ) -> tuple:  # this process's Rollouts, their outputs (texts or images), whether they count
     "K answers, or K images, for each record."
-    sampling = Sampling(s.temperature, s.cfg_weight, s.cfg_scoring, s.max_new_tokens)
+    sampling = Sampling.of(s)
     if task == "u":
-        questions = [question_text(t["question"], t["choices"]) for t in truths]
+        wanted = sampling.instruction
+        questions = [question_text(t["question"], t["choices"], wanted) for t in truths]
         prompts = policy.text_prompts(questions, [t["image"] for t in truths])
     else:
         prompts = policy.image_prompts([t["prompt"] for t in truths])

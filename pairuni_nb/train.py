@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['decide_split', 'read_split', 'tower_features', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned',
            'measure', 'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'learning_rate',
-           'peak_gb', 'tell', 'finish']
+           'peak_gb', 'check_lengths', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import copy
@@ -31,7 +31,7 @@ from .pair_grpo import WEIGHTINGS
 from .prepare import Prepared, merge_lora, prepare
 from .processes import copy_weights, gather, launch
 from .records import read_json, whole_path, write_json, write_whole
-from .rewards import answer_accuracy, scene_reward, target_similarity
+from .rewards import answer_accuracy, graded_accuracy, scene_reward, target_similarity
 from .rollout import JanusPolicy, Sampling
 from pairuni_nb.run_folder import (
     begin_run,
@@ -95,11 +95,16 @@ def tower_features(policy: JanusPolicy):  # function: images -> (n, D) unit rows
     return features
 
 # %% ../nbs/run/02_train.ipynb #2e70a5fd
-def default_rewards(policy: JanusPolicy, pairs) -> dict:  # {"u": function, "g": function}
+def default_rewards(
+    policy: JanusPolicy,
+    pairs,
+    plain: float = 0.0,  # what a right answer without the form earns
+) -> dict:  # {"u": function, "g": function}
     "Accuracy for answers; for drawings the verifier, or similarity to the record's own image."
+    u = graded_accuracy(plain) if plain else answer_accuracy
     if "" not in pairs["g_scene"]:
-        return dict(u=answer_accuracy, g=scene_reward)
-    return dict(u=answer_accuracy, g=target_similarity(tower_features(policy)))
+        return dict(u=u, g=scene_reward)
+    return dict(u=u, g=target_similarity(tower_features(policy)))
 
 # %% ../nbs/run/02_train.ipynb #6a4691a8
 def check_rewards(
@@ -160,7 +165,7 @@ def measure(
     result = {}
     if accelerator.is_main_process:
         start = time.perf_counter()
-        sampling = Sampling(s.temperature, s.cfg_weight, s.cfg_scoring, s.max_new_tokens)
+        sampling = Sampling.of(s)
         result = evaluate(janus, *held, sampling, s.seed, reward, s.rollout_gb)
         if name == "before":
             check_judged(result)
@@ -236,7 +241,8 @@ def train(
     accelerator = launch(s, out, device, tracker)
     said = dict(model=whole_path(model)) | what_was_given(rewards, held)
     made = prepare(model, s, accelerator)
-    rewards = default_rewards(made.janus, pairs) | (rewards or {})
+    check_lengths(made.janus, pairs, Sampling.of(s))
+    rewards = default_rewards(made.janus, pairs, s.plain_reward) | (rewards or {})
     if accelerator.is_main_process and not resume:
         begin_run(out, pairs, s, said)
     accelerator.wait_for_everyone()  # until the run folder is there
@@ -256,7 +262,7 @@ def train(
             measure(made.janus, held, out, 0, s, rewards["g"], accelerator, "before")
         take_steps(made, pairs, split["kept"], held, out, start, s, rewards, accelerator, callback)
         after = measure(made.janus, held, out, s.steps, s, rewards["g"], accelerator, "after")
-        return finish(out, made, after, accelerator, time.perf_counter() - began)
+        return finish(out, made, after, s, accelerator, time.perf_counter() - began)
 
 # %% ../nbs/run/02_train.ipynb #8184b68b
 def check_call(s: TrainSettings, rewards: dict):
@@ -339,6 +345,24 @@ def peak_gb() -> float:
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
+# %% ../nbs/run/02_train.ipynb #be1555cf
+def check_lengths(policy: JanusPolicy, pairs, sampling: Sampling, most: int = 20):
+    "The longest prompts, and what they are to draw, fit into the model's positions."
+    room = policy.model.config.text_config.max_position_embeddings
+    for task, column in (("u", "question"), ("g", "prompt")):
+        texts = [(len(text), i) for i, text in enumerate(pairs[column]) if text is not None]
+        rows = [i for _, i in sorted(texts)[-most:]]
+        for i in rows:
+            asked = pairs[i][column]
+            image = policy.image_tokens if task == "u" else 0
+            n = len(policy.processor.tokenizer(asked)["input_ids"]) + image
+            n += policy.length(task, sampling) + 32  # the chat's frame
+            if n > room:
+                raise ValueError(
+                    f"the {column} of pair {i} needs {n} tokens with what it is to draw, and the "
+                    f"model has {room} positions: shorten it, or leave the pair out"
+                )
+
 # %% ../nbs/run/02_train.ipynb #198cd85d
 def tell(bar: tqdm, lines: list, quiet: bool):
     "Rewards beside the bar, and a word where nothing is learned."
@@ -353,6 +377,7 @@ def finish(
     out: Path,
     made: Prepared,
     after: dict,  # from `measure`
+    s: TrainSettings,
     accelerator: Accelerator,
     seconds: float,
 ) -> dict:
@@ -366,6 +391,7 @@ def finish(
         janus.processor.save_pretrained(folder)
         told = dict(figures=after["figures"], protocol=after["protocol"])
         write_json(folder / "evaluation.json", told)
+        write_json(folder / "sampling.json", asdict(Sampling.of(s)))
 
     if accelerator.is_main_process:
         merge_lora(janus)

@@ -411,6 +411,7 @@ def test_train_leaves_a_whole_run(run, pairs):
         "checkpoint",
         "best.pt",
         "pairs",
+        "split.json",
     }
     assert {p.name for p in (run / "samples").iterdir()} == {
         "before.json",

@@ -550,7 +550,7 @@ def test_a_mistyped_folder_is_told_at_once(argv, words, capsys, tmp_path, monkey
     assert all(w in said for w in words) and not list(tmp_path.iterdir()), said
 
 
-def test_a_reader_that_stops_is_no_error():
+def test_a_reader_that_stops_is_told_quietly_from_success():
     import subprocess, sys
 
     script = "import sys; from pairuni_nb.cli import main; sys.exit(main(['pair', '--help']))"
@@ -558,7 +558,7 @@ def test_a_reader_that_stops_is_no_error():
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     child.stdout.close()
-    assert child.wait(60) == 0 and child.stderr.read() == b""
+    assert child.wait(60) == 141 and child.stderr.read() == b""
 
 
 @pytest.mark.parametrize(

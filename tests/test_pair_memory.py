@@ -23,7 +23,7 @@ CHILD = (
 from pairuni_nb.load import load_records
 from pairuni_nb.pairing import load_pairs, pair_records, save_pairs
 from pairuni_nb.settings import PairSettings
-from pairuni_nb.train import held_out
+from pairuni_nb.evaluate import held_out
 start = peak()
 rows, _ = pair_records(load_records("u", "u"), load_records("g", "g"), PairSettings("random"))
 save_pairs(rows, "pairs")
