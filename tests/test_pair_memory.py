@@ -50,9 +50,11 @@ def test_decoded_images_are_let_go(tmp_path):
     side, n = 1400, 60  # 7.8 MB each decoded in Pillow: all of them are 940 MB
     for source in "ug":
         (tmp_path / source).mkdir()
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)).resize(
-            (side, side)
-        ).save(tmp_path / "one.jpg")
+        rng = np.random.default_rng(ord(source))
+        for i in range(n):
+            blocks = rng.integers(0, 256, (20, 20, 3), np.uint8)
+            image = Image.fromarray(blocks).resize((side, side), Image.NEAREST)
+            image.save(tmp_path / source / f"{i}.jpg")
         said = (
             dict(question="what?", choices=["a", "b"], answer="a")
             if source == "u"
@@ -60,8 +62,7 @@ def test_decoded_images_are_let_go(tmp_path):
         )
         (tmp_path / source / "records.jsonl").write_text(
             "\n".join(
-                json.dumps(dict(id=f"{source}{i}", image=str(tmp_path / "one.jpg")) | said)
-                for i in range(n)
+                json.dumps(dict(id=f"{source}{i}", image=f"{i}.jpg") | said) for i in range(n)
             )
         )
     done = subprocess.run(

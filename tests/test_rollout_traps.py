@@ -304,10 +304,23 @@ def test_questions_without_their_images_are_named():
         nano_policy().text_prompts(ASK, [Image.new("RGB", (48, 48))])
 
 
+def without_boi(model, processor):
+    "A checkpoint in which nothing names the token that begins an image."
+    model.generation_config.generation_kwargs.clear()
+    processor.tokenizer.boi_token_id = None
+
+
+def test_the_token_that_begins_an_image_may_be_the_tokenizers():
+    model, processor = random_nano()
+    boi = JanusPolicy(model, processor).boi
+    model.generation_config.generation_kwargs.clear()
+    assert JanusPolicy(model, processor).boi == boi
+
+
 @pytest.mark.parametrize(
     "harm, words",
     [
-        (lambda m, p: m.generation_config.generation_kwargs.clear(), "boi"),
+        (without_boi, "boi"),
         (lambda m, p: setattr(m.generation_config, "eos_token_id", None), "eos"),
         (lambda m, p: setattr(p, "num_image_tokens", 576), "processor has 576"),
         (lambda m, p: setattr(m.config.vq_config, "num_patches", 24), "VQ has 576"),
