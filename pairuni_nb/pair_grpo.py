@@ -111,13 +111,15 @@ def policy_loss(
     if importance is not None:
         token_loss = token_loss * importance.masked_fill(off, 0)
     low, high = (ratio < least) & (A < 0), (ratio > most) & (A > 0)
-    stats = dict(ratio_mean=ratio[mask].mean(), ratio_max=ratio[mask].max())
-    stats |= dict(clip_low=low[mask].float().mean(), clip_high=high[mask].float().mean())
+    drawn = ratio[mask] if mask.any() else ratio.new_ones(1)  # a part without a token: ratio 1
+    stats = dict(ratio_mean=drawn.mean(), ratio_max=drawn.max())
+    tokens = mask.sum().clamp(min=1)
+    stats |= dict(clip_low=(low & mask).sum() / tokens, clip_high=(high & mask).sum() / tokens)
     if ref_logp is not None:
         d = (ref_logp.detach() - logp).masked_fill(off, 0)
         kl = ratio * (d.exp() - d - 1)
         token_loss = token_loss + beta * kl
-        stats["kl"] = kl[mask].mean()
+        stats["kl"] = kl.masked_fill(off, 0).sum() / tokens
     rows = token_loss.masked_fill(off, 0).sum(-1)
     if loss_type == "grpo":
         rows = rows / mask.sum(-1).clamp(min=1)

@@ -227,7 +227,7 @@ def train(
     rewards: dict = None,  # {"u": function, "g": function}; missing ones are the defaults
     device: str = "auto",  # "auto", "cpu" or "cuda"
     tracker: str = None,  # "tensorboard", "wandb" or "trackio"
-    held: tuple = None,  # U records, G records to score; None: a tenth of the pairs, not trained on
+    held: tuple = None,  # U records, G records to score; None: see `decide_split`
     resume: bool = False,  # go on from the run folder's last save
     callback=None,  # called after each step: (steps done, metrics, {task: Side})
 ) -> dict:  # held-out figures before and after; empty but in the first process
@@ -322,8 +322,8 @@ def take_steps(
             check_rewards(lines, last)
             tell(bar, lines, quiet)
             if done % s.eval_every == 0 and not last:
-                some = [rows[: len(rows) // 4] for rows in held]
-                result = measure(made.janus, some, out, done, s, rewards["g"], accelerator)
+                quarter = [part[: len(part) // 4] for part in held]
+                result = measure(made.janus, quarter, out, done, s, rewards["g"], accelerator)
                 save_best(out, made.policy, done, result.get("figures", {}))
             stopped = stop.by_anyone() and not last
             if stopped or done % s.save_every == 0 and not last:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pairuni_nb.cli import main
-from pairuni_nb.jobs import drawing_reward
+from pairuni_nb.jobs import named_rewards
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records import save_records
 from pairuni_nb.settings import TrainSettings, check
@@ -168,7 +168,7 @@ def test_a_gpu_that_is_not_there_for_the_judge(capsys, tmp_path, monkeypatch):
             "use cpu",
         )
     monkeypatch.setattr("pairuni_nb.preference.reward_from", lambda spec, device: device)
-    assert drawing_reward("clip:x", "auto") == dict(g="cpu")
+    assert named_rewards("", "clip:x", "auto") == dict(g="cpu")
 
 
 @pytest.mark.parametrize("out", ["/proc/xx", "u.jsonl/x"])

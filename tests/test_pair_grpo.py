@@ -167,6 +167,17 @@ def test_padding_never_matters():
         assert (dirty.grad[~mask] == 0).all()
         assert dirty.grad.isfinite().all()
 
+# %% ../nbs/02_pair_grpo.ipynb #ca644384
+def test_a_part_without_a_token_counts_for_nothing():
+    logp, old_logp, ref_logp, A, mask = toy_rollouts(1)
+    nothing = torch.zeros_like(mask)
+    loss, stats = policy_loss(
+        logp.requires_grad_(), old_logp, A, nothing, beta=0.1, ref_logp=ref_logp, normalizer=6
+    )
+    loss.backward()
+    assert loss == 0 and (logp.grad == 0).all()
+    assert stats["ratio_max"] == 1 and stats["clip_low"] == stats["clip_high"] == stats["kl"] == 0
+
 # %% ../nbs/02_pair_grpo.ipynb #237b619f
 def test_stats_by_hand():
     logp, old_logp, _, A, mask = toy_rollouts(2)

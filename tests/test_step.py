@@ -10,7 +10,7 @@ from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.rollout import Sampling
 from pairuni_nb.rollout import noise
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.step import roll_out_sides, rows_of_step, train_step, update
+from pairuni_nb.step import describe, noise_names, roll_out_sides, rows_of_step, train_step, update
 from pairuni_nb.world import question_text
 import torch
 
@@ -54,6 +54,11 @@ def test_every_pair_once_an_epoch():
     seen = [i for step in range(6) for i in rows_of_step(12, 4, 0, step)]
     assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12)) and seen[:12] != seen[12:]
     assert rows_of_step(5, 12, 0, 3) == rows_of_step(5, 12, 0, 3)  # more pairs a step than there are
+
+# %% ../nbs/14_step.ipynb #099025b0
+def test_noise_is_never_shared_inside_a_step():
+    names = noise_names("u", [3, 5, 3, 3]) + noise_names("g", [3])
+    assert len(set(names)) == 5 and names[:2] == ["u3", "u5"] and names[-1] == "g3"
 
 # %% ../nbs/14_step.ipynb #5f9680b7
 from pairuni_nb.janus import load_janus
@@ -143,6 +148,18 @@ def test_clipping_acts_on_later_iterations():
     assert stats["ratio_max_g"] > 1.05
     assert stats["clip_high_g"] + stats["clip_low_g"] > 0
     assert stats["gap_g"] < 1e-3
+
+# %% ../nbs/14_step.ipynb #2131ef4a
+def test_answers_that_were_cut_off_can_count_for_nothing():
+    pairs, policy, s = tiny_setup(mask_truncated=True, max_new_tokens=3, max_grad_norm=1e9)
+    sides = first_sides(policy, pairs, s)
+    assert not sides["u"].rollouts.ended.any() and not sides["u"].rollouts.mask.any()
+    told = describe(sides)
+    assert told["truncated"] == 1 and told["answer_tokens"] == 3
+    whole = gradients(policy, sides, s)
+    drawings = gradients(policy, dict(g=sides["g"]), s)
+    for name, gradient in whole.items():
+        assert torch.equal(gradient, drawings.get(name, torch.zeros_like(gradient))), name
 
 # %% ../nbs/14_step.ipynb #7a0de507
 def test_flat_rewards_move_nothing():
