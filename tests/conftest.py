@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers would wait for each other's threads
 
 
 def find(name):
