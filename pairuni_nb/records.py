@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'KEPT_AS_THEY_ARE', 'HUB_ID', 'columns_fault', 'parse_number', 'same_number',
            'plain_words', 'answer_kind', 'question_fault', 'to_rgb', 'first_line', 'read_bytes', 'read_image',
-           'may_stay', 'StoredImage', 'nameless_file', 'Store', 'check_free', 'new_folder', 'write_whole', 'write_json',
-           'read_json', 'whole_path', 'save_records']
+           'may_stay', 'StoredImage', 'nameless_file', 'Store', 'check_free', 'new_folder', 'remove', 'write_whole',
+           'write_json', 'read_json', 'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
 import json
@@ -285,17 +285,29 @@ def check_free(folder) -> Path:
 @contextmanager
 def new_folder(folder):
     "A folder that appears under its name only when the block ends without an error."
-    folder = check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    folder = check_free(folder).absolute()
+    there = folder.exists()  # perhaps a link or a mount point, which cannot be replaced
+    home = folder if there else folder.parent
+    home.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=home, prefix=".new-"))
     try:
         yield part
         part.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.rename(part, folder)
+        if not there:
+            os.rename(part, folder)
+            return
+        for child in sorted(part.iterdir()):
+            os.replace(child, folder / child.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/04_records.ipynb #d5a62555
+def remove(path: Path):
+    "A file or a folder, if it is there."
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 # %% ../nbs/04_records.ipynb #9c21cde2
 def write_whole(
@@ -304,15 +316,17 @@ def write_whole(
 ):
     "Write under a hidden name, then rename: it is there whole, or not at all."
     path = Path(path)
-    part = path.with_name(f".{path.name}")
+    part = path.with_name(f".{path.name[-200:]}")  # a name has at most 255 bytes
     path.parent.mkdir(parents=True, exist_ok=True)
-    if part.is_dir():
-        shutil.rmtree(part)  # of a run that was killed
-    part.unlink(missing_ok=True)
-    write(part)
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(part, path)
+    remove(part)  # of a run that was killed
+    try:
+        write(part)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(part, path)
+    except BaseException:  # a full disk keeps no debris
+        remove(part)
+        raise
 
 # %% ../nbs/04_records.ipynb #2ed05d12
 def write_json(path, value):

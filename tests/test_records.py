@@ -3,8 +3,10 @@
 from PIL import Image
 from functools import partial
 from io import BytesIO
-from pairuni_nb.records import StoredImage, parse_number, plain_words, question_fault, read_image, same_number
+from pairuni_nb.records import StoredImage, new_folder, parse_number, plain_words, question_fault, read_image, same_number, write_whole
+from pathlib import Path
 import numpy as np
+import tempfile
 
 # %% ../nbs/04_records.ipynb #962245db
 import copy
@@ -121,3 +123,32 @@ def test_a_stored_image_is_an_image():
         assert np.array_equal(StoredImage(raw), decoded)
         assert np.array_equal(copy.deepcopy(stored), stored)
         assert np.array_equal(pickle.loads(pickle.dumps(small)), small)
+
+# %% ../nbs/04_records.ipynb #084bb3eb
+def test_nothing_half_written_stays_behind():
+    with tempfile.TemporaryDirectory() as tmp:
+        home = Path(tmp)
+
+        def fails(part):
+            part.write_text("half")
+            raise OSError("the disk is full")
+
+        (home / "kept.txt").write_text("before")
+        with pytest.raises(OSError, match="full"):
+            write_whole(home / "kept.txt", fails)
+        assert [p.name for p in home.iterdir()] == ["kept.txt"]
+        assert (home / "kept.txt").read_text() == "before"
+        (home / "there").mkdir()
+        (home / "link").symlink_to(home / "there")
+        for name in ("there/a", "link", "n" * 250):  # new, a link to an empty folder, a long name
+            with new_folder(home / name) as part:
+                (part / "x").write_text("1")
+            assert [p.name for p in (home / name).iterdir()] == ["x"]
+            (home / name / "x").unlink()
+            if name == "there/a":
+                (home / name).rmdir()
+        with pytest.raises(KeyError):
+            with new_folder(home / "link") as part:
+                (part / "x").write_text("1")
+                raise KeyError
+        assert not any((home / "there").iterdir()) and (home / "link").is_symlink()
