@@ -13,13 +13,14 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def read(text):
-    "A notebook without nbdev's directives; tests are folded, explorers are their picture."
+    "A notebook without nbdev's directives; tests are folded (but for `#| show`)."
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
         words = re.findall(r"^#\| *(\w+)", cell.source, re.M)
-        cell.metadata.tags = [FOLDED[word] for word in words if word in FOLDED]
+        folded = [] if "show" in words else words
+        cell.metadata.tags = [FOLDED[word] for word in folded if word in FOLDED]
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
         for output in cell.outputs:  # no kernel moves a slider there
             output.get("data", {}).pop(WIDGET, None)
