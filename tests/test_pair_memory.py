@@ -24,7 +24,7 @@ from pairuni_nb.load import load_records
 from pairuni_nb.pairing import load_pairs, pair_records, save_pairs
 from pairuni_nb.train import held_out
 start = peak()
-rows, _ = pair_records(load_records("u", "u"), load_records("g", "g"), mix="random")
+rows, _ = pair_records(*[load_records(s, s, images=".") for s in "ug"], mix="random")
 save_pairs(rows, "pairs")
 held_out(load_pairs("pairs"), 20, 0)
 print(json.dumps(peak() - start))
