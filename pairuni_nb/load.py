@@ -503,7 +503,7 @@ def check_scene(scene: str, source: str):
         caption(Scene.from_json(scene))
     except Exception as e:
         raise ValueError(
-            f"the scene is {short(repr(scene), 80)}, but must be a scene of the toy world: "
+            f"the scene is {short(repr(scene), 40)}, but must be a scene of the toy world: "
             f"leave that column out with scene= in --columns-{source}"
         ) from e
 
@@ -550,9 +550,10 @@ def first_bad(
     "The first three bad rows in a sentence; those of one reason together."
     reasons = {}
     for row in bad[:3]:
-        told = f"row {row['row']}" + (f" (id {short(row['id'], 24)})" if row["id"] else "")
+        told = f"row {row['row']}" + (f" (id {short(row['id'], 20)})" if row["id"] else "")
         reasons.setdefault(row["reason"], []).append(told)
-    rooms = (150, 40, 40) if len(reasons) > 1 else (230,)  # one sentence, with a cure in it
+    fits = len(reasons) == 1 or sum(map(len, reasons)) <= 200
+    rooms = (200, 200, 200) if fits else (150, 30, 30)  # one sentence, with a cure in it
     told = [(", ".join(rows), why) for why, rows in reasons.items()]
     return "; ".join(f"{rows}: {short(why, room)}" for (rows, why), room in zip(told, rooms))
 

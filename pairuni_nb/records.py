@@ -48,7 +48,7 @@ def columns_fault(
     "The needed columns that are not there, and those that are."
     missing = [column for column in needed if column not in found]
     if missing:
-        there = short(", ".join(found), 80)
+        there = short(", ".join(found), 64)
         return f"lacks the columns {short(', '.join(missing), 60)}; it has {there}"
 
 # %% ../nbs/04_records.ipynb #9b19ab58

@@ -7,6 +7,7 @@ import math
 import signal
 import tarfile
 from decimal import Decimal
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from PIL import Image
 from pairuni_nb.load import make_record, parse_columns, read_records
 from pairuni_nb.records import NEEDS, parse_number, plain_words, question_fault, text_fault
 
-FEW, MANY = 60, 2500  # examples of a property: in CI, and with -m slow
+FEW, MANY = 150, 2500  # examples of a property: in CI, and with -m slow
 SECONDS = 60  # that one example may take, on a machine however busy
 
 
@@ -32,7 +33,7 @@ PNG = picture()
 
 
 def sentence(text):
-    assert text and "\n" not in text and len(text) < 450, text
+    assert text and "\n" not in text and len(text) < 400, text
 
 
 def read_or_refused(call):
@@ -40,18 +41,31 @@ def read_or_refused(call):
     try:
         return call()
     except ValueError as e:
-        assert type(e).__module__ != "builtins" or type(e) is ValueError, repr(e)
+        assert type(e) is ValueError, repr(e)
         sentence(str(e))
 
 
 # what a cell may hold
 words = st.text(max_size=12)
 odd_words = st.sampled_from(
-    ["nan", "", " ", "\ud83d", "<image>", "x\0", "a\nb", "a" * 9000, "[" * 300, "../x.png", "x.png", "/x"]
+    [
+        "nan",
+        "",
+        " ",
+        "\ud83d",
+        "<image>",
+        "x\0",
+        "a\nb",
+        "a" * 9000,
+        "[" * 300,
+        "../x.png",
+        "x.png",
+        "/x",
+    ]
 )
 numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none())
-cells = st.recursive(
-    st.one_of(words, odd_words, numbers),
+cells = odd_words | st.recursive(
+    words | odd_words | numbers,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=6,
 )
@@ -63,7 +77,7 @@ right = dict(
 def rows_of(cell):
     "A right row in which some cells are exchanged."
     names = [*right, "matcher", "scene", "file_name"]
-    return st.dictionaries(st.sampled_from(names), cell, max_size=4).map(lambda new: right | new)
+    return st.dictionaries(st.sampled_from(names), cell, max_size=2).map(lambda new: right | new)
 
 
 def check_number(text):
@@ -92,9 +106,9 @@ def check_columns(given):
     assert columns is None or all(isinstance(name, str) for name in columns.values())
 
 
-def check_record(given, folder):
+def check_record(given):
     fields, source = given
-    record = read_or_refused(lambda: make_record(fields, source, folder))
+    record = read_or_refused(lambda: make_record(fields, source))
     if record is not None:
         told = {name: value for name, value in record.items() if name != "image"}
         json.dumps(told, ensure_ascii=False).encode()
@@ -108,11 +122,11 @@ def check_record(given, folder):
         )
 
 
-def check_file(given, folder):
+def check_file(given):
     "A file of any bytes: every row of it is a record, or bad and listed."
     name, content, source = given
-    (folder / name).write_bytes(content)
-    read = read_or_refused(lambda: read_records(folder / name, source, max_bad=0.99))
+    Path(name).write_bytes(content)
+    read = read_or_refused(lambda: read_records(name, source, max_bad=0.99))
     if read is not None:
         records, counts = read
         assert len(records) + counts["bad"] == counts["rows"]
@@ -194,7 +208,10 @@ PROPERTIES = dict(
         check_question,
     ),
     columns=(
-        st.tuples(st.text(alphabet="imageprompt=, ") | st.text(), st.sampled_from(list(NEEDS))),
+        st.tuples(
+            st.lists(st.tuples(st.sampled_from([*right, ""]), words).map("=".join)).map(",".join),
+            st.sampled_from(list(NEEDS)),
+        ),
         check_columns,
     ),
     records=(
@@ -224,7 +241,7 @@ PROPERTIES = dict(
     parquet=(
         st.tuples(
             st.just("x.parquet"),
-            st.dictionaries(st.sampled_from(list(right)), columns, min_size=1).map(
+            st.dictionaries(st.sampled_from(list(right)), columns, min_size=1, max_size=2).map(
                 lambda new: as_parquet(
                     pa.table(dict(zip(plain.column_names, plain.slice(1).columns)) | new)
                 )
@@ -243,9 +260,9 @@ PROPERTIES = dict(
 )
 
 
-def fuzz(name, folder, n):
+def fuzz(name, n):
     strategy, check = PROPERTIES[name]
-    (folder / "x.png").write_bytes(PNG)
+    Path("x.png").write_bytes(PNG)
 
     def too_long(*_):
         raise TimeoutError(f"{name} took more than {SECONDS} s")
@@ -261,7 +278,7 @@ def fuzz(name, folder, n):
     @given(strategy)
     def every(example):
         signal.alarm(SECONDS)
-        check(example, folder) if check in (check_record, check_file) else check(example)
+        check(example)
 
     old = signal.signal(signal.SIGALRM, too_long)
     try:
@@ -271,12 +288,17 @@ def fuzz(name, folder, n):
         signal.signal(signal.SIGALRM, old)
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_a_few_of_everything(name, tmp_path):
-    fuzz(name, tmp_path, FEW)
+def test_a_few_of_everything(name):
+    fuzz(name, FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_thousands_of_everything(name, tmp_path):
-    fuzz(name, tmp_path, MANY)
+def test_thousands_of_everything(name):
+    fuzz(name, MANY)

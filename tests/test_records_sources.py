@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 from PIL import Image
 
 from pairuni_nb.cli import main
@@ -201,6 +202,18 @@ def test_a_missing_column_names_its_cure():
     assert load_records("a.csv", "u", columns="choices=")[0]["matcher"] == "number"
     put("b.csv", "path,filename,prompt\nx.png,x.png,a\n")
     refused(lambda: prompts("b.csv"), "lacks the columns image; it has path, filename")  # no guess
+
+
+def test_a_table_on_the_hub_has_no_features_to_decode(monkeypatch):
+    put("a.csv", "image,prompt,note\nx.png,a,\nx.png,nan,1\n")
+
+    def fake(path, **how):
+        return load_dataset("csv", data_files="a.csv", cache_dir="cache", **how)
+
+    monkeypatch.setattr("pairuni_nb.load.load_dataset", fake)
+    os.mkdir("owner")  # where its paths start
+    put("owner/x.png", PNG)
+    assert bad_ones("owner/set") == {1: "no prompt"}
 
 
 def test_a_folder_with_several_tables_is_no_guess():
