@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from .records import question_fault
+from .records import question_fault, text_fault
 from pairuni_nb.world import (
     bar_heights,
     caption,
@@ -74,7 +74,7 @@ def misremember(scene: Scene, rng: np.random.Generator) -> Scene:
 def form_fault(record: dict, completion: dict) -> str:  # a reason to drop it, or None
     "Form of a completion: a prompt for a U record, a question for a G record."
     if "question" in record:
-        return None if str(completion.get("prompt") or "").strip() else "no prompt"
+        return text_fault("prompt", completion.get("prompt"))
     fields = [completion.get(k) for k in ("question", "choices", "answer")]
     if wrong := question_fault(*fields):
         return wrong

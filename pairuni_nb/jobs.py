@@ -45,13 +45,19 @@ class Pair:
     "Build a data set of pairs, from your records or from the toy world's."
 
     out: str  # new folder for the pairs
-    # U records (image, question, choices, answer): .jsonl, .parquet, .tar, a folder of these, or
-    # a Hugging Face data set
+    # U records (image, question, choices, answer): .jsonl, .json, .csv, .parquet, .tar, a folder
+    # of these or of pictures with texts, or a Hugging Face data set
     u: Annotated[Positional[str], arg(metavar="U_FOLDER")] = ""
     # G records (image, prompt), likewise
     g: Annotated[Positional[str], arg(metavar="G_FOLDER")] = ""
     columns_u: str = ""  # your columns for ours, as image=picture,question=asked; or orsta
     columns_g: str = ""  # likewise, as image=jpg,prompt=txt
+    # folder that the paths of U's images start from, and may not leave; without one, their file's
+    images_u: str = ""
+    images_g: str = ""  # likewise
+    # share of the rows that may be bad and are left out, listed in OUT/bad_rows.jsonl; without
+    # one, 0.05 of tars and of the paper's data, and 0 of files of your own
+    max_bad: float | None = None
     limit: int = 0  # records to read of each source; 0: all
     max_side: int = 0  # longest side of an image to keep, in pixels; 0: as it is
     # who writes the half that a medoid lacks: rules (offline, plain), or llm, a language model
@@ -201,13 +207,15 @@ class Serve:
 # %% ../nbs/run/07_jobs.ipynb #2c82ceea
 def read_side(c: Pair, source: str) -> tuple:  # records, counts
     "Your records of one source; one line on stderr says what was left out."
+    from pairuni_nb.load import first_bad
     from pairuni_nb.paper_data import read_source
 
     path, columns = getattr(c, source), getattr(c, f"columns_{source}")
-    out, counts = read_source(path, source, columns, limit=c.limit, max_side=c.max_side)
+    images = getattr(c, f"images_{source}")
+    out, counts = read_source(path, source, columns, c.max_bad, c.limit, c.max_side, images)
     gone = dict(counts["left_out"])
-    if counts["bad"]:
-        gone[f"unreadable (first: {'; '.join(counts['first_bad'])})"] = counts["bad"]
+    if bad := counts["bad_rows"]:
+        gone[f"bad (first: {first_bad(bad)})"] = len(bad)
     if gone:
         why = ", ".join(f"{n} {reason}" for reason, n in gone.items())
         print(f"{path}: {len(out)} records of {counts['rows']} rows; {why}", file=sys.stderr)
@@ -226,20 +234,24 @@ def read_both(c: Pair) -> tuple:  # U records, G records, what was read
     if c.u:
         u, read_u = read_side(c, "u")
         g, read_g = read_side(c, "g")
-        return u, g, dict(u=c.u, g=c.g, read_u=read_u, read_g=read_g)
+        bad = []
+        for side, read in ("u", read_u), ("g", read_g):
+            bad += [dict(side=side) | row for row in read.pop("bad_rows")]
+        return u, g, dict(u=c.u, g=c.g, read_u=read_u, read_g=read_g, bad_rows=bad)
     s = c.settings
     u, g = records("u", s.n_u, s.seed), records("g", s.n_g, s.seed)
-    return u, g, dict(u="toy world", g="toy world", read_u={}, read_g={})
+    return u, g, dict(u="toy world", g="toy world", read_u={}, read_g={}, bad_rows=[])
 
 # %% ../nbs/run/07_jobs.ipynb #de4b89d9
 def build_pairs(
     c: Pair,
     fill=None,  # completes records, as in pair_records
-) -> tuple:  # rows, what made them, counts
+) -> tuple:  # rows, what made them, counts, bad rows
     "Records of both sources to pairs."
     from pairuni_nb.pairing import drop_copies, pair_records
 
     u, g, read = read_both(c)
+    bad = read.pop("bad_rows")
     copies = {}
     if c.u:  # toy drawings repeat, and are as many as you asked for
         u, copies["copies_u"] = drop_copies(u)
@@ -256,7 +268,7 @@ def build_pairs(
     for why, n in (told.pop("dropped", None) or {}).items():
         told[f"dropped ({why})"] = n
     print(f"{len(pairs)} pairs: " + ", ".join(f"{name} {n}" for name, n in told.items() if n))
-    return pairs, made_by, counts
+    return pairs, made_by, counts, bad
 
 # %% ../nbs/run/07_jobs.ipynb #440cc079
 def completer(c: Pair):  # function: records -> quadruples, dropped
@@ -340,15 +352,19 @@ def run_pair(c: Pair):
     "pairuni pair"
     check_pair(c)
     from pairuni_nb.pairing import save_pairs
+    from pairuni_nb.records import write_whole
 
     c = replace(c, journal=c.journal or f"{Path(c.out)}.jsonl")
     if c.complete == "llm":
         check_place(c.journal)
         with when_stopped("the same command goes on"):
-            pairs, made_by, counts = build_pairs(c, completer(c))
+            pairs, made_by, counts, bad = build_pairs(c, completer(c))
     else:
-        pairs, made_by, counts = build_pairs(c)
+        pairs, made_by, counts, bad = build_pairs(c)
     save_pairs(pairs, c.out, made_by | completed_by(c), counts)
+    if bad:
+        lines = "".join(json.dumps(row) + "\n" for row in bad)
+        write_whole(Path(c.out) / "bad_rows.jsonl", lambda file: file.write_text(lines))
     print(f"written to {c.out}")
 
 # %% ../nbs/run/07_jobs.ipynb #ec2e5469
@@ -442,7 +458,7 @@ def pairs_of(c: Train) -> tuple:  # Dataset or rows, their notes
     if p.data != "toy":
         u, g = f"{p.data}/u", f"{p.data}/g"
     how = replace(p.pair, seed=c.settings.seed)
-    pairs, made_by, counts = build_pairs(Pair("", u, g, settings=how))
+    pairs, made_by, counts, _ = build_pairs(Pair("", u, g, settings=how))
     return pairs, dict(settings=made_by, counts=counts)
 
 # %% ../nbs/run/07_jobs.ipynb #f136671b

@@ -45,6 +45,14 @@ def test_options_are_found_or_left_alone():
         "",
     ):
         assert split_options(text) == (text, []), text
+    for n in 8, 9, 10, 12:
+        for label in "{}. ", "({}) ", "{}: ":
+            for between in "\n", ", ", " ":
+                lines = [label.format(letter) + f"it is {letter}" for letter in "ABCDEFGHIJKL"[:n]]
+                text = "q?\n" + between.join(lines)
+                stem, options = split_options(text)
+                assert len(options) == (8 if n == 8 else 0), text
+                assert n == 8 or stem == text, text
     stem, options = split_options("In triangle A. B. C. what is it?\nA. 30\nB. 60")
     assert (stem, options) == ("In triangle A. B. C. what is it?", ["30", "60"])
 
@@ -199,14 +207,12 @@ def test_the_papers_ids_are_asked_for_as_streams(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("pairuni_nb.load.load_dataset", no_network)
+    monkeypatch.setattr("pairuni_nb.load.fsspec.url_to_fs", no_network)
     for name, source in ("One-RL-to-See-Them-All/Orsta-Data-47k", "u"), ("BLIP3o/BLIP3o-60k", "g"):
         with pytest.raises(ValueError, match="no network"):
             read_source(name, source)
-    (u_args, u_options), (g_args, g_options) = asked
-    assert u_args == ("One-RL-to-See-Them-All/Orsta-Data-47k",)
-    assert u_options == dict(split="train", streaming=True)
-    assert g_args == ("webdataset",)
-    assert g_options["data_files"] == ["hf://datasets/BLIP3o/BLIP3o-60k/*.tar"]
-    assert g_options["streaming"]
+    u, g = asked
+    assert u == (("One-RL-to-See-Them-All/Orsta-Data-47k",), dict(split="train", streaming=True))
+    assert g == (("hf://datasets/BLIP3o/BLIP3o-60k/*.tar",), {})
     with pytest.raises(ValueError, match="can be U but not G"):
         read_source("One-RL-to-See-Them-All/Orsta-Data-47k", "g")

@@ -3,7 +3,7 @@
 from PIL import Image
 from functools import partial
 from io import BytesIO
-from pairuni_nb.records import StoredImage, new_folder, parse_number, plain_words, question_fault, read_image, same_number, write_whole
+from pairuni_nb.records import StoredImage, new_folder, parse_number, plain_words, question_fault, read_image, same_number, text_fault, write_whole
 from pathlib import Path
 import numpy as np
 import tempfile
@@ -52,10 +52,29 @@ def test_a_question_needs_something_to_compare():
     assert "two to eight" in fault(list("abcdefghi"), "a")
     assert "two to eight" in fault(None, "a")
     assert "different" in fault(["a", "a"], "a")
+    assert "different" in fault(["a", " a"], "a")
+    assert fault(["AA", "Aa", "aa"], "Aa") is None
+    assert fault(["x < 3", "x > 3"], "x < 3") is None
+    assert "no text in a choice" in fault(["a", " "], "a")
+    assert "must be a list" in fault("red, blue", "red")
+    assert "must be a list" in fault(["a", 2], "a")
+    assert "</answer>" in fault([], "<answer>6</answer>", "text")
     assert "not among" in fault(["a", "b"], "c")
     assert "not a number" in fault([], "many", "number")
     assert "no word" in fault([], "...", "text")
     assert "'regex'" in fault([], "x", "regex")
+
+# %% ../nbs/04_records.ipynb #256a3db6
+def test_marks_and_halves_are_refused_in_every_text():
+    for mark in "<image>", "<image_placeholder>", "<Image 1>", "<image_2>", "<|image_pad|>":
+        assert mark in text_fault("prompt", f"a {mark} cat")
+        assert mark in question_fault(f"{mark} q?", ["a", "b"], "a")
+        assert mark in question_fault("q?", ["a", mark], "a")
+    for fine in "a <b> c", "image > 3", "1 < image", "🙂", "<imagery>":
+        assert text_fault("prompt", fine) is None, fine
+    assert "half a character" in question_fault("q?", ["a", "b\udce9"], "a")
+    assert text_fault("prompt", 7) == "the prompt is 7, but must be a text"
+    assert len(text_fault("prompt", ["x" * 9999])) < 200
 
 # %% ../nbs/04_records.ipynb #db148a71
 def image_bytes(image, format="PNG", **more):
@@ -76,6 +95,10 @@ def test_images_are_turned_shrunk_and_laid_on_white():
     assert (small.mode, small.size, small.getpixel((9, 9))) == ("RGB", (50, 100), (99, 99, 99))
     clear = Image.new("RGBA", (5, 5), (255, 0, 0, 0))
     assert read_image(image_bytes(clear)).getpixel((2, 2)) == (255, 255, 255)
+    for size in (1, 4000), (4000, 1), (20, 1001):
+        with pytest.raises(ValueError, match=f"{size[0]} x {size[1]}, and one side is more than 50"):
+            read_image(image_bytes(Image.new("RGB", size)))
+    assert read_image(image_bytes(Image.new("RGB", (20, 1000)))).size == (20, 1000)
 
 # %% ../nbs/04_records.ipynb #a166354d
 def test_broken_bytes_never_raise_anything_but_a_sentence():
