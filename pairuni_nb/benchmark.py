@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_whole', 'Job', 'Benchmark', 'prompt_text', 'about_files', 'geneval_prompt', 'read_geneval', 'wise_rows',
-           'wise_prompt', 'read_wise', 'protocol_of', 'open_folder', 'draw_jobs', 'draw_benchmark', 'ask_prompts',
-           'spoken', 'is_greedy', 'LmmsJanus', 'lmms_manifest']
+           'wise_prompt', 'read_wise', 'protocol_of', 'open_folder', 'draw_jobs', 'draw_missing', 'draw_benchmark',
+           'ask_prompts', 'spoken', 'is_greedy', 'LmmsJanus', 'lmms_manifest']
 
 # %% ../nbs/run/06_benchmark.ipynb #44fea64b
 # P prompts, R requests, N image tokens, D width
@@ -23,9 +23,10 @@ from tqdm import tqdm
 from . import __version__
 from .encoders import fingerprint
 from .janus import load_janus
-from .records import write_whole
+from .records import read_json, write_whole
 from .rewards import parse_answer
 from .rollout import JanusPolicy, Sampling, TextPrompts, noise
+from .run_folder import locked
 
 # %% ../nbs/run/06_benchmark.ipynb #b2656b7b
 def is_whole(file: Path) -> bool:
@@ -183,7 +184,7 @@ def open_folder(out: Path, protocol: dict):
     "Start a folder of drawings, or go on with one of the same protocol."
     file = out / "protocol.json"
     if file.is_file():
-        old, new = json.loads(file.read_text()), json.loads(json.dumps(protocol))
+        old, new = read_json(file, "choose a new folder"), json.loads(json.dumps(protocol))
         for k in new:
             if old.get(k) != new[k]:
                 raise ValueError(
@@ -222,19 +223,17 @@ def draw_jobs(
             write_whole(out / f, image.save)
             yield f
 
-# %% ../nbs/run/06_benchmark.ipynb #c036888a
-def draw_benchmark(
+# %% ../nbs/run/06_benchmark.ipynb #c5dc72a8
+def draw_missing(
     benchmark: Benchmark,
     policy: JanusPolicy,
-    out,  # folder, new or begun
-    sampling: Sampling = Sampling(),
-    seed: int = 0,
-    checkpoint: str = "janus-nano",  # its name, for the protocol
-    batch: int = 32,  # drawings at a time, about; memory decides
+    out: Path,  # folder that is ours
+    sampling: Sampling,
+    seed: int,
+    batch: int,  # drawings at a time, about
 ) -> int:  # pictures written
-    "Draw what is missing in a benchmark's folder."
-    out, k = Path(out), benchmark.about["samples"]
-    open_folder(out, protocol_of(benchmark, policy, sampling, seed, checkpoint))
+    "Draw what is not there, or not whole."
+    k = benchmark.about["samples"]
     missing = {f for job in benchmark.jobs for f in job.images if not is_whole(out / f)}
     total, step = len(benchmark.jobs) * k, max(1, batch // k)
     with tqdm(total=total, initial=total - len(missing), desc="draw", unit="image") as bar:
@@ -245,6 +244,23 @@ def draw_benchmark(
             for _ in draw_jobs(jobs, missing, policy, out, sampling, seed):
                 bar.update()
     return len(missing)
+
+# %% ../nbs/run/06_benchmark.ipynb #c036888a
+def draw_benchmark(
+    benchmark: Benchmark,
+    policy: JanusPolicy,
+    out,  # folder, new or begun; of one process at a time
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    checkpoint: str = "janus-nano",  # its name, for the protocol
+    batch: int = 32,  # drawings at a time, about; memory decides
+) -> int:  # pictures written
+    "Draw what is missing in a benchmark's folder."
+    out, protocol = Path(out), protocol_of(benchmark, policy, sampling, seed, checkpoint)
+    open_folder(out, protocol)
+    with locked(out):
+        open_folder(out, protocol)  # again: another run may have begun it in the same moment
+        return draw_missing(benchmark, policy, out, sampling, seed, batch)
 
 # %% ../nbs/run/06_benchmark.ipynb #15c93b09
 def ask_prompts(

@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from .settings import preset
+from .settings import preset, visible
 from pairuni_nb.jobs import (
     Convert,
     Evaluate,
@@ -134,10 +134,10 @@ def main(
     except (ValueError, OSError) as e:
         if os.environ.get("PAIRUNI_DEBUG") == "1":
             raise
-        print("pairuni:", " ".join(str(e).split()), file=sys.stderr)
+        print("pairuni:", visible(" ".join(str(e).split())), file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print("; ".join(["pairuni: stopped", *e.args]), file=sys.stderr)
+        print(visible("; ".join(["pairuni: stopped", *e.args])), file=sys.stderr)
         return 130
     return 0
 

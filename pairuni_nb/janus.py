@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BOS', 'EOS', 'PAD', 'BOI', 'IMAGE', 'EOI', 'CHAT_TEMPLATE', 'IMAGE_BLOCK', 'DESCRIBE', 'nano_folder',
-           'checkpoint_path', 'janus_config', 'load_janus', 'nano_tokenizer', 'world_texts', 'nano_processor',
-           'nano_config', 'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle', 'descend', 'train_vision',
-           'draw_crammed', 'draw_mixed', 'to_tokens', 'to_images', 'spread_codes', 'move_codes', 'survival', 'train_vq',
-           'user_turn', 'answer_text', 'text_loss', 'image_loss', 'misanswer', 'miscaption', 'rehearse', 'warm_start',
-           'make_nano', 'random_janus_pro']
+           'checkpoint_path', 'check_files', 'check_no_pickle', 'janus_config', 'first_line', 'load_janus',
+           'nano_tokenizer', 'world_texts', 'nano_processor', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes',
+           'one_cycle', 'descend', 'train_vision', 'draw_crammed', 'draw_mixed', 'to_tokens', 'to_images',
+           'spread_codes', 'move_codes', 'survival', 'train_vq', 'user_turn', 'answer_text', 'text_loss', 'image_loss',
+           'misanswer', 'miscaption', 'rehearse', 'warm_start', 'make_nano', 'random_janus_pro']
 
 # %% ../nbs/10_janus.ipynb #b38722f7
 from importlib.resources import files
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -57,14 +58,48 @@ def checkpoint_path(name: str = None) -> str:
     name = str(name or "janus-nano")
     return str(nano_folder().with_name(name)) if name in ("janus-nano", "nano-emoji") else name
 
+# %% ../nbs/10_janus.ipynb #4d10683e
+def check_files(path: str):
+    "Nothing in a checkpoint's folder is cut short, stands in for a file, or wants to run."
+    for file in sorted(Path(path).glob("*")):
+        if file.is_dir():
+            continue
+        with open(file, "rb") as f:
+            start = f.read(23)
+        if start == b"version https://git-lfs":
+            raise ValueError(f"'{file}' is a Git LFS pointer, not the file: run git lfs pull there")
+        if file.name.endswith("config.json") and b'"auto_map"' in file.read_bytes():
+            raise ValueError(
+                f"'{file}' names code of its own (auto_map), and code of a checkpoint is never "
+                "run: take the checkpoint in the layout of transformers"
+            )
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as e:
+                raise ValueError(f"'{file}' is cut short or damaged ({e}): fetch it again") from e
+
+# %% ../nbs/10_janus.ipynb #1693ed13
+def check_no_pickle(path: str):
+    "A checkpoint's folder holds its weights as safetensors."
+    files = sorted(Path(path).glob("*"))
+    pickles = [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if pickles and not any(file.suffix == ".safetensors" for file in files):
+        raise ValueError(
+            f"'{pickles[0]}' is a pickle, which may run code: "
+            "take the same weights as model.safetensors"
+        )
+
 # %% ../nbs/10_janus.ipynb #ec0957ce
 def janus_config(path: str) -> JanusConfig:  # a folder or a name, as in load_janus
     "The config of a Janus; one sentence when there is none."
     path = checkpoint_path(path)
     check_model(path)
     try:
-        kind = JanusConfig.get_config_dict(path)[0]["model_type"]
-    except (OSError, ValueError, KeyError) as e:
+        said = JanusConfig.get_config_dict(path)[0]
+        kind = said["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(
             f"'{path}' is not a checkpoint that transformers can read: "
             "expected a folder with config.json, or a name on the hub"
@@ -79,7 +114,20 @@ def janus_config(path: str) -> JanusConfig:  # a folder or a name, as in load_ja
             f"'{path}' is a '{kind}' checkpoint, not a Janus: "
             "choose one whose config says model_type 'janus'"
         )
-    return JanusConfig.from_pretrained(path)
+    check_files(path)
+    check_no_pickle(path)
+    try:
+        config = JanusConfig.from_pretrained(path)
+    except Exception as e:
+        raise ValueError(f"config.json in '{path}' fits no Janus ({first_line(e)})") from e
+    # transformers ties where nothing is said, and every Janus has a head of its own
+    config.tie_word_embeddings = said.get("tie_word_embeddings", False)
+    return config
+
+# %% ../nbs/10_janus.ipynb #98bd6f44
+def first_line(e: Exception) -> str:
+    "What an exception says, without its advice."
+    return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
 
 # %% ../nbs/10_janus.ipynb #023aef6a
 def load_janus(
@@ -89,15 +137,32 @@ def load_janus(
 ) -> tuple:  # JanusForConditionalGeneration, JanusProcessor
     "A Janus and its processor; one sentence when the path holds none."
     config, path = janus_config(path), checkpoint_path(path)
-    processor = JanusProcessor.from_pretrained(path)
+    try:
+        processor = JanusProcessor.from_pretrained(path, trust_remote_code=False)
+        model, info = JanusForConditionalGeneration.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as e:  # of any kind: the files are a stranger's
+        raise ValueError(
+            f"'{path}' cannot be loaded ({first_line(e)}): fetch its files again"
+        ) from e
+    if info["missing_keys"]:
+        lacks = sorted(info["missing_keys"])
+        raise ValueError(
+            f"'{path}' is incomplete: it lacks {len(lacks)} of the model's weights, the first "
+            f"{lacks[0]}; fetch it again"
+        )
     if not processor.chat_template:
         raise ValueError(
             f"'{path}' holds no chat template: "
             "take the file chat_template.jinja from where its weights come from"
         )
-    model = JanusForConditionalGeneration.from_pretrained(
-        path, config=config, dtype=dtype or "auto"
-    )
+    own_head = model.lm_head.weight is not model.get_input_embeddings().weight
+    model.config.tie_word_embeddings = not own_head  # else tie_weights() would drop the head
     return model.to(device).eval(), processor
 
 # %% ../nbs/10_janus.ipynb #29b73aed

@@ -37,6 +37,7 @@ from pairuni_nb.settings import (
     check,
     one_of,
     preset,
+    visible,
 )
 
 # %% ../nbs/run/07_jobs.ipynb #b8138759
@@ -218,7 +219,8 @@ def read_side(c: Pair, source: str) -> tuple:  # records, counts
         gone[f"bad (first: {first_bad(bad)})"] = len(bad)
     if gone:
         why = ", ".join(f"{n} {reason}" for reason, n in gone.items())
-        print(f"{path}: {len(out)} records of {counts['rows']} rows; {why}", file=sys.stderr)
+        told = f"{path}: {len(out)} records of {counts['rows']} rows; {why}"
+        print(visible(told), file=sys.stderr)
     return out, counts
 
 # %% ../nbs/run/07_jobs.ipynb #c9d5e71b
@@ -267,7 +269,8 @@ def build_pairs(
     told.pop("rows", None)
     for why, n in (told.pop("dropped", None) or {}).items():
         told[f"dropped ({why})"] = n
-    print(f"{len(pairs)} pairs: " + ", ".join(f"{name} {n}" for name, n in told.items() if n))
+    parts = ", ".join(f"{name} {n}" for name, n in told.items() if n)
+    print(visible(f"{len(pairs)} pairs: {parts}"))
     return pairs, made_by, counts, bad
 
 # %% ../nbs/run/07_jobs.ipynb #440cc079
@@ -832,7 +835,7 @@ def answer_question(c: Sample):
     prompts = policy.text_prompts([asked], [image])
     uniforms = noise(c.model.seed, 0, [0], c.n, sampling.max_new_tokens)
     answers = policy.texts(policy.sample(prompts, c.n, uniforms, sampling))
-    print(*answers, sep="\n")
+    print(*map(visible, answers), sep="\n")
 
 # %% ../nbs/run/07_jobs.ipynb #05a71bb6
 def check_suffix(file: str):
@@ -885,6 +888,7 @@ def run_convert(c: Convert):
 # %% ../nbs/run/07_jobs.ipynb #a5dd01d5
 def run_serve(c: Serve):
     "pairuni serve"
+    from pairuni_nb.language_model import is_local
     from pairuni_nb.preference import reward_from, reward_server
 
     reward = reward_from(c.reward, check_device(c.device))
@@ -894,6 +898,10 @@ def run_serve(c: Serve):
         raise ValueError(
             f"cannot serve on {c.host}:{c.port} ({e}): choose another --port or --host"
         ) from e
-    print(f"serving {c.reward} on {c.host}:{server.server_port}; Ctrl-C ends it", flush=True)
+    who = "only this machine reaches it"
+    if not is_local(f"http://{c.host}") or c.host == "0.0.0.0":
+        who = "everybody on the network reaches it, without a password"
+    where = f"{c.host}:{server.server_port}"
+    print(f"serving {c.reward} on {where}; {who}; Ctrl-C ends it", flush=True)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()

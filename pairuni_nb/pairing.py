@@ -10,8 +10,10 @@ __all__ = ['ORDERS', 'PAIR_KINDS', 'SIDE_U', 'SIDE_G', 'COLUMNS', 'ONE_SIDED', '
 # %% ../nbs/09_pairing.ipynb #3843ddc1
 import json
 import mmap
+import re
 from collections import Counter
 from functools import partial
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,7 @@ from pairuni_nb.records import (
     read_image,
 )
 from .search import check_rows, kmeans, nearest, unique_images, unique_rows
-from .settings import PairSettings, check, one_of
+from .settings import PairSettings, check, one_of, visible
 from .similarity import pair_features, part_weights, similarity
 
 # %% ../nbs/09_pairing.ipynb #67672630
@@ -428,12 +430,17 @@ def _column(pairs, name):
     return np.array(pairs[name] if isinstance(pairs, Dataset) else [row[name] for row in pairs])
 
 # %% ../nbs/09_pairing.ipynb #4a4585d4
+def _plain(value):
+    "A value as one line of Markdown that shows it and does nothing else, whoever wrote it."
+    text = escape(visible(" ".join(str(value).split())), quote=False)
+    return re.sub(r"[\\`*\[\]|~]", r"\\\g<0>", text)
+
+# %% ../nbs/09_pairing.ipynb #865282f3
 def _table(head, rows):
     "Markdown."
     lines = []
     for row in (head, ["---"] * len(head), *rows):
-        cells = [str(value).replace("|", "\\|") for value in row]
-        lines.append("| " + " | ".join(cells) + " |\n")
+        lines.append("| " + " | ".join(map(_plain, row)) + " |\n")
     return "".join(lines)
 
 # %% ../nbs/09_pairing.ipynb #96c439e9
