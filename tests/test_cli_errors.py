@@ -10,11 +10,11 @@ from dataclasses import asdict
 import pytest
 from PIL import Image
 
-from pairuni_nb.cli import main
-from pairuni_nb.jobs import drawing_reward
+from pairuni_nb.cli import main, parse
+from pairuni_nb.jobs import check_train, drawing_reward
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records import save_records
-from pairuni_nb.settings import TrainSettings, check
+from pairuni_nb.settings import TrainSettings
 from pairuni_nb.world import records
 
 TINY = [
@@ -205,12 +205,14 @@ def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_pa
     )
 
 
-def test_a_weighting_of_your_own_is_a_setting(monkeypatch):
+def test_a_weighting_of_your_own_is_a_setting(capsys, tmp_path, monkeypatch):
     import torch
     from pairuni_nb.pair_grpo import WEIGHTINGS
 
+    words = ["train", "--weighting", "square"]
+    refuses(capsys, tmp_path, words, "unknown weighting 'square'", "sqrt, linear, none")
     monkeypatch.setitem(WEIGHTINGS, "square", torch.square)
-    check(TrainSettings(weighting="square"))
+    assert check_train(parse(words)).settings == TrainSettings(weighting="square")
 
 
 def test_a_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ class Faulty(ToyEndpoint):
             rate,
             threading.Lock(),
             [],
-            0,
+            set(),
             0,
             [],
         )
@@ -65,13 +65,14 @@ class Faulty(ToyEndpoint):
         with self.lock:
             self.log.append([digest(body["messages"]), fault := self.fault(body)])
             handler.entry = self.log[-1]
-            self.now += 1
-            self.most = max(self.most, self.now)
+            self.now.add(handler)
+            # a killed or impatient client waits no longer for what is still answered here
+            self.most = max(self.most, sum(not gone(waiting) for waiting in self.now))
         try:
             self.spoil(fault, handler, body)
         finally:
             with self.lock:
-                self.now -= 1
+                self.now.remove(handler)
         if fault in ("silent", "late"):
             while not gone(handler):
                 time.sleep(0.02)
