@@ -312,10 +312,7 @@ def test_a_checkpoint_that_is_no_janus(command, capsys, tmp_path, pairs):
 def test_images_that_are_none(capsys, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
     refuses(
-        capsys,
-        tmp_path,
-        ["sample", "ask", "notes.png", "what?"],
-        "cannot read the image notes.png",
+        capsys, tmp_path, ["sample", "ask", "notes.png", "what?"], "cannot read the image notes.png"
     )
     refuses(
         capsys,

@@ -14,7 +14,23 @@ from io import BytesIO
 import pytest
 
 from pairuni_nb import language_model
-from pairuni_nb.language_model import FORMS, ToyEndpoint, chat, complete_by_llm, complete_one, connect, digest, item_key, measured, price, prompt, read_journal, request, send, totals
+from pairuni_nb.language_model import (
+    FORMS,
+    ToyEndpoint,
+    chat,
+    complete_by_llm,
+    complete_one,
+    connect,
+    digest,
+    item_key,
+    measured,
+    price,
+    prompt,
+    read_journal,
+    request,
+    send,
+    totals,
+)
 from pairuni_nb.settings import CompletionSettings
 from pairuni_nb.world import records
 
