@@ -441,7 +441,7 @@ def _plain_question(text):
 def _stripped(value):
     return value.strip() if isinstance(value, str) else value
 
-
+# %% ../nbs/data/00_load.ipynb #e9a608e8
 def _question_fields(fields):
     "What a U record says of its image, or a ValueError; numbers become texts."
     choices = _listed(_cell(fields.get("choices"))) or []

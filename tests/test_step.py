@@ -96,18 +96,24 @@ def gradients(policy, sides, s):
     return kept
 
 # %% ../nbs/14_step.ipynb #c06d443c
+def apart(a, b):
+    "The largest difference of two gradients."
+    return max((a[n] - b[n]).abs().max().item() for n in a)
+
+
 def test_accumulation_equals_the_full_batch():
-    pairs, policy, s = tiny_setup(max_grad_norm=1e9)
-    sides = first_sides(policy, pairs, s)
-    whole = gradients(policy, sides, s)
-    largest = max(g.abs().max() for g in whole.values())
-    for loss_type in ("grpo", "dapo"):
-        a = gradients(policy, sides, replace(s, micro_batch=64, loss_type=loss_type))
-        b = gradients(policy, sides, replace(s, micro_batch=5, loss_type=loss_type))
-        assert max((a[n] - b[n]).abs().max() for n in a) < 1e-5 * largest
-    assert any(n.endswith("lm_head.weight") for n in whole)
-    assert any("generation_head" in n for n in whole)
-    assert not any("vision_model" in n or "vqmodel" in n for n in whole)
+    pairs, policy, s = tiny_setup(max_grad_norm=1e9, temperature=2.0)  # of many lengths
+    sides, whole = first_sides(policy, pairs, s), {}
+    for loss_type in ("grpo", "dr_grpo", "dapo"):
+        one = whole[loss_type] = gradients(policy, sides, replace(s, loss_type=loss_type))
+        parts = gradients(policy, sides, replace(s, micro_batch=5, loss_type=loss_type))
+        largest = max(g.abs().max().item() for g in one.values())
+        assert apart(one, parts) < 1e-5 * largest
+    for a, b in ("grpo", "dr_grpo"), ("grpo", "dapo"), ("dr_grpo", "dapo"):
+        assert apart(whole[a], whole[b]) > 0.01 * largest  # three settings, three gradients
+    assert any(n.endswith("lm_head.weight") for n in one)
+    assert any("generation_head" in n for n in one)
+    assert not any("vision_model" in n or "vqmodel" in n for n in one)
 
 # %% ../nbs/14_step.ipynb #d941143b
 def test_both_sides_add_up():

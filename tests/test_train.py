@@ -81,13 +81,23 @@ def figures(run):
 
 # %% ../nbs/run/02_train.ipynb #597f20f3
 def test_one_sided_pairs_train():
+    from pairuni_nb.janus import load_janus
+
     with tempfile.TemporaryDirectory() as tmp:
         singles, _ = make_pairs(records("u", 40, 0), records("g", 40, 0), mix="unpaired")
         result = train(singles, Path(tmp) / "run", tiny_settings(), device="cpu")
+        steps = [line for line in read_metrics(Path(tmp) / "run") if "grad_norm" in line]
+        assert len(steps) == 3 and all(line["grad_norm"] > 0 for line in steps)
+        for task in "ug":
+            assert any(f"reward_{task}" in line for line in steps)
         assert "accuracy_mean" in result["after"] and "score_mean" in result["after"]
         only_u = singles.select([i for i, q in enumerate(singles["question"]) if q is not None])
-        result = train(only_u, Path(tmp) / "u", tiny_settings(), device="cpu")
-        assert "reward_g" not in read_metrics(Path(tmp) / "u")[1]
+        train(only_u, Path(tmp) / "u", tiny_settings(), device="cpu")
+        assert not any("reward_g" in line for line in read_metrics(Path(tmp) / "u"))
+        start, after = load_janus()[0], load_janus(Path(tmp) / "u" / "checkpoint")[0]
+        named = zip(start.named_parameters(), after.parameters())
+        moved = {name for (name, p), q in named if not torch.equal(p, q)}
+    assert "lm_head.weight" in moved and not any("generation" in name for name in moved)
 
 # %% ../nbs/run/02_train.ipynb #9a18c676
 def test_a_seed_repeats_a_run():

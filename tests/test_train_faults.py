@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,10 +83,19 @@ def test_rewards_by_another_name_and_unknown_weightings_are_refused(pairs, tmp_p
 
 def test_a_weighting_of_your_own_trains_and_the_bar_ends(pairs, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(pair_grpo.WEIGHTINGS, "square", torch.square)
-    train(
-        pairs, tmp_path / "run", TrainSettings(**vars(S) | dict(weighting="square")), device="cpu"
-    )
+    two = pairs.select([i for i, kind in enumerate(pairs["kind"]) if kind == "retrieved"][:2])
+    first_wins = lambda prompts, outputs, truths: [1.0 - i % 2 for i in range(len(outputs))]
+    s, rewards = replace(S, weighting="square"), dict(u=first_wins, g=first_wins)
+    train(two, tmp_path / "run", s, rewards=rewards, device="cpu")
     assert "2/2" in capfd.readouterr().err
+    # two groups of the rewards 1 and 0: advantages are plus and minus 0.5/sqrt(0.5), times s_p^2
+    squares = [(s_p**2 * 0.5 / 0.5**0.5) ** 2 for s_p in two["similarity"]]
+    steps = [line for line in read_metrics(tmp_path / "run") if "adv_std_u" in line]
+    for line in steps:
+        for task in "ug":
+            expected = (2 * sum(squares) / 3) ** 0.5
+            assert line[f"adv_std_{task}"] == pytest.approx(expected, rel=1e-3)
+    assert max(two["similarity"]) < 0.99 and len(steps) == 2
 
 
 def test_a_reward_that_judges_nothing_stops_before_the_first_step(pairs, tmp_path):

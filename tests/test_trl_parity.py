@@ -49,13 +49,13 @@ def hand_made(prompts, **kwargs):
     return [REWARDS[prompt][i % K] for i, prompt in enumerate(prompts)]
 
 
-def rolled_out(trl, tiny, folder, accumulation=1, **settings):
+def rolled_out(trl, tiny, folder, accumulation=1, longest=LONGEST, **settings):
     """TRL's trainer after its rollout phase, its policy moved since then, and its micro-batches."""
     model, tokenizer = tiny
     args = trl.GRPOConfig(
         str(folder),
         num_generations=K,
-        max_completion_length=LONGEST,
+        max_completion_length=longest,
         epsilon=0.2,
         num_iterations=2,
         per_device_train_batch_size=K * len(REWARDS) // accumulation,
@@ -165,6 +165,18 @@ def test_gradient_accumulation(need, tiny, tmp_path, loss_type):
     normalizers = {"grpo": [rows] * 2, "dapo": [tokens] * 2, "dr_grpo": [rows * LONGEST] * 2}
     mine = ours(tiny, trainer, batches, normalizers[loss_type], loss_type=loss_type)
     assert_same(mine, theirs(trainer, batches))
+
+
+def test_dr_grpo_of_answers_that_all_end_early(need, tiny, tmp_path):
+    """TRL divides by the slots that an answer may have, `policy_loss` by those of the longest."""
+    settings = dict(loss_type="dr_grpo", longest=60)
+    trainer, [batch] = rolled_out(need("trl"), tiny, tmp_path, **settings)
+    rows, drawn = batch["completion_mask"].shape
+    assert drawn < 60
+    mine = ours(tiny, trainer, [batch], [rows * 60], loss_type="dr_grpo")
+    assert_same(mine, theirs(trainer, [batch]))
+    own = ours(tiny, trainer, [batch], [None], loss_type="dr_grpo")
+    torch.testing.assert_close(own[0], mine[0] * 60 / drawn)
 
 
 def test_advantages(need, tiny, tmp_path):

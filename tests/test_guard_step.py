@@ -1,0 +1,298 @@
+"""One step on rollouts, rewards and weights made by hand moves every weight as plain loops say."""
+
+import copy
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hand_made import END, HandMade, code, pair, reward, value
+from pairuni_nb.processes import add_up
+from pairuni_nb.rollout import Rollouts, Sampling
+from pairuni_nb.settings import TrainSettings
+from pairuni_nb.step import Side, describe, rows_of_step, train_step
+
+PAIRS = [
+    pair("retrieved", 0.25, 3, 0),
+    pair("aligned", 1.0, 1, 1),
+    pair("random", 0.36, 2, 3),
+    pair("retrieved", 0.64, 0, 2),
+]
+ONE_SIDED = [
+    pair("single", 1.0, g=2),
+    pair("retrieved", 0.25, 3, 0),
+    pair("single", 0.5, u=1),
+    pair("retrieved", 0.64, 4, 5),
+]
+IDS = [40, 7, 19, 5]
+S = TrainSettings(rollouts=4, max_new_tokens=5, max_grad_norm=1e9)
+
+# settings that a step reads, each with another value, under which it must move otherwise
+CHANGES = dict(
+    weighting=("linear", "none"),
+    rollouts=(3,),
+    clip_eps=(0.02,),
+    num_iterations=(2,),
+    loss_type=("dapo", "dr_grpo"),
+    beta=(0.5,),
+    max_grad_norm=(0.05,),
+    temperature=(0.7,),
+    cfg_weight=(2.0,),
+    cfg_scoring=("cond",),
+    max_new_tokens=(2,),
+    precision=("bf16",),
+    seed=(1,),
+)
+UNCHANGED = dict(micro_batch=3, rollout_gb=0.5)  # the update does not depend on them
+# what test_guard_runs looks at
+ELSEWHERE = {"steps", "pairs_per_step", "lr", "eval_every", "eval_items", "save_every"}
+ELSEWHERE |= {"gradient_checkpointing", "cuda_graphs", "lora_rank", "train_vision", "shard"}
+
+
+def plain_advantages(values, K):
+    "Rewards less their group's mean, over its standard deviation; 0 where nothing is to compare."
+    advantages = []
+    for start in range(0, len(values), K):
+        group = values[start : start + K]
+        known = [v for v in group if v is not None]
+        mean = sum(known) / max(len(known), 1)
+        spread = math.sqrt(sum((v - mean) ** 2 for v in known) / max(len(known) - 1, 1))
+        flat = len(set(known)) < 2
+        advantages += [0.0 if v is None or flat else (v - mean) / (spread + 1e-4) for v in group]
+    return advantages
+
+
+def plain_weight(row, weighting):
+    if row["kind"] != "retrieved" or weighting == "none":
+        return 1.0
+    return math.sqrt(row["similarity"]) if weighting == "sqrt" else row["similarity"]
+
+
+def plain_values(drawn):
+    "Rewards of some rollouts, each by its own record and tokens."
+    values = []
+    for group, tokens in zip(drawn.group.tolist(), drawn.tokens):
+        i = int(drawn.prompts.numbers[group])
+        values.append(value(drawn.task, i, code(tokens)))
+    return values
+
+
+def plain_loss(logp, old, ref, drawn, advantages, s):
+    "The clipped loss of one side (Eq. 1) by loops, and how often it clips."
+    R, T = drawn.tokens.shape
+    total, clipped, tokens = 0.0, dict(low=0, high=0), int(drawn.mask.sum())
+    for r in range(R):
+        n, row = int(drawn.mask[r].sum()), 0.0
+        for t in range(n):
+            A, ratio = advantages[r], (logp[r, t] - old[r, t]).exp()
+            near = min(max(ratio.item(), 1 - s.clip_eps), 1 + s.clip_eps)
+            clips = ratio.item() * A > near * A
+            row = row - (near * A if clips else ratio * A)
+            if clips:
+                clipped["low" if A < 0 else "high"] += 1
+            if s.beta:
+                d = ref[r, t] - logp[r, t]
+                row = row + s.beta * ratio * (d.exp() - d - 1)
+        divisor = {"grpo": n * R, "dr_grpo": R * T, "dapo": tokens}[s.loss_type]
+        total = total + row / divisor
+    return total, {name: count / tokens for name, count in clipped.items()}
+
+
+def plain_update(policy, rollouts, pairs, s, lr, ref):
+    "What a step on these rollouts must do to the weights, and the figures that it must log."
+    told, sides = {}, []
+    for drawn in rollouts:
+        rows = [row for row in pairs if row["question" if drawn.task == "u" else "prompt"]]
+        weights = [plain_weight(row, s.weighting) for row in rows]
+        advantages = plain_advantages(plain_values(drawn), s.rollouts)
+        weighed = [A * weights[r // s.rollouts] for r, A in enumerate(advantages)]
+        with torch.no_grad():
+            old = drawn.logp if s.precision == "fp32" else policy(drawn)
+            sides.append((drawn, weighed, old, ref(drawn)))
+    for _ in range(s.num_iterations):
+        policy.zero_grad()
+        for drawn, weighed, old, ref_logp in sides:
+            loss, clipped = plain_loss(policy(drawn), old, ref_logp, drawn, weighed, s)
+            loss.backward()
+            told[f"loss_{drawn.task}"] = loss.item()
+            for name, share in clipped.items():
+                told[f"clip_{name}_{drawn.task}"] = share
+        trained = [p for p in policy.parameters() if p.grad is not None]
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in trained))
+        with torch.no_grad():
+            for p in trained:
+                p -= lr * p.grad * min(1.0, s.max_grad_norm / norm)
+        told["grad_norm"] = norm
+    return told
+
+
+def two_steps(s, pairs=PAIRS, lr=0.5):
+    "Weights after two steps of ours and after two plain ones, and their figures."
+    ours, ref = HandMade(), HandMade(seed=5)
+    plain, told, expected = copy.deepcopy(ours), [], []
+    opt = torch.optim.SGD(ours.parameters(), lr=lr)
+    judges, accelerator = dict(u=reward("u"), g=reward("g")), Accelerator(cpu=True)
+    for step in range(2):
+        args = ours, opt, pairs, IDS, step, s, judges, accelerator
+        told.append(train_step(*args, ref=ref if s.beta else None))
+        drawn = [call["rollouts"] for call in ours.calls[-2:]]
+        expected.append(plain_update(plain, drawn, pairs, s, lr, ref))
+    ours, plain = (dict(policy.named_parameters()) for policy in (ours, plain))
+    return ours, plain, told, expected
+
+
+def apart(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return two_steps(S)
+
+
+def test_every_setting_is_looked_at():
+    assert {f.name for f in fields(TrainSettings)} == {*CHANGES, *UNCHANGED, *ELSEWHERE}
+
+
+def test_the_step_is_the_plain_one(usual):
+    ours, plain, told, expected = usual
+    assert apart(ours, plain) < 1e-5
+    assert apart(ours, dict(HandMade().named_parameters())) > 0.1
+    for mine, other in zip(told, expected):
+        for name in other:
+            assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+    assert min(told[0][f"clip_{end}_{task}"] for end in ("low", "high") for task in "ug") > 0
+
+
+@pytest.mark.parametrize("name, new", [(n, v) for n, values in CHANGES.items() for v in values])
+def test_a_setting_acts_as_the_plain_step_says(name, new, usual):
+    ours, plain, told, expected = two_steps(replace(S, **{name: new}))
+    assert apart(ours, plain) < 1e-5
+    assert apart(ours, usual[0]) > 1e-3, f"{name} changes nothing"
+    assert told[1]["grad_norm"] == pytest.approx(expected[1]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_what_saves_memory_changes_no_weight(name, usual):
+    ours = two_steps(replace(S, **{name: UNCHANGED[name]}))[0]
+    assert apart(ours, usual[0]) < 1e-5
+
+
+def test_a_pass_has_no_more_rows_than_asked_for():
+    policy = HandMade()
+    sampled(replace(S, micro_batch=5, precision="bf16"), policy=policy)
+    by_sampler, by_step = policy.passes[:2], policy.passes[2:]
+    assert by_sampler == [16, 16]
+    assert by_step == [5, 5, 5, 1] * 4  # of both sides: the old log-probs, then the update
+
+
+def test_sides_that_are_missing_keep_records_pairs_and_weights_together():
+    ours, plain, *_ = two_steps(S, ONE_SIDED)
+    assert apart(ours, plain) < 1e-5
+    other, *_ = two_steps(S, [row | dict(similarity=1.0) for row in ONE_SIDED])
+    assert apart(ours, other) > 1e-3
+
+
+def sampled(s=S, pairs=PAIRS, ids=IDS, step=0, policy=None):
+    "What the sampler was given in one step, by task."
+    policy = policy or HandMade()
+    opt = torch.optim.SGD(policy.parameters(), lr=0.0)
+    judges = dict(u=reward("u"), g=reward("g"))
+    train_step(policy, opt, pairs, ids, step, s, judges, Accelerator(cpu=True))
+    return {call["rollouts"].task: call for call in policy.calls}
+
+
+def test_the_sampler_is_asked_for_what_the_settings_say():
+    s = replace(S, temperature=0.7, cfg_weight=2.5, cfg_scoring="cond", max_new_tokens=4)
+    for call in sampled(replace(s, rollout_gb=0.25)).values():
+        assert call["sampling"] == Sampling(0.7, 2.5, "cond", 4)
+        assert call["gb"] == 0.25
+
+
+def test_noise_belongs_to_a_pair_a_task_a_step_and_a_seed():
+    noise = {task: call["noise"] for task, call in sampled().items()}
+    rows = torch.cat([noise["u"][:, :3], noise["g"]])
+    assert len(rows.unique(dim=0)) == len(rows) == 2 * 4 * S.rollouts
+    turned = sampled(pairs=PAIRS[::-1], ids=IDS[::-1])
+    for task in "ug":
+        groups = noise[task].view(4, S.rollouts, -1)
+        assert torch.equal(turned[task]["noise"].view(groups.shape), groups.flip(0))
+        for other in (sampled(step=1), sampled(replace(S, seed=1)), sampled(ids=[1, 2, 3, 4])):
+            assert not (other[task]["noise"] == noise[task]).any()
+    some = sampled(pairs=ONE_SIDED)  # U has the pairs 1, 2 and 3, G has 0, 1 and 3
+    assert torch.equal(some["u"]["noise"], noise["u"][S.rollouts :])
+    kept = noise["g"].view(4, S.rollouts, -1)[[0, 1, 3]].flatten(0, 1)
+    assert torch.equal(some["g"]["noise"], kept)
+
+
+def test_what_samples_may_be_another_than_what_is_trained():
+    policy, sampler = HandMade(), HandMade()
+    opt = torch.optim.SGD(policy.parameters(), lr=0.5)
+    judges = dict(u=reward("u"), g=reward("g"))
+    args = policy, opt, PAIRS, IDS, 0, S, judges, Accelerator(cpu=True)
+    train_step(*args, janus=sampler)
+    assert len(sampler.calls) == 2 and not policy.calls
+    assert apart(dict(policy.named_parameters()), dict(sampler.named_parameters())) > 0.1
+
+
+# which pairs, when
+
+
+def test_the_order_has_a_seed_and_every_epoch_its_own():
+    epochs = [rows_of_step(12, 12, seed, step) for seed in (0, 1) for step in (0, 1)]
+    assert all(sorted(order) == list(range(12)) for order in epochs)
+    assert len({tuple(order) for order in epochs}) == 4
+    fives = sum((rows_of_step(12, 5, 1, step) for step in range(5)), [])
+    assert fives[:24] == epochs[2] + epochs[3]  # whatever a step takes
+
+
+# what a step logs
+
+NAN = math.nan
+WORTH = [[1, 0, 0.5, NAN], [0.3, 0.3, 0.3, NAN], [NAN] * 4, [0, 0, 0, 1]]
+
+
+def side(task, tokens, outputs, worth=WORTH):
+    tokens = torch.tensor(tokens)
+    mask, none = tokens != 0, torch.zeros(tokens.shape)
+    group = torch.arange(len(tokens)) // len(worth[0])
+    drawn = Rollouts(None, len(worth[0]), group, tokens, mask, mask.any(1), none, none, Sampling())
+    return Side(drawn, torch.tensor(worth), outputs, torch.tensor([0.0, 3, 0, 3] * 4), none)
+
+
+def test_the_figures_of_a_step_are_counted():
+    form = "<think>a</think><answer>b</answer>"
+    said = [[2, END, 0], [2, 3, END], [2, 3, 4], [4, 4, 4]] * 4
+    told = describe(
+        dict(u=side("u", said, [form, form, form, "b"] * 4), g=side("g", [[2, 3]] * 16, [])),
+        torch.tensor([END]),
+    )
+    for task in "ug":
+        assert told[f"reward_{task}"] == pytest.approx((1.5 + 0.9 + 1) / 10)
+        assert told[f"missing_{task}"] == pytest.approx(6 / 16)
+        assert told[f"flat_{task}"] == 2 / 4  # all equal, and none there
+        assert told[f"adv_std_{task}"] == pytest.approx(math.sqrt(16 * 1.5**2 / 15))
+    assert told["well_formed"] == 0.75
+    assert told["truncated"] == 0.5  # at full length and without an end
+    assert told["answer_tokens"] == pytest.approx((2 + 3 + 3 + 3) / 4)
+
+
+def test_figures_do_not_depend_on_the_parts_of_a_step():
+    s = replace(S, beta=0.5, num_iterations=2)
+    whole, parts = (two_steps(replace(s, micro_batch=n), lr=0.02)[2] for n in (16, 3))
+    # of answers, which differ in length, the loss alone
+    names = [n for n in whole[0] if n.endswith("_g") and not n.startswith("sec")] + ["loss_u"]
+    assert {"clip_low_g", "kl_g", "ratio_mean_g", "ratio_max_g", "gap_g"} < set(names)
+    for a, b in zip(whole, parts):
+        for name in names:
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
+    assert whole[0]["gap_g"] == pytest.approx(0.5, abs=0.01)  # the hand-made sampler's error
+
+
+def test_sums_add_up_and_largest_values_do_not():
+    stats = {}
+    for share, clip, ratio in ((0.75, 0.4, 1.5), (0.25, 0.8, 1.2)):
+        add_up(stats, "u", dict(clip_low=clip, ratio_max=ratio), share)
+    assert stats == dict(clip_low_u=pytest.approx(0.5), ratio_max_u=1.5)
