@@ -235,7 +235,7 @@ def least(shape, prompts, n, chunks, args):
 def planned_card(args):
     "The card as the plan takes it, with the bandwidth found"
     name = torch.cuda.get_device_name() if args.device == "cuda" else ""
-    known = [card for full, card in CARDS.items() if full.split()[0] in name]
+    known = [card for full, card in CARDS.items() if full.removesuffix(" 80GB") in name]
     return replace((known or [CARDS["H100 80GB"]])[0], bandwidth=args.bandwidth)
 
 

@@ -26,8 +26,7 @@ case "${1:-}" in -*) stop "unknown option $1: there is only --toy" ;; esac
 [ $# -le 2 ] || stop "$# folders are too many: name OUT and WHEELS"
 out=${1:-on_a_gpu} wheels=${2:-${WHEELS:-}} python=${PYTHON:-python3}
 [ -z "$wheels" ] || [ -d "$wheels" ] || stop "WHEELS is no folder: $wheels"
-mkdir -p "$out" || stop "$out cannot be made: name another folder"
-out=$(cd "$out" && pwd)
+[ "${out:0:1}" = / ] || out=$PWD/$out
 [ -z "$wheels" ] || wheels=$(cd "$wheels" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
@@ -36,11 +35,49 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH="$scratch/site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
-rm -f "$out"/draw_nano.csv "$out"/draw_1b.csv "$out"/step_{1b,24gb,sharded}.csv
-: >"$log" || exit 2
-echo "on_a_gpu.sh${toy:+ --toy}, $(date -u +'%Y-%m-%d %H:%M') UTC" >"$page" || exit 2
 
+lacks=""
+if [ -n "$wheels" ] && compgen -G "$wheels/*.whl" >/dev/null; then
+    echo "== wheels, at most 25 s"
+    timeout 25 "$python" -m pip install -q --no-index --no-deps --no-compile \
+        --target "$scratch/site" "$wheels"/*.whl >"$scratch/said" 2>&1 ||
+        lacks="wheels: exit code $?: $(tail -n 1 "$scratch/said")"
+fi
+"$python" - "$toy" >"$scratch/device" 2>"$scratch/said" <<'EOF' || stop "$(tail -n 1 "$scratch/said")"
+import platform
+import sys
+
+try:
+    import accelerate
+    import torch
+    import transformers
+
+    import pairuni_nb.train
+except ModuleNotFoundError as e:
+    sys.exit(f"Python's module {e.name} is missing: put its wheel into the folder WHEELS")
+if not (sys.argv[1] or torch.cuda.is_available()):
+    sys.exit("PyTorch sees no GPU here: take a machine with one, or rehearse with --toy")
+device = f"the CPU, {platform.machine()}"
+if not sys.argv[1]:
+    card = torch.cuda.get_device_properties(0)
+    device = f"{card.name}, {card.total_memory / 1e9:.1f} GB"
+print(f"device: {device}; Python {platform.python_version()}, torch {torch.__version__},", end=" ")
+print(f"CUDA {torch.version.cuda}, transformers {transformers.__version__},", end=" ")
+print(f"accelerate {accelerate.__version__}")
+EOF
+mkdir -p "$out" || stop "$out cannot be made: name another folder"
+rm -f "$out"/draw_{1b,nano}.csv "$out"/step_{1b,24gb,sharded}.csv
+: >"$log" || exit 2
 failed=0
+{
+    echo "on_a_gpu.sh${toy:+ --toy}, $(date -u +'%Y-%m-%d %H:%M') UTC"
+    cat "$scratch/device"
+} | tee "$page"
+if [ -n "$lacks" ]; then
+    failed=1
+    echo "$lacks" | tee -a "$page"
+fi
+
 part() { # NAME MOMENT COMMAND..: run it, until so many seconds after the start
     local name=$1 left=$(($2 - SECONDS)) began=$SECONDS code
     shift 2
@@ -57,35 +94,6 @@ part() { # NAME MOMENT COMMAND..: run it, until so many seconds after the start
         tail -n 1 "$scratch/said" | sed 's/^/    /' >>"$page"
     fi
 }
-
-if compgen -G "$wheels/*.whl" >/dev/null; then
-    part wheels 25 "$python" -m pip install -q --no-index --no-deps --no-compile \
-        --target "$scratch/site" "$wheels"/*.whl
-fi
-"$python" - "$toy" >>"$page" 2>"$scratch/said" <<'EOF' || stop "$(tail -n 1 "$scratch/said")"
-import platform
-import sys
-
-try:
-    import accelerate
-    import torch
-    import transformers
-
-    import pairuni_nb.prepare
-    import pairuni_nb.step
-except ModuleNotFoundError as e:
-    sys.exit(f"Python's module {e.name} is missing: put its wheel into the folder WHEELS")
-if not (sys.argv[1] or torch.cuda.is_available()):
-    sys.exit("PyTorch sees no GPU here: take a machine with one, or rehearse with --toy")
-device = f"the CPU, {platform.machine()}"
-if not sys.argv[1]:
-    card = torch.cuda.get_device_properties(0)
-    device = f"{card.name}, {card.total_memory / 1e9:.1f} GB"
-print(f"device: {device}; Python {platform.python_version()}, torch {torch.__version__},", end=" ")
-print(f"CUDA {torch.version.cuda}, transformers {transformers.__version__},", end=" ")
-print(f"accelerate {accelerate.__version__}")
-EOF
-tail -n 1 "$page"
 
 measure=("$python" benchmarks/janus_pro_shape.py card --repeats 1)
 step=("${measure[@]}" --images)

@@ -26,11 +26,12 @@ def on_a_gpu(cwd, *arguments, **more):
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory):
-    "A folder with a space, after a rehearsal whose first part failed; and what was printed."
+    "A folder, after a rehearsal whose wheel and whose tests failed; and what was printed."
     tmp = tmp_path_factory.mktemp("on a gpu")
-    (tmp / "no wheels").mkdir()
+    (tmp / "bad wheels").mkdir()
+    (tmp / "bad wheels" / "broken-1-py3-none-any.whl").touch()
     pytest_fails = dict(PYTEST_ADDOPTS="--no-such-option")
-    return tmp / "out", on_a_gpu(tmp, "--toy", "out", "no wheels", **pytest_fails)
+    return tmp / "out", on_a_gpu(tmp, "--toy", "out", "bad wheels", **pytest_fails)
 
 
 def rows(out, name):
@@ -66,7 +67,7 @@ def test_a_part_that_fails_is_told_and_stops_no_other(left):
     assert done.returncode == 1 and done.stdout.endswith(page)
     assert "tests: exit code 4" in page and "no-such-option" in page
     assert page.count("exit code 0") == 5
-    assert "1 of the parts failed" in page
+    assert "wheels: exit code 1: " in page and "2 of the parts failed" in page
     assert "device: the CPU" in page and "torch" in page and "CUDA None" in page
     assert len(page.splitlines()) < 80
     for name in [*DRAWN, *STEPS]:
@@ -76,7 +77,7 @@ def test_a_part_that_fails_is_told_and_stops_no_other(left):
 def test_without_a_gpu_nothing_is_measured(tmp_path):
     done = on_a_gpu(tmp_path, "out")
     assert done.returncode == 2 and "PyTorch sees no GPU here" in done.stderr
-    assert not list(tmp_path.glob("out/*.csv"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
