@@ -11,11 +11,16 @@ checkpointed layers.
 `card` is for a GPU: Janus-Pro-1B whole, bfloat16 over float32 (`generate`: bfloat16). Images a
 second by `generate`, by our sampler and by its recorded steps, each with its share of the
 memory-bandwidth limit (trunk and head read once a token, and every row's keys and values so far)
-and its ratio to `generate`; then seconds and GB of a training step on two pairs. A method that does
-not fit the memory is left out. Random weights everywhere.
+and its ratio to `generate`; then seconds and GB of a training step on two pairs, the second of two.
+A method that does not fit the memory is left out. `predicted` is what the plan says of a card with
+the bandwidth found; a card that it does not know computes as fast as an H100. Random weights
+everywhere.
 
     OMP_NUM_THREADS=1 python benchmarks/janus_pro_shape.py rollout update
-    python benchmarks/janus_pro_shape.py card [--bandwidth 3350] [--preset janus-pro-1b-24gb]
+    python benchmarks/janus_pro_shape.py card [--bandwidth 3350]
+    python benchmarks/janus_pro_shape.py card --images --preset janus-pro-1b-24gb --card-gb 24
+
+`scripts/on_a_gpu.sh` runs it in parts, with the tests that need a GPU.
 
 Write benchmarks/janus_pro_shape.csv, and janus_pro_card.csv for a card.
 """
@@ -34,11 +39,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from pairuni_nb.janus import random_janus_pro
 from pairuni_nb.pairing import make_pairs
-from pairuni_nb.plan import kv_bytes, matrices, parameters, shape_of
+from pairuni_nb.plan import (
+    CARDS,
+    Work,
+    kv_bytes,
+    matrices,
+    parameters,
+    peak,
+    sampling_seconds,
+    shape_of,
+    step_seconds,
+    tasks,
+)
 from pairuni_nb.rollout import (
     ImagePrompts,
     JanusPolicy,
@@ -48,13 +65,15 @@ from pairuni_nb.rollout import (
     noise,
     unconditional,
 )
-from pairuni_nb.settings import preset
+from pairuni_nb.settings import PRO, preset
 from pairuni_nb.prepare import add_lora, round_frozen
+from pairuni_nb.processes import shard
 from pairuni_nb.step import train_step
 from pairuni_nb.world import records
 from transformers import DynamicCache
 
 CSV = Path(__file__).with_suffix(".csv")
+COLUMNS = "measure rows k method unit value low high predicted".split()
 PROMPTS = [
     "a red star at the top",
     "two blue circles and a green square, on stripes",
@@ -213,11 +232,30 @@ def least(shape, prompts, n, chunks, args):
     )
 
 
+def planned_card(args):
+    "The card as the plan takes it, with the bandwidth found"
+    name = torch.cuda.get_device_name() if args.device == "cuda" else ""
+    known = [card for full, card in CARDS.items() if full.removesuffix(" 80GB") in name]
+    return replace((known or [CARDS["H100 80GB"]])[0], bandwidth=args.bandwidth)
+
+
+def planned_draw(shape, prompts, n, k, recorded, args):
+    "Seconds that the plan gives n drawings; recorded steps are launched at once"
+    s = replace(PRO, pairs_per_step=len(prompts), rollouts=k, rollout_gb=args.gb)
+    shape = replace(shape, image_tokens=args.tokens)
+    _, t = tasks(shape, Work(s, prompt_tokens=prompts.input_ids.shape[1]))
+    card = planned_card(args)
+    if recorded:
+        card = replace(card, layer_ms=1e-6)
+    return sampling_seconds(shape, s, t._replace(rows=n), card)
+
+
 def draws(policy, shape, args):
     "Rows of the CSV: how fast each method draws"
     model = copy.deepcopy(
         policy.model
     ).bfloat16()  # `generate` knows no mixed precision here: its cache wants one dtype
+    args = copy.copy(args)  # a step keeps to its preset's memory for rollouts
     args.gb = args.gb or (
         0.6 * torch.cuda.mem_get_info()[0] / 1e9 if args.device == "cuda" else 8.0
     )
@@ -231,10 +269,15 @@ def draws(policy, shape, args):
         for name, t in times.items():
             row, took = dict(measure="card draw", rows=n, k=k, method=name), sorted(t)
             middle, base = statistics.median(t), times.get("generate")
-            yield row | dict(unit="images/s", value=n / middle, low=n / took[-1], high=n / took[0])
-            yield row | dict(
-                unit="of limit", value=limit / middle, low=limit / took[-1], high=limit / took[0]
-            )
+            plan = planned_draw(shape, prompts, n, k, name == "recorded", args)
+            for unit, all_of_it in {"images/s": n, "of limit": limit}.items():
+                yield row | dict(
+                    unit=unit,
+                    value=all_of_it / middle,
+                    low=all_of_it / took[-1],
+                    high=all_of_it / took[0],
+                    predicted="" if name == "generate" else all_of_it / plan,
+                )
             if base:
                 yield row | dict(
                     unit="x generate",
@@ -244,24 +287,64 @@ def draws(policy, shape, args):
                 )
 
 
-def step(policy, args):
-    "Rows of the CSV: seconds of a training step's parts, and its peak GB; the second step of two"
+def planned_step(shape, s, args):
+    "Seconds and GB that the plan gives a training step"
+    work = Work(s)  # sharded in one process: the plan would only ask for more of them
+    parts = step_seconds(shape, work, planned_card(args))
+    drawing = sum(seconds for part, seconds in parts.items() if part != "update")
+    whole = drawing + parts["update"]
+    gb = peak(shape, work)
+    return {"rollout": drawing, "score and update": parts["update"], "whole": whole, "peak": gb}
+
+
+def split(policy):
+    "Shard a policy in a group of this process alone; the whole copy that samples"
+    backend = "nccl" if policy.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    whole = round_frozen(copy.deepcopy(policy).requires_grad_(False))
+    shard(policy)
+    return whole
+
+
+def settings_of(args):
+    "The preset's, for so many pairs"
     s = preset(args.preset).train
-    s = replace(
+    return replace(
         s,
         pairs_per_step=args.pairs,
         rollouts=min(s.rollouts, args.k[0]),
-        rollout_gb=args.gb,
+        rollout_gb=args.gb or s.rollout_gb,
         max_new_tokens=args.text_tokens or s.max_new_tokens,
+        shard=args.shard,
     )
+
+
+def step(policy, shape, args):
+    "Rows of the CSV: seconds of a training step's parts, and its peak GB; the second step of two"
+    s = settings_of(args)
     if s.lora_rank:
         round_frozen(add_lora(policy, s.lora_rank))
     if s.gradient_checkpointing:
         policy.checkpoint_layers()
+    janus = split(policy) if s.shard else None
     opt, accelerator = (
         torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr),
         Accelerator(cpu=args.device == "cpu"),
     )
+    plan = planned_step(shape, s, args)
+    name = f"{args.preset} sharded" if s.shard else args.preset
+    row = dict(measure="card step", rows=args.pairs * s.rollouts, k=s.rollouts)
+
+    def line(part, unit, value):
+        return row | dict(
+            method=f"{name} {part}",
+            unit=unit,
+            value=value,
+            low=value,
+            high=value,
+            predicted=plan.get(part, ""),
+        )
+
     pairs, dice = (
         make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)[0],
         lambda prompts, outputs, truths: torch.rand(len(outputs)).tolist(),
@@ -279,25 +362,29 @@ def step(policy, args):
             s,
             dict(u=dice, g=dice),
             accelerator,
+            janus=janus,
         )
         if args.device == "cuda":
             torch.cuda.synchronize()
         took = time.perf_counter() - start
-    row, gb = (
-        dict(measure="card step", rows=args.pairs * s.rollouts, k=s.rollouts),
-        torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else resident() / 1e3,
-    )
-    for part, value in dict(
-        rollout=m["sec_rollout"], score=m["sec_score"], update=m["sec_update"], whole=took
-    ).items():
-        yield row | dict(
-            method=f"{args.preset} {part}", unit="s", value=value, low=value, high=value
-        )
-    yield row | dict(method=f"{args.preset} peak", unit="GB", value=gb, low=gb, high=gb)
+        gb = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else resident() / 1e3
+        if i == 0:
+            yield line("first step", "s", took)  # should the time be over before the second
+            yield line("first peak", "GB", gb)
+    for part in ("rollout", "score", "update"):
+        yield line(part, "s", m[f"sec_{part}"])
+    yield line("score and update", "s", m["sec_score"] + m["sec_update"])
+    yield line("whole", "s", took)
+    yield line("peak", "GB", gb)
+    if janus:
+        dist.destroy_process_group()
 
 
 def card(args):
     "Rows of the CSV: what a card makes of Janus-Pro-1B"
+    if args.card_gb and args.device == "cuda":
+        share = args.card_gb * 1e9 / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
     policy = policy_of(args)
     policy.precision, shape = "bf16", shape_of(policy.model.config)
     args.bandwidth = args.bandwidth or copied(args.device)
@@ -311,11 +398,14 @@ def card(args):
         low=args.bandwidth,
         high=args.bandwidth,
     )
-    shorten(policy, args.tokens)
-    yield from draws(policy, shape, args)
-    shorten(policy, 576)
+    if args.images:
+        shorten(policy, args.tokens)
+        yield from draws(policy, shape, args)
+        shorten(policy, 576)
+    if not args.pairs:
+        return
     try:
-        yield from step(policy, args)
+        yield from step(policy, shape, args)
     except torch.cuda.OutOfMemoryError:
         yield dict(
             measure="card step",
@@ -422,7 +512,7 @@ def main(argv):
     p.add_argument("--width", type=int)
     p.add_argument("--layers", type=int)
     p.add_argument("--tokens", type=int, default=576, help="of a drawing")
-    p.add_argument("--images", type=int, nargs="+")
+    p.add_argument("--images", type=int, nargs="*", help="drawn at once; with no number, none")
     p.add_argument("--k", type=int, nargs="+", help="rollouts a prompt")
     p.add_argument("--repeats", type=int)
     p.add_argument(
@@ -433,8 +523,10 @@ def main(argv):
     p.add_argument("--text-rows", type=int, default=32)
     p.add_argument("--text-tokens", type=int)
     p.add_argument("--image-rows", type=int, default=16)
-    p.add_argument("--pairs", type=int, default=2, help="of a card's training step")
+    p.add_argument("--pairs", type=int, default=2, help="of a card's training step; 0: no step")
     p.add_argument("--preset", default="janus-pro-1b", help="settings of a card's training step")
+    p.add_argument("--shard", action="store_true", help="the step by FSDP, in one process")
+    p.add_argument("--card-gb", type=float, help="GB that a GPU may use, as if it had no more")
     p.add_argument("--bandwidth", type=float, help="GB/s of the card; without it, a copy is timed")
     p.add_argument("--device")
     p.add_argument("--dtype", default="float32", help="of the weights")
@@ -487,9 +579,12 @@ def main(argv):
         for what in args.what
         for row in dict(rollout=rollout, update=update, card=card)[what](args)
     ):
-        rows.append(row | {k: round(row[k], 3) for k in ("value", "low", "high")} | where)
+        row = dict(predicted="") | row
+        numbers = {k: round(x, 3) for k, x in row.items() if isinstance(x, float)}
+        rows.append(row | numbers | where)
         line = (
-            "{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} [{low:.3f}, {high:.3f}]"
+            "{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} "
+            "[{low:.3f}, {high:.3f}] {predicted}"
         )
         print(line.format(**rows[-1]), flush=True)
         with open(
@@ -497,7 +592,8 @@ def main(argv):
         ) as f:  # after every row: a card may be gone before the last
             writer = csv.DictWriter(
                 f,
-                ["measure", "rows", "k", "method", "unit", "value", "low", "high", *where],
+                [*COLUMNS, *where],
+                restval="",  # of rows from before there was a prediction
                 lineterminator="\n",
             )
             writer.writeheader()
