@@ -34,6 +34,8 @@ CHANGES = dict(
     weighting=("linear", "none"),
     rollouts=(3,),
     clip_eps=(0.02,),
+    clip_eps_high=(0.9,),
+    importance_cap=(1.2,),
     num_iterations=(2,),
     loss_type=("dapo", "dr_grpo"),
     beta=(0.5,),
@@ -48,6 +50,8 @@ CHANGES = dict(
 UNCHANGED = dict(micro_batch=3, rollout_gb=0.5)  # the update does not depend on them
 # what test_guard_runs looks at
 ELSEWHERE = {"steps", "pairs_per_step", "lr", "eval_every", "eval_items", "save_every"}
+# the notebooks' own tests: learning_rate, save_rollouts, mask_truncated; test_instruction
+ELSEWHERE |= {"warmup", "rollouts_every", "keep", "mask_truncated", "instruction", "plain_reward"}
 ELSEWHERE |= {"gradient_checkpointing", "cuda_graphs", "lora_rank", "train_vision", "shard"}
 
 
@@ -87,9 +91,13 @@ def plain_loss(logp, old, ref, drawn, advantages, s):
         n, row = int(drawn.mask[r].sum()), 0.0
         for t in range(n):
             A, ratio = advantages[r], (logp[r, t] - old[r, t]).exp()
-            near = min(max(ratio.item(), 1 - s.clip_eps), 1 + s.clip_eps)
+            most = s.clip_eps if s.clip_eps_high is None else s.clip_eps_high
+            near = min(max(ratio.item(), 1 - s.clip_eps), 1 + most)
             clips = ratio.item() * A > near * A
-            row = row - (near * A if clips else ratio * A)
+            off = 1.0  # policy over sampler
+            if s.importance_cap:
+                off = min((old[r, t] - drawn.sample_logp[r, t]).exp().item(), s.importance_cap)
+            row = row - off * (near * A if clips else ratio * A)
             if clips:
                 clipped["low" if A < 0 else "high"] += 1
             if s.beta:
@@ -136,7 +144,7 @@ def two_steps(s, pairs=PAIRS, lr=0.5):
     judges, accelerator = dict(u=reward("u"), g=reward("g")), Accelerator(cpu=True)
     for step in range(2):
         args = ours, opt, pairs, IDS, step, s, judges, accelerator
-        told.append(train_step(*args, ref=ref if s.beta else None))
+        told.append(train_step(*args, ref=ref if s.beta else None)[0])
         drawn = [call["rollouts"] for call in ours.calls[-2:]]
         expected.append(plain_update(plain, drawn, pairs, s, lr, ref))
     ours, plain = (dict(policy.named_parameters()) for policy in (ours, plain))
@@ -258,17 +266,21 @@ def side(task, tokens, outputs, worth=WORTH):
     tokens = torch.tensor(tokens)
     mask, none = tokens != 0, torch.zeros(tokens.shape)
     group = torch.arange(len(tokens)) // len(worth[0])
-    drawn = Rollouts(None, len(worth[0]), group, tokens, mask, mask.any(1), none, none, Sampling())
-    return Side(drawn, torch.tensor(worth), outputs, torch.tensor([0.0, 3, 0, 3] * 4), none)
+    ended = (tokens == END).any(1)
+    drawn = Rollouts(None, len(worth[0]), group, tokens, mask, ended, none, none, Sampling())
+    pairs = [pair("retrieved", 0.64, i, i) for i in range(4)]
+    advantages = torch.tensor([0.0, 3, 0, 3] * 4)
+    return Side(drawn, torch.tensor(worth), outputs, pairs, torch.full((4,), 0.8), advantages, none)
 
 
 def test_the_figures_of_a_step_are_counted():
     form = "<think>a</think><answer>b</answer>"
     said = [[2, END, 0], [2, 3, END], [2, 3, 4], [4, 4, 4]] * 4
     told = describe(
-        dict(u=side("u", said, [form, form, form, "b"] * 4), g=side("g", [[2, 3]] * 16, [])),
-        torch.tensor([END]),
+        dict(u=side("u", said, [form, form, form, "b"] * 4), g=side("g", [[2, 3]] * 16, []))
     )
+    assert told["weight_retrieved"] == pytest.approx(0.8)
+    assert told["similarity_retrieved"] == pytest.approx(0.64)
     for task in "ug":
         assert told[f"reward_{task}"] == pytest.approx((1.5 + 0.9 + 1) / 10)
         assert told[f"missing_{task}"] == pytest.approx(6 / 16)
@@ -282,8 +294,7 @@ def test_the_figures_of_a_step_are_counted():
 def test_figures_do_not_depend_on_the_parts_of_a_step():
     s = replace(S, beta=0.5, num_iterations=2)
     whole, parts = (two_steps(replace(s, micro_batch=n), lr=0.02)[2] for n in (16, 3))
-    # of answers, which differ in length, the loss alone
-    names = [n for n in whole[0] if n.endswith("_g") and not n.startswith("sec")] + ["loss_u"]
+    names = [n for n in whole[0] if n.endswith(("_u", "_g")) and not n.startswith("sec")]
     assert {"clip_low_g", "kl_g", "ratio_mean_g", "ratio_max_g", "gap_g"} < set(names)
     for a, b in zip(whole, parts):
         for name in names:
