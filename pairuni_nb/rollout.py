@@ -868,9 +868,11 @@ def texts(self, rollouts: Rollouts) -> list:  # (R,) str
 def images(
     self,
     rollouts: Rollouts,
-    chunk: int = 2**21,  # pixels at a time
+    chunk: int = None,  # pixels at a time; None: as many as a cache, or a GPU, takes well
 ) -> np.ndarray:  # (R, H, W, 3) uint8
     "Drawings, decoded by the VQ autoencoder."
+    if chunk is None:
+        chunk = 2**16 if self.device.type == "cpu" else 2**21
     n = max(1, chunk // self.model.config.vision_config.image_size**2)
     drawn = []
     for tokens in rollouts.tokens.split(n):
