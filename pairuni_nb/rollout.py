@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORM_WANTED', 'STRETCH', 'Sampling', 'draw', 'noise', 'positions', 'unconditional', 'TextPrompts', 'ImagePrompts',
            'Rollouts', 'join', 'through_first', 'attended_dtype', 'Slots', 'Prompt', 'Continued', 'patch_to',
-           'JanusPolicy', 'guide', 'pick', 'Named', 'record', 'gap']
+           'JanusPolicy', 'guide', 'pick', 'Named', 'record', 'once', 'gap']
 
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
@@ -807,6 +807,15 @@ def _logp_of(
     logits = self.head(task, states.flatten(0, 1), n, w) / sampling.temperature  # (n, V)
     return -F.cross_entropy(logits, tokens, reduction="none")
 
+# %% ../nbs/11_rollout.ipynb #caa2aa39
+def once(rollouts: Rollouts) -> tuple:  # Rollouts, (R,) which of them each row is
+    "Each different completion of a prompt."
+    told = torch.cat([rollouts.group[:, None], rollouts.tokens], 1)  # (R, 1+T)
+    different, which = told.unique(dim=0, return_inverse=True)
+    number = torch.arange(len(which), device=which.device)
+    rows = which.new_zeros(len(different)).scatter_(0, which, number)  # any row that is it
+    return rollouts.index(rows), which
+
 # %% ../nbs/11_rollout.ipynb #5692585c
 @patch_to(JanusPolicy)
 def forward(
@@ -823,10 +832,11 @@ def forward(
             "greedy rollouts (temperature 0) have no log-probs to score: "
             "sample with a temperature above 0"
         )
+    different, which = once(rollouts)  # R of them, below
     with self.autocast(False):
-        states = self.states(rollouts)  # (R or 2R, T, D)
-    states = states.unflatten(0, (-1, len(rollouts))).flatten(1, 2)  # (1 or 2, R*T, D)
-    tokens = rollouts.tokens.flatten()  # (R*T,)
+        states = self.states(different)  # (R or 2R, T, D)
+    states = states.unflatten(0, (-1, len(different))).flatten(1, 2)  # (1 or 2, R*T, D)
+    tokens = different.tokens.flatten()  # (R*T,)
     logp_of = partial(self._logp_of, task, sampling)
     n = max(1, self.chunk // self.vocabulary(task))  # tokens at a time
     if len(tokens) <= n:
@@ -835,7 +845,7 @@ def forward(
         again = partial(checkpoint, logp_of, use_reentrant=False, preserve_rng_state=False)
         parts = zip(states.split(n, 1), tokens.split(n))
         logp = torch.cat([again(*few) for few in parts])
-    return logp.view_as(rollouts.tokens) * rollouts.mask
+    return logp.view_as(different.tokens)[which] * rollouts.mask
 
 # %% ../nbs/11_rollout.ipynb #4365397b
 @patch_to(JanusPolicy)
@@ -868,9 +878,11 @@ def texts(self, rollouts: Rollouts) -> list:  # (R,) str
 def images(
     self,
     rollouts: Rollouts,
-    chunk: int = 2**21,  # pixels at a time
+    chunk: int = None,  # pixels at a time; None: as many as a cache, or a GPU, takes well
 ) -> np.ndarray:  # (R, H, W, 3) uint8
     "Drawings, decoded by the VQ autoencoder."
+    if chunk is None:
+        chunk = 2**16 if self.device.type == "cpu" else 2**21
     n = max(1, chunk // self.model.config.vision_config.image_size**2)
     drawn = []
     for tokens in rollouts.tokens.split(n):

@@ -223,6 +223,26 @@ def test_scoring_a_slice_is_slicing_the_scores(rows):
         with torch.no_grad():
             assert (nano_policy()(r, rows) - nano_policy()(r)[rows]).abs().max() < 1e-5
 
+# %% ../nbs/11_rollout.ipynb #8c7f12b0
+def test_equal_rows_are_scored_once_and_each_adds_its_gradient(monkeypatch):
+    for task in "ug":
+        r, got, rows = rollouts(task, Sampling()), [], []
+        r = r.index([0, 5, 0, 5, 0, 9])
+        states = JanusPolicy.states
+        monkeypatch.setattr(
+            JanusPolicy, "states", lambda self, r: rows.append(len(r)) or states(self, r)
+        )
+        for parts in ([slice(None)], range(6)):  # together, and each by itself
+            policy = JanusPolicy(*random_nano())
+            for i in parts:
+                part = r.index(i if isinstance(i, slice) else [i])
+                (policy(part).sum(1) * torch.arange(1.0, 7)[i]).sum().backward()
+            got.append([p.grad for p in policy.parameters() if p.grad is not None])
+        monkeypatch.undo()
+        assert rows == [3] + 6 * [1]
+        for a, b in zip(*got):
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max() + 1e-6
+
 # %% ../nbs/11_rollout.ipynb #4f57e0ee
 def test_gradient_reaches_what_is_trained():
     policy = JanusPolicy(*random_nano())
