@@ -25,6 +25,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -383,8 +384,6 @@ def check_device(name: str) -> str:  # "cpu" or "cuda"
 # %% ../nbs/run/07_jobs.ipynb #8f326436
 def check_tracker(name: str):
     "The tracker is known and installed."
-    from importlib.util import find_spec
-
     if not name:
         return
     one_of("tracker", name, ("tensorboard", "wandb", "trackio"))
@@ -501,6 +500,8 @@ def check_train(c: Train) -> Train:
 
     check(c.settings)
     check_tracker(c.tracker)
+    if c.settings.lora_rank and not find_spec("peft"):
+        raise ValueError("LoRA needs the package peft: pip install peft, or set lora_rank to 0")
     one_of("weighting", c.settings.weighting, tuple(WEIGHTINGS))
     return whole_job(c)
 

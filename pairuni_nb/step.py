@@ -232,6 +232,8 @@ def update(
             if iteration == 0:  # later the policy is no longer the one that drew
                 add_up(gaps, p.task, gaps_of(side.rollouts, logp), p.share)
         norm = accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm)
+        if hasattr(norm, "full_tensor"):  # under --shard float() would take this process's part
+            norm = norm.full_tensor()
         stats["grad_norm"] = finite(float(norm))
         opt.step()
         opt.zero_grad()

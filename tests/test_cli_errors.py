@@ -215,7 +215,7 @@ def test_a_weighting_of_your_own_is_a_setting(monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pairuni_nb.jobs.find_spec", lambda name: None)
     refuses(
         capsys,
         tmp_path,
@@ -223,6 +223,12 @@ def test_a_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):
         "'wandb' is not installed",
         "pip install wandb",
     )
+
+
+def test_lora_without_peft_is_told_before_anything_is_read(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("pairuni_nb.jobs.find_spec", lambda name: None)
+    command = ["train", "--lora-rank", "4", "--model", "nowhere"]
+    refuses(capsys, tmp_path, command, "LoRA needs", "pip install peft")
 
 
 def spoil(folder, **changes):
