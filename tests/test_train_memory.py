@@ -1,7 +1,7 @@
 """What keeps a large model's training in memory changes nothing else: pieces, checkpointing, autocast, LoRA, budgets."""
 
-from functools import partial
 from dataclasses import replace
+from functools import partial
 from weakref import WeakSet
 
 import pytest
