@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORM_WANTED', 'STRETCH', 'Sampling', 'draw', 'noise', 'positions', 'unconditional', 'TextPrompts', 'ImagePrompts',
-           'Rollouts', 'join', 'through_first', 'attended_dtype', 'Slots', 'Prompt', 'Continued', 'patch_to',
-           'JanusPolicy', 'guide', 'pick', 'Named', 'record', 'once', 'gap']
+           'Rollouts', 'join', 'through_first', 'attended_dtype', 'Shared', 'shared_rows', 'Slots', 'Prompt',
+           'Continued', 'patch_to', 'JanusPolicy', 'guide', 'pick', 'one_token', 'Named', 'record', 'once', 'gap']
 
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from .records import to_rgb
 from .settings import TrainSettings
@@ -211,8 +212,51 @@ def attended_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 # %% ../nbs/11_rollout.ipynb #ed24edb5
-class Slots(DynamicLayer):
-    "One layer's keys and values, with room for the tokens to come."
+class Shared:
+    "One layer's keys and values: each prompt's once, and room for what its rollouts add."
+
+    def __init__(
+        self,
+        layer: DynamicLayer,  # prefilled, one row a prompt
+        rows: Tensor,  # (R,) the row of `layer` that each rollout continues
+        room: int,  # tokens to come
+        k: int,  # rows that follow each other and continue the same prompt
+    ):
+        self.k, self.n = k, 0
+        # keys and values: (R/k, heads, L, d), and (R, heads, room, d)
+        self.prompt = [x.index_select(0, rows[::k]) for x in (layer.keys, layer.values)]
+        self.own = [x.new_empty(len(rows), x.shape[1], room, x.shape[3]) for x in self.prompt]
+
+    def with_prompt(self, x: Tensor, y: Tensor) -> Tensor:  # (R, heads, m, a) -> (R, heads, m, b)
+        "x @ y, where the k rows of a prompt share their y (R/k, heads, a, b)."
+        m = x.shape[2]
+        x = x.unflatten(0, (-1, self.k)).transpose(1, 2).flatten(2, 3)  # (R/k, heads, k m, a)
+        return (x @ y).unflatten(2, (self.k, m)).transpose(1, 2).flatten(0, 1)
+
+    def attend(self, query, key, value, bias) -> Tensor:  # (R, H, 1, d) -> (R, 1, H d)
+        "What the next token of every row reads, its own key and value among them."
+        for own, x in zip(self.own, (key, value)):
+            own[:, :, self.n] = x[:, :, 0]
+        self.n += 1
+        keys, values = (x[:, :, : self.n] for x in self.own)
+        R, heads, _, d = keys.shape
+        q = query.view(R, heads, -1, d) * d**-0.5  # m = H/heads queries share a head's keys
+        asked = self.with_prompt(q, self.prompt[0].mT)  # (R, heads, m, L)
+        asked = asked if bias is None else asked + bias
+        weights = torch.cat([asked, q @ keys.mT], -1).softmax(-1)  # (R, heads, m, L+n)
+        of_prompt, of_own = weights.split([asked.shape[-1], self.n], -1)
+        read = self.with_prompt(of_prompt, self.prompt[1]) + of_own @ values
+        return read.reshape(R, 1, -1)
+
+# %% ../nbs/11_rollout.ipynb #d411b607
+def shared_rows(rows: Tensor) -> int:  # (R,) the prompt of each row
+    "How many rows at a time continue the same prompt; 1 where groups differ in size."
+    k = len(rows) // len(rows.unique())
+    return k if torch.equal(rows[::k].repeat_interleave(k), rows) else 1
+
+# %% ../nbs/11_rollout.ipynb #6c83adf0
+class Slots:
+    "One layer's keys and values, a row for each rollout, with room for the tokens to come."
 
     def __init__(
         self,
@@ -220,26 +264,10 @@ class Slots(DynamicLayer):
         rows: Tensor,  # (R,) the row of `layer` that each rollout continues
         room: int,  # tokens to come
     ):
-        super().__init__()
-        self.dtype = attended_dtype(layer.keys)
-        self.device = layer.keys.device
-        self.is_initialized = True
         # keys and values, each (R, heads, L+room, D/heads)
         self.buffers = [
-            F.pad(x.index_select(0, rows).to(self.dtype), (0, 0, 0, room))
-            for x in (layer.keys, layer.values)
+            F.pad(x.index_select(0, rows), (0, 0, 0, room)) for x in (layer.keys, layer.values)
         ]
-        self.hand_out(layer.keys.shape[2])
-
-    def hand_out(self, n: int):  # slots that are filled
-        self.keys, self.values = (buffer.narrow(2, 0, n) for buffer in self.buffers)
-
-    def update(self, keys, values, *args, **kwargs):
-        start, new = self.keys.shape[2], keys.shape[2]
-        for buffer, x in zip(self.buffers, (keys, values)):
-            buffer.narrow(2, start, new).copy_(x)
-        self.hand_out(start + new)
-        return self.keys, self.values
 
 # %% ../nbs/11_rollout.ipynb #fb4cd935
 class Prompt(DynamicLayer):
@@ -503,7 +531,7 @@ def prefill(
     prompts: TextPrompts | ImagePrompts,
     group: Tensor,  # (R,) the prompt of each row
     twice: bool,  # append the unconditional rows
-    room: int = 0,  # tokens to come, when sampling; 0: a cache that lets gradients through
+    continued=Continued,  # makes each layer's cache of its `Prompt` and the rows of that
 ) -> tuple:  # last states (R or 2R, 1, D), cache, mask (R or 2R, L)
     "Run each prompt once and give every rollout its own row of the result."
     layers = self.model.model.language_model.layers
@@ -524,10 +552,8 @@ def prefill(
     prompt, cache = DynamicCache(), DynamicCache()
     prompt.layers = [Prompt() for _ in layers]
     states = self.trunk(x, mask, positions(mask), prompt)[:, -1:]  # (P or P+S, 1, D)
-    if room:  # a prompt's layer leaves as its rows take over
-        cache.layers = [Slots(prompt.layers.pop(0), rows, room) for _ in layers]
-    else:
-        cache.layers = [Continued(layer, rows) for layer in prompt.layers]
+    # a prompt's layer leaves as its rows take over
+    cache.layers = [continued(prompt.layers.pop(0), rows) for _ in layers]
     return states.index_select(0, rows), cache, mask[rows]
 
 # %% ../nbs/11_rollout.ipynb #4caf7ee5
@@ -550,26 +576,45 @@ def pick(
     cond = (logits[:R] / sampling.temperature).log_softmax(-1)
     return token, cond.gather(1, token[:, None])[:, 0], drawn
 
+# %% ../nbs/11_rollout.ipynb #e25d21ba
+def one_token(
+    layer: nn.Module,  # of a Llama
+    x: Tensor,  # (R, 1, D)
+    turn: tuple,  # cosines and sines of the places
+    cache: Shared,  # the layer's
+    bias: Tensor | None,  # of attention to prompts: hides padding
+) -> Tensor:  # (R, 1, D)
+    "A layer's work on one more token of each row."
+    attention, seen = layer.self_attn, layer.input_layernorm(x)
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    heads = [f(seen).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for f in projections]
+    query, key, value = heads  # (R, heads, 1, d)
+    query, key = apply_rotary_pos_emb(query, key, *turn)
+    x = x + attention.o_proj(cache.attend(query, key, value, bias))
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
 # %% ../nbs/11_rollout.ipynb #6ad66346
 @patch_to(JanusPolicy)
 def stepper(
     self,
     state: Tensor,  # (R, 1, D), as the prompts leave it; R counts unconditional rows, too
-    cache: DynamicCache,  # of `Slots`
+    cache: DynamicCache,  # of `Shared`
     mask: Tensor,  # (R, L) of the prompts
     T: int,  # tokens to come
 ):  # function: inputs (R, 1, D), t -> states (R, 1, D)
     "One token further."
+    llama = self.model.model.language_model
     place = mask.sum(1, keepdim=True)  # (R, 1)
-    L = mask.shape[1]
     bias = None  # of attention: nothing to hide
     if not mask.all():
-        bias = F.pad((1 - mask.to(state)) * torch.finfo(state.dtype).min, (0, T))
-        bias = bias[:, None, None]  # (R, 1, 1, L+T)
+        bias = (1 - mask.to(state)) * torch.finfo(state.dtype).min
+        bias = bias[:, None, None]  # (R, 1, 1, L)
 
     def further(x, t):
-        so_far = None if bias is None else bias[..., : L + t + 1]
-        return self.trunk(x, so_far, place + t, cache)
+        turn = llama.rotary_emb(x, place + t)
+        for layer, own in zip(llama.layers, cache.layers):
+            x = one_token(layer, x, turn, own, bias)
+        return llama.norm(x)
 
     return further
 
@@ -659,8 +704,11 @@ def _decode(
     twice = task == "g" and sampling.samples_guided
     apart = twice and not sampling.scores_guided  # the conditional logits are wanted, too
     used, mine = group.unique(return_inverse=True)
-    state, cache, mask = self.prefill(prompts[used], mine, twice, room=T)
-    stepper = self.recorded_stepper if self.cuda_graphs else self.stepper
+    if self.cuda_graphs:
+        stepper, kind = self.recorded_stepper, partial(Slots, room=T)
+    else:
+        stepper, kind = self.stepper, partial(Shared, room=T, k=shared_rows(mine))
+    state, cache, mask = self.prefill(prompts[used], mine, twice, kind)
     further = stepper(state, cache, mask, T)
     ask_every = 1 if u.device.type == "cpu" else 16
     ended = torch.zeros(R, dtype=torch.bool, device=u.device)

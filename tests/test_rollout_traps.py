@@ -9,6 +9,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaModel
 
 import pairuni_nb.rollout as R
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise, unconditional
@@ -424,3 +425,46 @@ def test_steps_to_record_in_bf16(fresh):
     r = fresh.sample(fresh.image_prompts(DRAW), 2, noise(0, 0, range(3), 2, 36), Sampling())
     with torch.no_grad():
         assert 1e-4 < gap(r, fresh(r)) and (r.logp - fresh(r)).abs().mean() < 0.05
+
+
+# the sampler's own way through the layers
+
+
+LLAMAS = [
+    dict(num_key_value_heads=2, head_dim=16),
+    dict(num_key_value_heads=1, attention_bias=True, mlp_bias=True, hidden_act="gelu"),
+    dict(rope_parameters=dict(rope_type="linear", rope_theta=500.0, factor=4.0)),
+]
+
+
+@pytest.mark.parametrize("task", ["u", "g"])
+@pytest.mark.parametrize("rows", [None, [0, 1, 2, 5], [4, 5, 6, 7, 8, 9, 10, 11]])
+@pytest.mark.parametrize("changes", LLAMAS)
+def test_the_sampler_walks_any_llama_as_the_trunk_does(changes, rows, task, fresh):
+    config = copy.deepcopy(fresh.model.config.text_config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    llama = LlamaModel(config).eval()
+    for w in llama.parameters():  # norms and biases, too
+        torch.nn.init.normal_(w, w.mean().round().item(), 0.1)
+    fresh.model.model.language_model = llama
+    fresh.model.config.text_config = config
+    prompts = fresh.image_prompts(DRAW) if task == "g" else fresh.text_prompts(ASK)
+    rows = None if rows is None else torch.tensor(rows)
+    r = fresh.sample(prompts, 4, noise(0, 0, range(3), 4, 36), Sampling(), rows)
+    with torch.no_grad():  # the scorer goes through the trunk of transformers
+        assert gap(r, fresh(r)) < 2e-4
+    assert r.logp.std() > 0.1
+
+
+def test_rollouts_of_a_prompt_share_its_keys(monkeypatch):
+    made, Shared = [], R.Shared
+
+    def watched(layer, rows, room, k):
+        made.append(Shared(layer, rows, room, k))
+        return made[-1]
+
+    monkeypatch.setattr(R, "Shared", watched)
+    rollouts("g", Sampling())  # four of each of three prompts, guided
+    assert {(len(x.prompt[0]), len(x.own[0])) for x in made} == {(6, 24)}

@@ -1,6 +1,7 @@
 """What keeps a large model's training in memory changes nothing else: pieces, checkpointing, autocast, LoRA, budgets."""
 
 from dataclasses import replace
+from functools import partial
 from weakref import WeakSet
 
 import pytest
@@ -143,13 +144,13 @@ def test_a_prompt_leaves_as_its_rollouts_take_over(monkeypatch, precision):
             super().__init__()
             there.add(self)
 
-    class Slots(rollout.Slots):
-        def __init__(self, layer, rows, room):
+    class Shared(rollout.Shared):
+        def __init__(self, layer, rows, room, k):
             seen.append((len(there), layer.keys.dtype))
-            super().__init__(layer, rows, room)
+            super().__init__(layer, rows, room, k)
 
     monkeypatch.setattr(rollout, "Prompt", Prompt)
-    monkeypatch.setattr(rollout, "Slots", Slots)
+    monkeypatch.setattr(rollout, "Shared", Shared)
     policy.sample(policy.image_prompts(DRAW), 1, noise(0, 0, range(len(DRAW)), 1, 36), Sampling())
     n = policy.model.config.text_config.num_hidden_layers
     assert seen == [
@@ -203,12 +204,16 @@ def test_bf16_computes_low_and_keeps_high(task):
     assert ((exact.logp - logp) * r.mask).abs().mean() < 0.1
 
 
-def test_slots_hold_what_attention_reads():
-    policy = bf16_policy()
+def test_the_cache_holds_what_attention_reads():
+    policy, kept = bf16_policy(), []
     prompts = policy.image_prompts(DRAW)
-    with torch.inference_mode(), policy.autocast(True):
-        _, cache, _ = policy.prefill(prompts, torch.arange(3), False, room=2)
-    assert {x.dtype for layer in cache.layers for x in layer.buffers} == {torch.bfloat16}
+    for kind in (partial(rollout.Slots, room=2), partial(rollout.Shared, room=2, k=1)):
+        with torch.inference_mode(), policy.autocast(True):
+            _, cache, _ = policy.prefill(prompts, torch.arange(3), False, kind)
+        kept += cache.layers
+    tensors = [x for slots in kept[:4] for x in slots.buffers]
+    tensors += [x for shared in kept[4:] for x in shared.prompt + shared.own]
+    assert {x.dtype for x in tensors} == {torch.bfloat16} and len(tensors) == 24
 
 
 def test_old_log_probs_are_recomputed_in_bf16(tmp_path):
