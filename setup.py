@@ -25,8 +25,9 @@ setup(
     package_data={cfg["lib_name"]: ["assets/*", "assets/*/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
-        extra: cfg[f"{extra}_requirements"].split()
-        for extra in ("dev", "deepspeed", "encoders", "lmms")
+        key.removesuffix("_requirements"): cfg[key].split()
+        for key in cfg
+        if key.endswith("_requirements")
     },
     entry_points={
         "console_scripts": [line.strip() for line in cfg["console_scripts"].splitlines()],

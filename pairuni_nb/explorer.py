@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock
 
-import ipywidgets as widgets
 import numpy as np
 import torch
 from jinja2 import Template
@@ -24,6 +23,11 @@ from torch import Tensor
 
 from .pair_grpo import WEIGHTINGS, group_advantage, modulate, pair_weight, policy_loss
 from .world import G_COLOUR, GREY, U_COLOUR
+
+try:
+    import ipywidgets as widgets
+except ImportError as e:
+    raise ImportError("the sliders need ipywidgets: pip install 'pairuni_nb[notebooks]'") from e
 
 # %% ../nbs/03_explorer.ipynb #26b795cf
 def softmax_step(

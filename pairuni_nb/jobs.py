@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['OWN', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Convert', 'Serve',
            'read_side', 'read_both', 'build_pairs', 'completer', 'completed_by', 'check_place', 'when_stopped',
-           'check_pair', 'run_pair', 'check_device', 'check_tracker', 'own_function', 'named_rewards', 'whole_reward',
-           'notes_of', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'run_train', 'begin_job', 'go_on',
-           'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result', 'run_report',
-           'run_plan', 'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of',
-           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'check_pair', 'run_pair', 'check_device', 'check_checkpoint', 'check_tracker', 'own_function',
+           'named_rewards', 'whole_reward', 'notes_of', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'run_train',
+           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
+           'run_report', 'run_plan', 'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores',
+           'held_of', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert',
+           'run_serve']
 
 # %% ../nbs/run/07_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -25,6 +26,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -381,6 +383,14 @@ def check_device(name: str) -> str:  # "cpu" or "cuda"
         raise ValueError("device 'cuda' is not there: PyTorch sees no GPU, use cpu")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
+# %% ../nbs/run/07_jobs.ipynb #9e29fc30
+def check_checkpoint(name: str):
+    "A checkpoint that can be looked for; asked before torch is imported, which takes seconds."
+    from pairuni_nb.encoders import check_model
+
+    if not (files("pairuni_nb") / "assets" / (name or "janus-nano")).is_dir():
+        check_model(name)
+
 # %% ../nbs/run/07_jobs.ipynb #8f326436
 def check_tracker(name: str):
     "The tracker is known and installed."
@@ -496,14 +506,16 @@ def whole_job(c: Train) -> Train:
 # %% ../nbs/run/07_jobs.ipynb #75dd7fc6
 def check_train(c: Train) -> Train:
     "A new job, complete; or one sentence."
-    from pairuni_nb.pair_grpo import WEIGHTINGS
-
     check(c.settings)
     check_tracker(c.tracker)
     if c.settings.lora_rank and not find_spec("peft"):
-        raise ValueError("LoRA needs the package peft: pip install peft, or set lora_rank to 0")
+        raise ValueError("LoRA needs peft: pip install 'pairuni_nb[lora]', or set lora_rank to 0")
+    c = whole_job(c)
+    check_checkpoint(c.model)
+    from pairuni_nb.pair_grpo import WEIGHTINGS
+
     one_of("weighting", c.settings.weighting, tuple(WEIGHTINGS))
-    return whole_job(c)
+    return c
 
 # %% ../nbs/run/07_jobs.ipynb #3db2b5b4
 def run_train(
@@ -691,10 +703,12 @@ def run_report(c: Report):
 def run_plan(c: Plan):
     "pairuni plan"
     check(c.settings)
-    from pairuni_nb.plan import Work, card_named, plan, plan_table, shape_named
+    from pairuni_nb.plan import KNOWN_SHAPES, Work, card_named, plan, plan_table, shape_named
 
-    work = Work(c.settings, c.devices)
-    print(plan_table(plan(shape_named(c.model), work, card_named(c.card))))
+    work, card = Work(c.settings, c.devices), card_named(c.card)
+    if c.model not in KNOWN_SHAPES:
+        check_checkpoint(c.model)
+    print(plan_table(plan(shape_named(c.model), work, card)))
 
 # %% ../nbs/run/07_jobs.ipynb #bfab628b
 def own_sampling(m: Model, policy) -> dict:
@@ -748,6 +762,7 @@ def draw_prompts(c: Evaluate):
         raise ValueError("geneval and wise are both given: draw one at a time")
     if not c.out:
         raise ValueError("drawings need a folder: name it with --out")
+    check_checkpoint(c.model.checkpoint)
     from pairuni_nb.benchmark import draw_benchmark, read_geneval, read_wise
 
     out, name = Path(c.out), c.model.checkpoint or "janus-nano"
@@ -795,6 +810,7 @@ def run_evaluate(c: Evaluate):
         raise ValueError(f"items must be at least 2, got {c.items}: one item has no interval")
     if c.out:
         check_new(c.out)
+    check_checkpoint(c.model.checkpoint)
     from pairuni_nb.evaluate import evaluate
     from pairuni_nb.records import write_json
     from pairuni_nb.report import judge
@@ -872,6 +888,7 @@ def run_sample(c: Sample):
     "pairuni sample"
     if c.n < 1:
         raise ValueError(f"n must be at least 1, got {c.n}")
+    check_checkpoint(c.model.checkpoint)
     if isinstance(c.what, Draw):
         draw_prompt(c)
     else:

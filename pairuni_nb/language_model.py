@@ -250,8 +250,12 @@ def connect(s: CompletionSettings):  # openai.OpenAI
     "A client of the endpoint, or one sentence that says what is missing."
     check_completion(s)
     key = secret(s)
-    import openai
-
+    try:
+        import openai
+    except ImportError as e:
+        raise ValueError(
+            "a language model is asked through openai: pip install 'pairuni_nb[llm]'"
+        ) from e
     pace = Pace(s.requests_per_minute)
     try:
         http = openai.DefaultHttpxClient(

@@ -18,11 +18,6 @@ from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import NamedTuple
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import JanusConfig, JanusVisionModel, JanusVQVAE
-
-from .janus import janus_config
 from .settings import PRESETS, TrainSettings, check
 
 # %% ../nbs/run/04_plan.ipynb #f15fa459
@@ -55,8 +50,12 @@ class Shape:
         return self.kv_heads * self.head_dim
 
 # %% ../nbs/run/04_plan.ipynb #153f3b56
-def shape_of(config: JanusConfig) -> Shape:
+def shape_of(config) -> Shape:  # JanusConfig
     "The shape that a config describes."
+    import torch  # here, so that the plan of a known shape needs no torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import JanusVisionModel, JanusVQVAE
+
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
     with torch.device("meta"), torch.no_grad():
         tower = JanusVisionModel(vision)
@@ -166,7 +165,11 @@ def shape_named(
     model: str,  # a name of KNOWN_SHAPES, a checkpoint's folder or name; "": janus-nano
 ) -> Shape:
     "The shape of a checkpoint, from its config alone."
-    return KNOWN_SHAPES.get(model) or shape_of(janus_config(model))
+    if model in KNOWN_SHAPES:
+        return KNOWN_SHAPES[model]
+    from pairuni_nb.janus import janus_config
+
+    return shape_of(janus_config(model))
 
 
 # preset -> shape, work

@@ -34,7 +34,7 @@ def add_lora(policy: JanusPolicy, rank: int) -> JanusPolicy:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
         raise ValueError(
-            "LoRA needs the package peft: pip install peft, or set lora_rank to 0"
+            "LoRA needs peft: pip install 'pairuni_nb[lora]', or set lora_rank to 0"
         ) from e
     policy.requires_grad_(False)
     core = policy.model.model

@@ -249,10 +249,14 @@ def zero_config(
 def shard(policy: JanusPolicy):
     "Split what is trained over the processes, layer by layer."
     mesh = dist.init_device_mesh(policy.device.type, (dist.get_world_size(),))
-    for layer in policy.model.model.language_model.layers:
+    layers = policy.model.model.language_model.layers
+    for layer in layers:
         fully_shard(layer, mesh=mesh)
     frozen = {p for p in policy.parameters() if not p.requires_grad}
     fully_shard(policy, mesh=mesh, ignored_params=frozen)
+    if mesh.device_type == "cpu":  # the mean of gradients that gloo takes in torch 2.8 is their sum
+        for part in (*layers, policy):
+            part.set_force_sum_reduction_for_comms(True)
 
 # %% ../nbs/13_processes.ipynb #0b78d5ca
 @torch.no_grad()

@@ -26,7 +26,6 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-from datasets.config import HF_DATASETS_CACHE
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/04_records.ipynb #9721ddab
@@ -331,12 +330,14 @@ class StoredImage(Image.Image):
 # %% ../nbs/04_records.ipynb #5e1f0a05
 def nameless_file():
     "A temporary file in the cache folder of `datasets`, gone when nobody holds it."
+    from datasets.config import HF_DATASETS_CACHE as folder  # on first use: it takes half a second
+
     try:
-        HF_DATASETS_CACHE.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryFile(dir=HF_DATASETS_CACHE, buffering=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
     except OSError as e:
         raise ValueError(
-            f"no temporary file can be made in {HF_DATASETS_CACHE} ({e.strerror}): "
+            f"no temporary file can be made in {folder} ({e.strerror}): "
             "name another folder with HF_DATASETS_CACHE"
         ) from e
 
@@ -355,6 +356,8 @@ class Store:
         try:
             self.end += file.write(raw)
         except OSError as e:
+            from datasets.config import HF_DATASETS_CACHE
+
             raise OSError(
                 f"images cannot be kept in {HF_DATASETS_CACHE} ({e.strerror}): "
                 "name a larger folder with HF_DATASETS_CACHE"

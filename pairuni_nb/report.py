@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCORES', 'SIDES', 'HELD_OUT', 'PHASES', 'SHARE', 'FORM', 'NORM', 'GAP', 'CURVES', 'HEALTH', 'rises', 'lines_with',
            'running_mean', 'draw_rewards', 'draw_score', 'draw_heldout', 'panel', 'both', 'draw_seconds',
-           'finish_panel', 'plot_run', 'compare', 'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture', 'drawing',
-           'drawings_of', 'panel_picture', 'judged', 'in_words', 'optional_json', 'scores_of', 'page_data', 'page',
-           'write_report']
+           'finish_panel', 'new_figure', 'plot_run', 'compare', 'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture',
+           'drawing', 'drawings_of', 'panel_picture', 'judged', 'in_words', 'optional_json', 'scores_of', 'page_data',
+           'page', 'write_report']
 
 # %% ../nbs/run/03_report.ipynb #b53bd2bd
 import json
@@ -19,7 +19,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 from PIL import Image
 
 from .records import read_json, write_whole
@@ -187,19 +186,26 @@ def finish_panel(ax):
             style |= dict(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35))
         ax.legend(**style)
 
+# %% ../nbs/run/03_report.ipynb #14518ba4
+def new_figure(width: float, height: float):  # inches -> Figure
+    "An empty figure, whatever the notebook's own are like."
+    from matplotlib.figure import Figure  # on first use: scores are told without matplotlib
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=100)
+
 # %% ../nbs/run/03_report.ipynb #e141152e
-def plot_run(metrics: list) -> Figure:  # dicts of metrics.jsonl
+def plot_run(metrics: list):  # dicts of metrics.jsonl -> Figure
     "A run on one sheet."
-    fig = Figure(figsize=(14, 6), layout="constrained", dpi=100)
+    fig = new_figure(14, 6)
     panels = (CURVES | HEALTH).values()
     for draw, ax in zip(panels, fig.subplots(2, 4).flat):
         finish_panel(draw(metrics, ax))
     return fig
 
 # %% ../nbs/run/03_report.ipynb #943b26c4
-def compare(runs: list) -> Figure:  # run folders
+def compare(runs: list):  # run folders -> Figure
     "Held-out scores of several runs, a panel a task."
-    fig = Figure(figsize=(9, 3.2), layout="constrained", dpi=100)
+    fig = new_figure(9, 3.2)
     for (task, score), ax in zip(HELD_OUT.items(), fig.subplots(1, 2)):
         for i, run in enumerate(runs):
             draw_score(read_metrics(run), ax, score, color=f"C{i}", label=Path(run).name)
@@ -325,7 +331,7 @@ def drawings_of(
 def panel_picture(draw: Callable, metrics: list, name: str) -> Picture:
     "One panel as SVG."
     height = 1.9 if name == "seconds" else 2.7
-    fig, file = Figure(figsize=(4.6, height), layout="constrained"), BytesIO()
+    fig, file = new_figure(4.6, height), BytesIO()
     finish_panel(draw(metrics, fig.subplots()))
     fig.savefig(file, format="svg", metadata={"Date": None})
     return Picture(f"{name} over the run", "svg+xml", b64encode(file.getvalue()).decode())

@@ -501,13 +501,9 @@ def head(
 @patch_to(JanusPolicy)
 def trunk(self, x, mask, position_ids, cache) -> Tensor:  # -> (R, T, D)
     "The shared language model, from embeddings to states."
-    return self.model.model.language_model(
-        inputs_embeds=x,
-        attention_mask=mask,
-        position_ids=position_ids,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    # by position: transformers 5.24 renamed past_key_values to cache
+    model = self.model.model.language_model
+    return model(None, mask, position_ids, cache, x, use_cache=True).last_hidden_state
 
 # %% ../nbs/11_rollout.ipynb #e19c3447
 @patch_to(JanusPolicy)

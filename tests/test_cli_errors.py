@@ -228,7 +228,7 @@ def test_a_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):
 def test_lora_without_peft_is_told_before_anything_is_read(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pairuni_nb.jobs.find_spec", lambda name: None)
     command = ["train", "--lora-rank", "4", "--model", "nowhere"]
-    refuses(capsys, tmp_path, command, "LoRA needs", "pip install peft")
+    refuses(capsys, tmp_path, command, "LoRA needs", "pairuni_nb[lora]")
 
 
 def spoil(folder, **changes):

@@ -3,9 +3,6 @@
 from dataclasses import replace
 from pairuni_nb.plan import CARDS, CHUNK, JANUS_PRO_1B, JANUS_PRO_7B, PLANS, SAVERS, Shape, Work, activation_bytes, advice, card_named, cast_bytes, forward_flops, head_flops, kv_bytes, lora_parameters, memory, parameters, peak, plan, plan_table, rows_at_once, shape_of, step_seconds, tasks, update_bytes
 from pairuni_nb.settings import TrainSettings
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import JanusConfig
-import torch
 
 # %% ../nbs/run/04_plan.ipynb #9cd333b5
 from contextlib import nullcontext
@@ -13,10 +10,12 @@ from functools import partial
 from itertools import product
 
 import pytest
+import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, JanusForConditionalGeneration
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache, JanusConfig, JanusForConditionalGeneration
 
 from pairuni_nb.janus import load_janus, nano_config
 from pairuni_nb.rollout import ImagePrompts, JanusPolicy, Sampling, noise, positions
