@@ -93,13 +93,16 @@ class HandMade(torch.nn.Module):
         self.register_buffer("eos", torch.tensor([END]))
         self.calls = []  # what `sample` was given, and what it drew
         self.passes = []  # how many rows were scored at once
+        self.instructions = set()  # what was asked behind the questions
 
     def text_prompts(self, questions, images):
         numbers = []
         for asked, image in zip(questions, images, strict=True):
-            i = int(re.fullmatch(r"question (\d+)\?\nyes \1, no \1", asked)[1])
+            found = re.fullmatch(r"question (\d+)\?\nyes \1, no \1(?:\n(.+))?", asked)
+            i = int(found[1])
             assert number(image) == 2 * i + 1  # the question is asked of its own picture
             numbers.append(i)
+            self.instructions.add(found[2] or "")
         return Prompts("u", numbers)
 
     def image_prompts(self, prompts):
@@ -113,14 +116,14 @@ class HandMade(torch.nn.Module):
         assert noise.shape == (R, T)
         assert rows is None or rows.tolist() == list(range(R))
         tokens = 1 + (noise * (V - 1)).long()
-        mask = torch.ones(R, T, dtype=torch.bool)
+        mask, ended = torch.ones(R, T, dtype=torch.bool), torch.ones(R, dtype=torch.bool)
         if prompts.task == "u":
             stop = tokens == END
-            mask = stop.cumsum(1) - stop.long() == 0
+            mask, ended = stop.cumsum(1) - stop.long() == 0, stop.any(1)
         longest = int(mask.sum(1).max())
         tokens, mask = tokens.masked_fill(~mask, self.pad)[:, :longest], mask[:, :longest]
         group = torch.arange(len(prompts)).repeat_interleave(k)
-        ended, none = mask.any(1), torch.zeros(mask.shape)
+        none = torch.zeros(mask.shape)
         drawn = Rollouts(prompts, k, group, tokens, mask, ended, none, none, sampling)
         drawn = self.recorded(drawn)
         self.calls.append(dict(noise=noise, sampling=sampling, gb=gb, rollouts=drawn))
@@ -129,9 +132,9 @@ class HandMade(torch.nn.Module):
     @torch.no_grad()
     def recorded(self, drawn):
         "Rollouts whose log-probs are off by up to 0.5, so that ratios differ from 1."
-        off = 0.5 * torch.sin(torch.arange(drawn.tokens.numel())).view_as(drawn.logp)
-        logp = self(drawn) + off * drawn.mask
-        return replace(drawn, logp=logp, sample_logp=2 * logp)
+        place = torch.arange(drawn.tokens.numel()).view_as(drawn.logp)
+        logp = self(drawn) + 0.5 * torch.sin(place) * drawn.mask
+        return replace(drawn, logp=logp, sample_logp=logp + 0.3 * torch.cos(place) * drawn.mask)
 
     def forward(self, rollouts, rows=None):
         if rows is not None:

@@ -13,7 +13,7 @@ from pairuni_nb.rewards import scene_reward
 from pairuni_nb.rollout import Sampling, noise
 from pairuni_nb.world import Scene, records, render
 
-S = Sampling(0.8, 2.5, "cond", 4)
+S = Sampling(0.8, 2.5, "cond", 4, "be brief")
 SAID = ["<think>a</think><answer>{}</answer>", "{}", "<think></think><answer>{}</answer>"]
 # what is answered to the questions 0 to 5: right, wrong, right without form, ..
 ANSWERS = [
@@ -120,6 +120,7 @@ def test_the_protocol_is_what_was_sampled():
     assert told["protocol"] == asdict(S) | dict(seed=7, n_u=6, n_g=5)
     for call in policy.calls:
         assert (call["sampling"], call["gb"]) == (S, 0.5)
+    assert policy.instructions == {"be brief"}
     assert told["prompts"] == [r["prompt"] for r in G]
     assert len(told["samples"]) == 6 and len(told["images"]) == 5
     u, g = evaluate_u(Scripted(), U, S, 7), evaluate_g(Scripted(), G, S, 7, by_number)

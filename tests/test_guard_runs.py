@@ -15,19 +15,19 @@ import torch
 from accelerate import Accelerator
 
 import pairuni_nb.train
-from hand_made import pair
+from hand_made import g_record, pair, u_record
 from pairuni_nb.cli import main
-from pairuni_nb.evaluate import evaluate, held_out
+from pairuni_nb.evaluate import evaluate, held_out, split_pairs
 from pairuni_nb.jobs import Evaluate, Model, Pair, Train, build_pairs, held_of, pairs_of
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import as_dataset, load_pairs, make_pairs, save_pairs
 from pairuni_nb.prepare import prepare
-from pairuni_nb.rewards import answer_accuracy, scene_reward
-from pairuni_nb.rollout import JanusPolicy, Sampling, noise
-from pairuni_nb.run_folder import old_settings, read_metrics
+from pairuni_nb.rewards import answer_accuracy, graded_accuracy, scene_reward
+from pairuni_nb.rollout import FORM_WANTED, JanusPolicy, Sampling, noise
+from pairuni_nb.run_folder import digest, old_settings, read_metrics
 from pairuni_nb.settings import PairSettings, TrainSettings
 from pairuni_nb.step import rows_of_step, train_step
-from pairuni_nb.train import decide_split, default_rewards, train
+from pairuni_nb.train import default_rewards, learning_rate, train
 from pairuni_nb.world import Scene, caption, records, split_of
 
 # every setting but those of the hardware, unlike its default
@@ -37,7 +37,9 @@ S = TrainSettings(
     pairs_per_step=3,
     rollouts=2,
     lr=3e-4,
+    warmup=2,
     clip_eps=0.1,
+    clip_eps_high=0.3,
     num_iterations=2,
     micro_batch=4,
     loss_type="dapo",
@@ -46,20 +48,20 @@ S = TrainSettings(
     temperature=0.9,
     cfg_weight=3.0,
     cfg_scoring="cond",
-    max_new_tokens=6,
+    max_new_tokens=14,
+    instruction="form",
+    plain_reward=0.5,
+    mask_truncated=True,
+    importance_cap=2.0,
     eval_every=2,
     eval_items=8,
-    save_every=2,
+    rollouts_every=2,
+    save_every=1,
+    keep=2,
     gradient_checkpointing=True,
     rollout_gb=4.0,
     seed=3,
 )
-TOY = dict(u=answer_accuracy, g=scene_reward)
-
-
-def split(pairs, n, seed):
-    "Held-out records of both sides, and the numbers of the pairs to train on."
-    return *held_out(pairs, n, seed), decide_split(pairs, None)["kept"]
 
 
 def toy_pairs():
@@ -68,7 +70,9 @@ def toy_pairs():
 
 def real_pairs():
     "Sixty pairs without scenes; every text and picture says which record it is of."
-    return as_dataset([pair("retrieved", 0.5, i, i) for i in range(60)])
+    rows = [pair("retrieved", 0.5, i, i) for i in range(50)]
+    rows += [pair("retrieved", 0.5, i, 50 + i) for i in range(10)]  # ten questions come twice
+    return as_dataset(rows)
 
 
 # what a run does, written down
@@ -98,7 +102,8 @@ def written_down():
         return call["result"]
 
     def a_save(*args, **kwargs):
-        seen.saved.append(given(save, args, kwargs)["step"])
+        call = given(save, args, kwargs)
+        seen.saved.append((call["step"], call["keep"]))
         return save(*args, **kwargs)
 
     def a_sample(*args, **kwargs):
@@ -135,16 +140,20 @@ def test_settings_are_written_and_used(toy):
     written = json.loads((toy.out / "settings.json").read_text())
     assert {name: written[name] for name in asdict(S)} == asdict(S)
     assert (written["model"], written["reward"], written["own_held"]) == (None, "", False)
+    assert (written["own_rewards"], written["pairs_sha256"]) == ({}, digest(toy.out / "pairs"))
     assert written["pairs"] == len(toy.pairs) == len(load_pairs(toy.out / "pairs"))
     assert old_settings(toy.out)[0] == S
     assert all(call["s"] == S for call in toy.seen.steps)
+    right, judge = toy.pairs[0], toy.seen.steps[0]["rewards"]["u"]
+    assert judge(None, [right["answer"]], [right]) == [S.plain_reward]  # right, but without form
     assert len(toy.seen.steps) == 3
 
 
 def test_what_is_sampled_is_what_the_protocol_says(toy):
-    sampling = Sampling(S.temperature, S.cfg_weight, S.cfg_scoring, S.max_new_tokens)
+    sampling = Sampling(0.9, 3.0, "cond", 14, FORM_WANTED)
     assert {given for given, _ in toy.seen.sampled} == {sampling}
     assert {gb for _, gb in toy.seen.sampled} == {S.rollout_gb}
+    assert json.loads((toy.out / "checkpoint" / "sampling.json").read_text()) == asdict(sampling)
     told = [toy.result]
     for name in ("result.json", "checkpoint/evaluation.json", "samples/before.json"):
         told.append(json.loads((toy.out / name).read_text()))
@@ -154,18 +163,27 @@ def test_what_is_sampled_is_what_the_protocol_says(toy):
     assert all(call["seed"] == S.seed for call in toy.seen.evals)
 
 
-def test_the_rate_falls_in_a_line(toy):
-    for call, lr in zip(toy.seen.steps, (3e-4, 2e-4, 1e-4), strict=True):
+RATES = (1.5e-4, 2e-4, 1e-4)  # 3e-4 times 1/2, 1 and 1 of the warm-up, times 1, 2/3 and 1/3
+
+
+def test_the_rate_rises_and_falls_in_a_line(toy):
+    for call, lr in zip(toy.seen.steps, RATES, strict=True):
         assert [*call["lr"]] == [pytest.approx(lr)]
+    lines = [line["lr"] for line in read_metrics(toy.out) if "lr" in line]
+    assert lines == pytest.approx(RATES)
+    s = TrainSettings(lr=1e-3, steps=4)
+    assert [learning_rate(i, s) for i in range(4)] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
 def test_when_a_run_evaluates_saves_and_logs(toy):
     sizes = [(len(call["u_rows"]), len(call["g_rows"])) for call in toy.seen.evals]
     assert sizes == [(8, 8), (2, 2), (8, 8)]  # a quarter on the way
-    assert toy.seen.saved == [2]
+    assert toy.seen.saved == [(1, 2), (2, 2)]
+    assert [folder.name for folder in (toy.out / "rollouts").iterdir()] == ["000002"]
     lines = read_metrics(toy.out)
     kinds = [(line["step"], "eval_accuracy_mean" in line) for line in lines]
     assert kinds == [(0, True), (1, False), (2, False), (2, True), (3, False), (3, True)]
+    assert all(line["truncated"] < 1 for line in lines if "truncated" in line)  # both sides learn
     assert toy.seen.logged == [(line["step"], set(line) - {"step"}) for line in lines]
 
 
@@ -187,12 +205,13 @@ def test_a_run_is_its_steps(toy):
     ref = copy.deepcopy(policy)
     trained = [p for p in policy.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(trained, lr=1.0, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
-    for step, lr in enumerate((3e-4, 2e-4, 1e-4)):
+    rewards = dict(u=graded_accuracy(0.5), g=scene_reward)
+    for step, lr in enumerate(RATES):
         ids = rows_of_step(len(toy.pairs), 3, S.seed, step)
         assert toy.seen.steps[step]["ids"] == ids
         opt.param_groups[0]["lr"] = lr
         rows = [toy.pairs[i] for i in ids]
-        train_step(policy, opt, rows, ids, step, S, TOY, Accelerator(cpu=True), ref)
+        train_step(policy, opt, rows, ids, step, S, rewards, Accelerator(cpu=True), ref)
     made, start = (load_janus(path)[0] for path in (toy.out / "checkpoint", None))
     moved = 0.0
     for a, b, c in zip(made.parameters(), policy.model.parameters(), start.parameters()):
@@ -238,10 +257,7 @@ def test_those_flags_are_all_that_there_are():
     default = TrainSettings()
     for s in (WITH_LORA, WITHOUT):
         same = {f.name for f in fields(s) if getattr(s, f.name) == getattr(default, f.name)}
-        # those that came later have tests of their own
-        later = {"clip_eps_high", "importance_cap", "instruction", "keep", "mask_truncated"}
-        later |= {"plain_reward", "rollouts_every", "warmup"}
-        assert same - later in ({"train_vision", "shard"}, {"lora_rank"})
+        assert same in ({"train_vision", "shard"}, {"lora_rank"})
 
 
 def test_a_tracker_is_told_the_settings(tmp_path, monkeypatch):
@@ -380,7 +396,9 @@ def test_the_seed_is_of_loras_first_weights_too(tmp_path, monkeypatch, need):
 
 def test_the_judge_does_not_move_with_the_policy():
     policy, pairs = JanusPolicy(*load_janus()), real_pairs()
-    assert default_rewards(policy, toy_pairs()) == TOY
+    assert default_rewards(policy, toy_pairs()) == dict(u=answer_accuracy, g=scene_reward)
+    graded = default_rewards(policy, pairs, 0.5)["u"]
+    assert graded(None, ["yes 0"], [pairs[0]]) == [0.5]
     rewards = default_rewards(policy, pairs)
     assert rewards["u"] is answer_accuracy
     images = [pairs[i]["g_image"] for i in range(3)]
@@ -421,74 +439,78 @@ def test_toy_runs_never_train_on_a_held_out_scene(toy):
 
 
 def test_held_out_scenes_have_the_runs_seed():
-    pairs = toy_pairs()
-    (u, g, kept), other, again = (split(pairs, 5, seed) for seed in (0, 1, 0))
-    assert kept == list(range(len(pairs)))
-    for rows, others, same in zip((u, g), other, again):
+    sides = zip(*(held_out(toy_pairs(), 5, seed) for seed in (0, 1, 0)))
+    for rows, others, same in sides:
         scenes = [r["scene"] for r in rows]
         assert len(rows) == 5 and scenes == [r["scene"] for r in same]
         assert scenes != [r["scene"] for r in others]
         assert splits(scenes) == {"heldout"}
 
 
+# one in ten by a hash that must never change: a run goes on, and is evaluated, by later versions
+HELD = [3, 20, 21, 39, 46, 53]
+
+
 @pytest.fixture(scope="module")
 def kept():
     "Real pairs that may be trained on, by number."
-    return split(real_pairs(), 100, 0)[2]
+    return sorted(set(range(60)) - set(split_pairs(real_pairs())))
 
 
-# one in ten by a hash that must never change: a run goes on, and is evaluated, by later versions
-HELD = [3, 21, 39, 46, 52, 57]
+def pictures(rows):
+    "What pair rows show."
+    sides = [row[f"{side}_image"] for row in rows for side in "ug"]
+    return {image.tobytes() for image in sides if image}
 
 
-def test_a_pair_is_held_out_or_trained_on(kept):
+def test_a_picture_is_held_out_or_trained_on(kept):
     pairs = real_pairs()
+    held = split_pairs(pairs)
+    assert held == HELD and sorted(kept + held) == list(range(60))
+    out, in_training = ([pairs[i] for i in some] for some in (held, kept))
+    assert not pictures(out) & pictures(in_training)
     u, g = held_out(pairs, 100, 0)
-    held = [int(r["id"][1:]) for r in u]  # pair i is of the records ui and gi
-    assert [int(r["id"][1:]) for r in g] == held
-    assert sorted(held) == HELD and sorted(kept + held) == list(range(60))
-    assert [r["question"] for r in u] == [f"question {i}?" for i in held]
-    assert [r["prompt"] for r in g] == [f"draw {i}" for i in held]
-    few_u, few_g, same = split(pairs, 2, 0)  # what is not scored is not trained on either
-    assert (len(few_u), len(few_g), same) == (2, 2, kept)
-    assert {r["id"] for r in few_u} < {r["id"] for r in u}
-    assert split(pairs, 100, 1)[2] == kept  # so that a run with another seed does not leak
+    assert sorted(numbers(u)) == sorted(row["u_id"] for row in out)
+    assert sorted(numbers(g)) == sorted(row["g_id"] for row in out)
+    assert all(r["question"] == f"question {r['id'][1:]}?" for r in u)
+    assert all(r["prompt"] == f"draw {r['id'][1:]}" for r in g)
+    few_u, few_g = held_out(pairs, 2, 0)
+    assert numbers(few_u, few_g) == numbers(u[:2], g[:2])
+    assert numbers(*held_out(pairs, 100, 1)) == numbers(u, g)  # with another seed, too
 
 
 def test_sides_that_are_missing_are_held_out_each_by_its_own_rows():
-    rows = [pair("single", 1.0, u=i) for i in range(60)]
-    rows += [pair("single", 1.0, g=i) for i in range(60)]
-    u, g, kept = split(as_dataset(rows), 100, 0)
-    held = numbers(u, g)
+    rows = [pair("single", 1.0, u=i) for i in range(50)]
+    rows += [pair("single", 1.0, g=i) for i in range(50)]
+    pairs = as_dataset(rows)
+    out = [rows[i]["u_id"] or rows[i]["g_id"] for i in split_pairs(pairs)]
+    u, g = held_out(pairs, 100, 0)
+    assert sorted(numbers(u, g)) == sorted(out)
     assert {i[0] for i in numbers(u)} == {"u"} and {i[0] for i in numbers(g)} == {"g"}
-    trained = [rows[i]["u_id"] or rows[i]["g_id"] for i in kept]
-    assert sorted(held + trained) == sorted(row["u_id"] or row["g_id"] for row in rows)
 
 
 CHILD = """
 import json, sys
+from pairuni_nb.evaluate import held_out, split_pairs
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.rollout import noise
 from pairuni_nb.step import rows_of_step
-from pairuni_nb.evaluate import held_out
-from pairuni_nb.train import decide_split
 pairs = load_pairs(sys.argv[1])
-u, g = held_out(pairs, 100, 0)
-kept = decide_split(pairs, None)["kept"]
-held = [r["id"] for r in u + g]
-print(json.dumps([held, kept, rows_of_step(50, 7, 3, 9), noise(3, 9, ["u1"], 1, 4).tolist()]))
+held = [r["id"] for rows in held_out(pairs, 100, 0) for r in rows]
+drawn = noise(3, 9, ["u1"], 1, 4).tolist()
+print(json.dumps([split_pairs(pairs), held, rows_of_step(50, 7, 3, 9), drawn]))
 """
 
 
-def test_another_process_holds_out_and_draws_the_same(kept, tmp_path):
+def test_another_process_holds_out_and_draws_the_same(tmp_path):
     save_pairs(real_pairs(), tmp_path / "pairs")
     seed = "1" if os.environ.get("PYTHONHASHSEED") == "2" else "2"
     command = [sys.executable, "-c", CHILD, str(tmp_path / "pairs")]
     env = os.environ | dict(PYTHONHASHSEED=seed)
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    held = numbers(*held_out(real_pairs(), 100, 0)[:2])
+    held = numbers(*held_out(real_pairs(), 100, 0))
     drawn = noise(3, 9, ["u1"], 1, 4).tolist()
-    assert json.loads(done.stdout) == [held, kept, rows_of_step(50, 7, 3, 9), drawn]
+    assert json.loads(done.stdout) == [HELD, held, rows_of_step(50, 7, 3, 9), drawn]
 
 
 REAL = TrainSettings(
@@ -518,26 +540,41 @@ def test_real_pairs_that_are_held_out_stay_out_over_a_resume(kept, tmp_path):
         order = rows_of_step(len(kept), s.pairs_per_step, s.seed, step)
         assert chosen == [kept[i] for i in order]
     assert len(set(first + second)) == 2 * s.pairs_per_step  # nearly all that may be seen
-    rows = [row for call in seen.steps for row in call["rows"]]
-    trained = {row[f"{side}_id"] for row in rows for side in "ug"}
-    assert trained == {f"{side}{i}" for i in first + second for side in "ug"}
-    scored = [set(numbers(call["u_rows"], call["g_rows"])) for call in seen.evals]
-    assert [len(some) for some in scored] == [8, 2, 8]
-    for some in scored:
-        assert not some & trained and not {int(i[1:]) for i in some} & set(kept)
-    assert scored[0] == scored[2]
+    trained = [row for call in seen.steps for row in call["rows"]]
+    ids = {row[f"{side}_id"] for row in trained for side in "ug"}
+    scored = [call["u_rows"] + call["g_rows"] for call in seen.evals]
+    assert [len(rows) for rows in scored] == [8, 2, 8]
+    for rows in scored:
+        assert not set(numbers(rows)) & ids
+        assert not {r["image"].tobytes() for r in rows} & pictures(trained)
+    assert numbers(scored[0]) == numbers(scored[2])
+    assert json.loads((tmp_path / "run" / "split.json").read_text()) == dict(held=HELD, kept=kept)
     assert all(call["rewards"]["g"] is breaks for call in seen.steps)
     assert all(call["reward"] is breaks for call in seen.evals)
 
 
-def test_evaluation_holds_out_what_training_held_out(kept, tmp_path):
+def test_your_own_held_out_pictures_are_not_trained_on(tmp_path):
+    pairs = real_pairs()
+    held = [u_record(i) for i in range(5)], [g_record(i) for i in range(48, 52)]
+    s = replace(REAL, pairs_per_step=60, steps=1)
+    by_colour = dict(g=lambda prompts, images, truths: [float(i[0, 0, 0]) for i in images])
+    with written_down() as seen:
+        train(pairs, tmp_path / "run", s, rewards=by_colour, device="cpu", held=held)
+    [step] = seen.steps
+    own = {r["image"].tobytes() for rows in held for r in rows}
+    assert not own & pictures(step["rows"])
+    shown = [i for i, row in enumerate(pairs) if own & pictures([row])]
+    assert set(step["ids"]) == set(range(60)) - set(shown) and len(shown) == 12
+    assert all(numbers(call["u_rows"], call["g_rows"]) == numbers(*held) for call in seen.evals)
+
+
+def test_evaluation_holds_out_what_training_held_out(tmp_path):
     save_pairs(real_pairs(), tmp_path / "pairs")
     of_pairs = Evaluate(items=4, pairs=str(tmp_path / "pairs"), model=Model(seed=3))
     scored = numbers(*held_of(of_pairs))
-    assert scored == numbers(*held_out(real_pairs(), 4, 3)[:2]) and len(scored) == 8
-    assert not {int(i[1:]) for i in scored} & set(kept)
+    assert scored == numbers(*held_out(real_pairs(), 4, 0)) and len(scored) == 8
     fresh = held_of(Evaluate(items=6, model=Model(seed=3)))
-    assert numbers(*fresh) == numbers(*held_out(toy_pairs(), 6, 3)[:2])
+    assert numbers(*fresh) == numbers(*held_out(toy_pairs(), 6, 3))
     for rows in fresh:
         assert len(rows) == 6 and splits(r["scene"] for r in rows) == {"heldout"}
 
@@ -553,11 +590,11 @@ def test_an_evaluation_samples_as_it_was_told_or_as_the_run_did(toy, tmp_path, m
     monkeypatch.setattr("pairuni_nb.evaluate.evaluate", notes)
     flags = ["--checkpoint", checkpoint, "--items", "6", "--seed", "4"]
     other = ["--temperature", "0.5", "--cfg-weight", "2", "--max-new-tokens", "5"]
+    other += ["--instruction", "be brief"]
     assert main(["evaluate", *flags, "--out", str(tmp_path / "a.json")]) == 0
     assert main(["evaluate", *flags, *other, "--out", str(tmp_path / "b.json")]) == 0
-    as_the_run = Sampling.of(S)
-    otherwise = replace(as_the_run, temperature=0.5, cfg_weight=2.0, max_new_tokens=5)
-    assert [call["sampling"] for call in given] == [as_the_run, otherwise]
+    told = Sampling(0.5, 2.0, S.cfg_scoring, 5, "be brief")
+    assert [call["sampling"] for call in given] == [Sampling.of(S), told]
     u, g = held_out(toy.pairs, 6, 4)
     for call in given:
         assert numbers(call["u_rows"], call["g_rows"]) == numbers(u, g)
