@@ -9,12 +9,11 @@ of an update and starts a child process for every figure: one pass over the rows
 checkpointed layers.
 
 `card` is for a GPU: Janus-Pro-1B whole, bfloat16 over float32 (`generate`: bfloat16). Images a
-second by `generate`, by our sampler and by its recorded steps, each with its share of the
-memory-bandwidth limit (trunk and head read once a token, and every row's keys and values so far)
-and its ratio to `generate`; then seconds and GB of a training step on two pairs, the second of two.
-A method that does not fit the memory is left out. `predicted` is what the plan says of a card with
-the bandwidth found; a card that it does not know computes as fast as an H100. Random weights
-everywhere.
+second by `generate` and by our sampler, each with its share of the memory-bandwidth limit (trunk
+and head read once a token, and every row's keys and values so far) and its ratio to `generate`;
+then seconds and GB of a training step on two pairs, the second of two. A method that does not fit
+the memory is left out. `predicted` is what the plan says of a card with the bandwidth found; a card
+that it does not know computes as fast as an H100. Random weights everywhere.
 
     OMP_NUM_THREADS=1 python benchmarks/janus_pro_shape.py rollout update
     python benchmarks/janus_pro_shape.py card [--bandwidth 3350]
@@ -130,10 +129,10 @@ def seconds(f, device):
     return now() - start
 
 
-def alternate(methods, args):
-    "Seconds of each method that fits the memory, one run of each in turn after a warm-up"
+def alternate(methods, args, warm_up=1):
+    "Seconds of each method that fits the memory, one run of each in turn after those of a warm-up"
     times = {name: [] for name in methods}
-    for turn in range(args.repeats + 1):
+    for turn in range(1 - warm_up, args.repeats + 1):
         for name in list(times):
             try:
                 took = seconds(methods[name], args.device)
@@ -156,8 +155,7 @@ def methods_of(policy, model, n, k, args):  # model: for `generate`
         Sampling(cfg_weight=5.0),
     )
 
-    def ours(graphs):
-        policy.cuda_graphs = graphs
+    def ours():
         policy.sample(
             prompts,
             k,
@@ -176,17 +174,14 @@ def methods_of(policy, model, n, k, args):  # model: for `generate`
             num_return_sequences=k,
         )
 
-    return dict(
-        generate=generate,
-        plain=lambda: plain(policy, prompts, k, 5.0),
-        ours=lambda: ours(False),
-        recorded=lambda: ours(True),
-    ), prompts
+    return dict(generate=generate, plain=lambda: plain(policy, prompts, k, 5.0), ours=ours), prompts
 
 
-def shorten(policy, tokens):
-    "Images of so many tokens"
-    policy.image_tokens = policy.model.model.vision_model.config.num_image_tokens = tokens
+def shorten(policy, tokens, model=None):
+    "Images of so many tokens, by another model, too"
+    policy.image_tokens = tokens
+    for one in (policy.model, model or policy.model):
+        one.model.vision_model.config.num_image_tokens = tokens
 
 
 def rollout(args):
@@ -239,15 +234,12 @@ def planned_card(args):
     return replace((known or [CARDS["H100 80GB"]])[0], bandwidth=args.bandwidth)
 
 
-def planned_draw(shape, prompts, n, k, recorded, args):
-    "Seconds that the plan gives n drawings; recorded steps are launched at once"
+def planned_draw(shape, prompts, n, k, args):
+    "Seconds that the plan gives n drawings"
     s = replace(PRO, pairs_per_step=len(prompts), rollouts=k, rollout_gb=args.gb)
     shape = replace(shape, image_tokens=args.tokens)
     _, t = tasks(shape, Work(s, prompt_tokens=prompts.input_ids.shape[1]))
-    card = planned_card(args)
-    if recorded:
-        card = replace(card, layer_ms=1e-6)
-    return sampling_seconds(shape, s, t._replace(rows=n), card)
+    return sampling_seconds(shape, s, t._replace(rows=n), planned_card(args))
 
 
 def draws(policy, shape, args):
@@ -259,17 +251,22 @@ def draws(policy, shape, args):
     args.gb = args.gb or (
         0.6 * torch.cuda.mem_get_info()[0] / 1e9 if args.device == "cuda" else 8.0
     )
+    shorten(policy, min(64, args.tokens), model)
+    methods, _ = methods_of(policy, model, args.images[0], args.k[0], args)
+    for name in ("generate", "ours"):
+        methods[name]()
+    shorten(policy, args.tokens, model)
     for n, k in ((n, k) for n in args.images for k in args.k):
         methods, prompts = methods_of(policy, model, n, k, args)
         chunks = -(-n // policy.rows_that_fit(args.gb, prompts, Sampling(cfg_weight=5.0)))
         limit, times = (
             least(shape, prompts, n, chunks, args),
-            alternate({m: methods[m] for m in ("generate", "ours", "recorded")}, args),
+            alternate({m: methods[m] for m in ("generate", "ours")}, args, 0),
         )
         for name, t in times.items():
             row, took = dict(measure="card draw", rows=n, k=k, method=name), sorted(t)
             middle, base = statistics.median(t), times.get("generate")
-            plan = planned_draw(shape, prompts, n, k, name == "recorded", args)
+            plan = planned_draw(shape, prompts, n, k, args)
             for unit, all_of_it in {"images/s": n, "of limit": limit}.items():
                 yield row | dict(
                     unit=unit,

@@ -85,7 +85,7 @@ def prepare(
 ) -> Prepared:
     "A model as the settings want it."
     loaded = load_janus(model, accelerator.device, torch.float32)
-    policy = JanusPolicy(*loaded, s.precision, cuda_graphs=s.cuda_graphs)
+    policy = JanusPolicy(*loaded, s.precision)
     # its own checkpoint will say how it was sampled
     own = policy.model.generation_config
     own.update(guidance_scale=s.cfg_weight, max_new_tokens=s.max_new_tokens)

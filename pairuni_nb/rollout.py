@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FORM_WANTED', 'STRETCH', 'Sampling', 'draw', 'noise', 'positions', 'unconditional', 'TextPrompts', 'ImagePrompts',
            'Rollouts', 'join', 'through_first', 'attended_dtype', 'Shared', 'shared_rows', 'Slots', 'Prompt',
-           'Continued', 'patch_to', 'JanusPolicy', 'guide', 'pick', 'one_token', 'Named', 'record', 'once', 'gap']
+           'Continued', 'patch_to', 'JanusPolicy', 'guide', 'pick', 'turned', 'normed', 'one_token', 'through_layers',
+           'record', 'once', 'gap']
 
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from .records import to_rgb
 from .settings import TrainSettings
@@ -264,10 +264,22 @@ class Slots:
         rows: Tensor,  # (R,) the row of `layer` that each rollout continues
         room: int,  # tokens to come
     ):
-        # keys and values, each (R, heads, L+room, D/heads)
+        # keys and values, each (R, heads, L+room, d)
         self.buffers = [
             F.pad(x.index_select(0, rows), (0, 0, 0, room)) for x in (layer.keys, layer.values)
         ]
+        self.at = rows.new_full((1,), layer.keys.shape[2])  # the slot to fill
+        self.n = self.buffers[0].shape[2]  # slots that are read, whatever they hold
+
+    def attend(self, query, key, value, bias) -> Tensor:  # (R, H, 1, d) -> (R, 1, H d)
+        "What the next token of every row reads; the bias hides padding and slots to come."
+        for buffer, x in zip(self.buffers, (key, value)):
+            buffer.index_copy_(2, self.at, x.to(buffer.dtype))
+        keys, values = (buffer.narrow(2, 0, self.n) for buffer in self.buffers)
+        R, heads, _, d = keys.shape
+        query = query.view(R, heads, -1, d).to(keys.dtype)  # H/heads queries share a head's keys
+        bias = bias[..., : self.n]
+        return F.scaled_dot_product_attention(query, keys, values, bias).reshape(R, 1, -1)
 
 # %% ../nbs/11_rollout.ipynb #fb4cd935
 class Prompt(DynamicLayer):
@@ -321,7 +333,6 @@ class JanusPolicy(nn.Module):
         processor,
         precision: str = "fp32",  # or "bf16": autocast of the trunk over whatever the weights are
         chunk: int = 2**24,  # logits at a time in the scorer
-        cuda_graphs: bool = False,  # record the sampler's steps on a GPU
     ):
         super().__init__()
         kind = model.config.model_type
@@ -331,7 +342,8 @@ class JanusPolicy(nn.Module):
         self.processor = processor
         self.precision = precision
         self.chunk = chunk
-        self.cuda_graphs = cuda_graphs
+        # steps over `Slots`: faster on a GPU, and in bfloat16 their attention rounds less
+        self.recorded = model.device.type == "cuda" or precision == "bf16"
         self._read_special_ids()
         self._read_image_tokens()
         for frozen in (model.model.vision_model, model.model.vqmodel):
@@ -572,22 +584,52 @@ def pick(
     cond = (logits[:R] / sampling.temperature).log_softmax(-1)
     return token, cond.gather(1, token[:, None])[:, 0], drawn
 
+# %% ../nbs/11_rollout.ipynb #c2c2cdc7
+def turned(
+    x: Tensor,  # (R, heads, 1, d) queries or keys
+    cos: Tensor,  # (R, 1, 1, d)
+    sin: Tensor,  # (R, 1, 1, d) its first half negated
+) -> Tensor:  # (R, heads, 1, d)
+    "Rotary positions: each number and the one half a head further are turned by an angle."
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+# %% ../nbs/11_rollout.ipynb #663f7752
+def normed(norm: nn.Module, x: Tensor) -> Tensor:  # (R, 1, D) -> (R, 1, D)
+    "RMS norm, in the dtype in which the matrices behind it read: cast once for all of them."
+    seen = F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.variance_epsilon)
+    return seen.to(attended_dtype(x))
+
 # %% ../nbs/11_rollout.ipynb #e25d21ba
 def one_token(
     layer: nn.Module,  # of a Llama
     x: Tensor,  # (R, 1, D)
-    turn: tuple,  # cosines and sines of the places
-    cache: Shared,  # the layer's
-    bias: Tensor | None,  # of attention to prompts: hides padding
+    turn: tuple,  # cosines and sines of the places, for `turned`
+    cache: Shared | Slots,  # the layer's
+    bias: Tensor | None,  # of attention: hides padding
 ) -> Tensor:  # (R, 1, D)
     "A layer's work on one more token of each row."
-    attention, seen = layer.self_attn, layer.input_layernorm(x)
+    attention, seen = layer.self_attn, normed(layer.input_layernorm, x)
     projections = attention.q_proj, attention.k_proj, attention.v_proj
     heads = [f(seen).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for f in projections]
-    query, key, value = heads  # (R, heads, 1, d)
-    query, key = apply_rotary_pos_emb(query, key, *turn)
-    x = x + attention.o_proj(cache.attend(query, key, value, bias))
-    return x + layer.mlp(layer.post_attention_layernorm(x))
+    query, key = (turned(x, *turn) for x in heads[:2])  # (R, heads, 1, d)
+    x = x + attention.o_proj(cache.attend(query, key, heads[2], bias))
+    return x + layer.mlp(normed(layer.post_attention_layernorm, x))
+
+# %% ../nbs/11_rollout.ipynb #162c49e8
+def through_layers(
+    llama: nn.Module,
+    x: Tensor,  # (R, 1, D)
+    place: Tensor,  # (R, 1) position of the token
+    layers: list,  # of `Shared` or `Slots`
+    bias: Tensor | None,
+) -> Tensor:  # (R, 1, D)
+    "One more token of each row, through all of them."
+    cos, sin = llama.rotary_emb(x, place)  # (R, 1, d)
+    down, up = sin.chunk(2, -1)
+    turn = cos[:, None], torch.cat([-down, up], -1)[:, None]
+    for layer, cache in zip(llama.layers, layers):
+        x = one_token(layer, x, turn, cache, bias)
+    return llama.norm(x)
 
 # %% ../nbs/11_rollout.ipynb #6ad66346
 @patch_to(JanusPolicy)
@@ -607,28 +649,9 @@ def stepper(
         bias = bias[:, None, None]  # (R, 1, 1, L)
 
     def further(x, t):
-        turn = llama.rotary_emb(x, place + t)
-        for layer, own in zip(llama.layers, cache.layers):
-            x = one_token(layer, x, turn, own, bias)
-        return llama.norm(x)
+        return through_layers(llama, x, place + t, cache.layers, bias)
 
     return further
-
-# %% ../nbs/11_rollout.ipynb #faeade2a
-class Named(DynamicLayer):
-    "The first n slots of a layer, whatever they hold; a tensor names the next one to fill."
-
-    def __init__(self, slots: Slots, at: Tensor, n: int):  # at (1,)
-        super().__init__()
-        self.buffers = slots.buffers
-        self.at = at
-        self.is_initialized = True
-        self.keys, self.values = (buffer.narrow(2, 0, n) for buffer in self.buffers)
-
-    def update(self, keys, values, *args, **kwargs):
-        for buffer, x in zip(self.buffers, (keys, values)):
-            buffer.index_copy_(2, self.at, x.to(buffer.dtype))
-        return self.keys, self.values
 
 # %% ../nbs/11_rollout.ipynb #4263f529
 def record(
@@ -638,46 +661,49 @@ def record(
     "A CUDA graph of a step; a CPU has nothing to record."
     if device.type != "cuda":
         return step
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # `torch.cuda.graph` would also empty PyTorch's store of memory
+        graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on
         step()
+        graph.capture_end()
+    torch.cuda.current_stream(device).wait_stream(stream)
     return graph.replay
 
 # %% ../nbs/11_rollout.ipynb #ff494a06
-STRETCH = 64  # tokens between recordings
+STRETCH = 96  # tokens between recordings
 
 
 @patch_to(JanusPolicy)
-def recorded_stepper(self, state, cache, mask, T):  # as `stepper`
-    "One token further, in place: a stretch runs its first step, records its second, replays it."
-    at = mask.new_full((1,), mask.shape[1])  # the slot to fill
+def recorded_stepper(self, state, cache, mask, T):  # as `stepper`, over `Slots`
+    "One token further, in place: each stretch records its step and replays it."
+    llama = self.model.model.language_model
+    at = cache.layers[0].at  # the slot to fill, in all layers
     place = mask.sum(1, keepdim=True)  # (R, 1)
     inputs = torch.empty_like(state)  # (R, 1, D)
+    dtype = attended_dtype(state)
     # of attention: hides padding, and slots until they are filled
-    bias = F.pad(1 - mask, (0, T), value=1).to(state) * torch.finfo(state.dtype).min
+    bias = F.pad(1 - mask, (0, T), value=1).to(dtype) * torch.finfo(dtype).min
     bias = bias[:, None, None]  # (R, 1, 1, L+T)
+    for slots in cache.layers:
+        slots.at = at
 
-    def over(n):  # slots
-        named = DynamicCache()
-        named.layers = [Named(slots, at, n) for slots in cache.layers]
+    def plain():
+        bias.index_fill_(3, at, 0.0)
+        state.copy_(through_layers(llama, inputs, place, cache.layers, bias))
+        place.add_(1)
+        at.add_(1)
 
-        def step():
-            bias.index_fill_(3, at, 0.0)
-            state.copy_(self.trunk(inputs, bias[..., :n], place, named))
-            place.add_(1)
-            at.add_(1)
-
-        return step
-
-    step = None
+    step = plain
 
     def further(x, t):
         nonlocal step
         inputs.copy_(x)
         if t % STRETCH == 0:
-            step = over(min(bias.shape[-1], mask.shape[1] + t + STRETCH))
-        elif t % STRETCH == 1:
-            step = record(step, x.device)
+            for slots in cache.layers:
+                slots.n = min(bias.shape[-1], mask.shape[1] + t + STRETCH)
+        if t == 1 or (t and t % STRETCH == 0):
+            step = record(plain, x.device)
         step()
         return state
 
@@ -685,7 +711,7 @@ def recorded_stepper(self, state, cache, mask, T):  # as `stepper`
 
 # %% ../nbs/11_rollout.ipynb #75e9837a
 @patch_to(JanusPolicy)
-@torch.inference_mode()
+@torch.no_grad()  # autocast keeps no copies of weights in inference mode: it would cast them again
 def _decode(
     self,
     prompts: TextPrompts | ImagePrompts,
@@ -700,7 +726,7 @@ def _decode(
     twice = task == "g" and sampling.samples_guided
     apart = twice and not sampling.scores_guided  # the conditional logits are wanted, too
     used, mine = group.unique(return_inverse=True)
-    if self.cuda_graphs:
+    if self.recorded:
         stepper, kind = self.recorded_stepper, partial(Slots, room=T)
     else:
         stepper, kind = self.stepper, partial(Shared, room=T, k=shared_rows(mine))
@@ -769,9 +795,7 @@ def _sample_rows(
 ) -> Rollouts:
     "Draw some rows at once."
     with self.autocast(True):
-        drawn = self._decode(prompts, group, u, sampling)
-    # copies may meet a gradient; what inference mode made may not
-    tokens, logp, sample_logp = (x.clone() for x in drawn)
+        tokens, logp, sample_logp = self._decode(prompts, group, u, sampling)
     if prompts.task == "u":
         stop = torch.isin(tokens, self.eos)
     else:

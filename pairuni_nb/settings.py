@@ -112,9 +112,6 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     # memory for the keys and values of the rollouts drawn at once (paper: not given)
     rollout_gb: float = 8.0
-    # record the sampler's steps on a GPU, to launch each at once;
-    # a CPU takes the same steps (paper: not given)
-    cuda_graphs: bool = False
     # train only LoRA of this rank in the language model; 0: all of it (paper: not given)
     lora_rank: int = 0
     # train the vision tower too; the VQ autoencoder never is (paper: not given)

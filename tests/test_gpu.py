@@ -71,7 +71,7 @@ def stepped(own, pairs, device, janus=None):
 def test_recorded_steps_draw_what_plain_ones_draw(task, precision, most, device):
     own = policy(device, precision=precision)
     plain = drawn(own, task)
-    own.cuda_graphs = True
+    own.recorded = True
     for recorded in (drawn(own, task), drawn(own, task)):  # a second recording, too
         with torch.no_grad():
             assert gap(recorded, own(recorded)) < most
@@ -116,7 +116,7 @@ def test_one_sharded_process_makes_the_step_of_one(pairs, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_run_in_bfloat16_with_recorded_steps(pairs, tmp_path, device):
-    s = replace(SMALL, precision="bf16", gradient_checkpointing=True, cuda_graphs=True)
+    s = replace(SMALL, precision="bf16", gradient_checkpointing=True)
     train(pairs, tmp_path / "run", s, device=device)
     steps = [m for m in read_metrics(tmp_path / "run") if "gap_u" in m]
     assert len(steps) == 2 and all(m["gap_u"] < 0.5 and m["gap_g"] < 0.5 for m in steps)

@@ -340,7 +340,6 @@ def test_defaults_are_those_of_the_published_figures():
         precision="fp32",
         gradient_checkpointing=False,
         rollout_gb=8.0,
-        cuda_graphs=False,
         lora_rank=0,
         train_vision=False,
         shard=False,

@@ -51,7 +51,7 @@ CHANGES = dict(
 UNCHANGED = dict(micro_batch=3, rollout_gb=0.5)  # the update does not depend on them
 # what test_guard_runs looks at, and of the instruction what is asked
 ELSEWHERE = {"steps", "pairs_per_step", "lr", "warmup", "eval_every", "eval_items", "save_every"}
-ELSEWHERE |= {"gradient_checkpointing", "cuda_graphs", "lora_rank", "train_vision", "shard"}
+ELSEWHERE |= {"gradient_checkpointing", "lora_rank", "train_vision", "shard"}
 ELSEWHERE |= {"instruction", "plain_reward", "rollouts_every", "keep"}
 
 

@@ -44,11 +44,10 @@ def test_every_way_to_draw_is_measured_beside_the_plan(left, name):
     drawn = {
         (r["method"], r["unit"]): r for r in rows(left[0], name) if r["measure"] == "card draw"
     }
-    for method in ("generate", "ours", "recorded"):
+    for method in ("generate", "ours"):
         for unit in ("images/s", "of limit", "x generate"):
             assert float(drawn[method, unit]["value"]) > 0
-    ours, recorded = (float(drawn[m, "images/s"]["predicted"]) for m in ("ours", "recorded"))
-    assert recorded > ours > 0
+    assert float(drawn["ours", "images/s"]["predicted"]) > 0
     assert not [r for r in rows(left[0], name) if r["measure"] == "card step"]
 
 
