@@ -89,6 +89,10 @@ class TrainSettings:
     loss_type: str = "grpo"
     beta: float = 0.0  # KL weight against the frozen start (paper: 0)
     max_grad_norm: float = 1.0  # gradient clipping
+    sides: str = "ug"  # which are trained: ug, or u or g alone
+    # how the sides' gradients are joined: sum (paper), balance, pcgrad, pcgrad-each, or alternate
+    combine: str = "sum"
+    agreement_every: int = 10  # steps between comparisons of the sides' gradients; 0: none
     temperature: float = 1.0  # of sampling, and so of scoring (paper: 1)
     cfg_weight: float = 5.0  # classifier-free guidance (paper: 5)
     # distribution that is scored: guided or cond (paper: not given)
@@ -139,6 +143,7 @@ PRO = TrainSettings(
     eval_every=100,
     eval_items=100,
     save_every=100,
+    agreement_every=0,  # up to four more gradients in memory
 )
 PRO_7B = replace(PRO, rollouts=4, micro_batch=8, shard=True)
 PRO_24GB = replace(PRO, rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6.0, lora_rank=32)
@@ -213,6 +218,8 @@ def check_train_settings(s: TrainSettings):
     one_of("loss_type", s.loss_type, ("grpo", "dr_grpo", "dapo"))
     one_of("cfg_scoring", s.cfg_scoring, ("guided", "cond"))
     one_of("precision", s.precision, ("fp32", "bf16"))
+    one_of("sides", s.sides, ("ug", "u", "g"))
+    one_of("combine", s.combine, ("sum", "balance", "pcgrad", "pcgrad-each", "alternate"))
     if s.lora_rank and (s.shard or s.train_vision):
         raise ValueError(
             "lora_rank trains additions to the language model alone: "
@@ -239,6 +246,7 @@ MAY_BE_ZERO = (
     "warmup",
     "importance_cap",
     "rollouts_every",
+    "agreement_every",
     "plain_reward",
 )
 

@@ -53,6 +53,8 @@ S = TrainSettings(
     plain_reward=0.5,
     mask_truncated=True,
     importance_cap=2.0,
+    combine="balance",
+    agreement_every=1,
     eval_every=2,
     eval_items=8,
     rollouts_every=2,
@@ -220,7 +222,7 @@ def test_a_run_is_its_steps(toy):
     assert moved > 1e-4
 
 
-WITH_LORA = replace(S, precision="bf16", lora_rank=2)
+WITH_LORA = replace(S, precision="bf16", lora_rank=2, sides="g")
 WITHOUT = replace(WITH_LORA, lora_rank=0, train_vision=True, shard=True)
 
 

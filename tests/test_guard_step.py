@@ -48,11 +48,14 @@ CHANGES = dict(
     precision=("bf16",),
     seed=(1,),
 )
-UNCHANGED = dict(micro_batch=3, rollout_gb=0.5)  # the update does not depend on them
+UNCHANGED = dict(
+    micro_batch=3, rollout_gb=0.5, agreement_every=0
+)  # the update does not depend on them
 # what test_guard_runs looks at, and of the instruction what is asked
 ELSEWHERE = {"steps", "pairs_per_step", "lr", "warmup", "eval_every", "eval_items", "save_every"}
 ELSEWHERE |= {"gradient_checkpointing", "lora_rank", "train_vision", "shard"}
 ELSEWHERE |= {"instruction", "plain_reward", "rollouts_every", "keep"}
+ELSEWHERE |= {"sides", "combine"}  # test_step
 
 
 def plain_advantages(values, K):
@@ -195,7 +198,7 @@ def test_what_saves_memory_changes_no_weight(name):
 
 def test_a_pass_has_no_more_rows_than_asked_for():
     policy = HandMade()
-    sampled(replace(S, micro_batch=5, precision="bf16"), policy=policy)
+    sampled(replace(S, micro_batch=5, precision="bf16", agreement_every=0), policy=policy)
     by_sampler, by_step = policy.passes[:2], policy.passes[2:]
     assert by_sampler == [16, 16]
     assert by_step == [5, 5, 5, 1] * 4  # of both sides: the old log-probs, then the update
@@ -309,7 +312,7 @@ def test_the_figures_of_a_step_are_counted():
 
 
 def test_figures_do_not_depend_on_the_parts_of_a_step():
-    s = replace(S, beta=0.5, num_iterations=2, mask_truncated=True)
+    s = replace(S, beta=0.5, num_iterations=2, mask_truncated=True, agreement_every=1)
     whole, parts = (two_steps(replace(s, micro_batch=n), lr=0.02)[2] for n in (16, 3))
     names = [name for name in whole[0] if not name.startswith("sec_")]
     for figure in ("clip_low", "clip_high", "kl", "ratio_mean", "ratio_max", "loss", "gap_mean"):

@@ -10,7 +10,7 @@ from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.rollout import Sampling
 from pairuni_nb.rollout import noise
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.step import describe, noise_names, roll_out_sides, rows_of_step, train_step, update
+from pairuni_nb.step import added, combined, describe, length, noise_names, roll_out_sides, rows_of_step, train_step, update
 from pairuni_nb.world import question_text
 import torch
 
@@ -60,6 +60,31 @@ def test_noise_is_never_shared_inside_a_step():
     names = noise_names("u", [3, 5, 3, 3]) + noise_names("g", [3])
     assert len(set(names)) == 5 and names[:2] == ["u3", "u5"] and names[-1] == "g3"
 
+# %% ../nbs/14_step.ipynb #1e292176
+def test_conflicts_are_projected_away():
+    u = dict(w=torch.tensor([1.0, 0.0]), only_u=torch.tensor([3.0]))
+    g = dict(w=torch.tensor([-1.0, 1.0]), only_g=torch.tensor([5.0]))
+    # by hand: u.g = -1, |g|^2 = 2 and |u|^2 = 1 over the weights that both reach
+    freed = combined(u, g, "pcgrad")
+    assert torch.allclose(freed["w"], torch.tensor([0.5, 0.5]) + torch.tensor([0.0, 1.0]))
+    assert freed["only_u"] == 3 and freed["only_g"] == 5
+    friends = dict(w=torch.tensor([1.0, 1.0]))
+    assert torch.equal(combined(u, friends, "pcgrad")["w"], torch.tensor([2.0, 1.0]))
+    # two weights: opposed in one, alike and larger in the other
+    u, g = (dict(a=torch.tensor([x]), b=torch.tensor([2.0])) for x in (1.0, -1.0))
+    assert combined(u, g, "pcgrad")["a"] == 0 and combined(u, g, "pcgrad")["b"] == 4
+    assert combined(u, g, "pcgrad-each")["a"] == 0
+    u, g = (dict(a=torch.tensor([x]), b=torch.tensor([2.0])) for x in (1.0, -3.0))
+    assert combined(u, g, "pcgrad")["a"] == -2  # as a whole they agree
+    assert combined(u, g, "pcgrad-each")["a"] == 0  # there they do not: 1 - 1, and -3 + 3
+
+
+def test_balanced_sides_are_equally_long():
+    u, g = dict(w=torch.tensor([3.0, 0.0])), dict(w=torch.tensor([0.0, 0.1]))
+    assert torch.allclose(combined(u, g, "balance")["w"], torch.ones(2))
+    nothing = dict(w=torch.zeros(2))
+    assert torch.allclose(combined(u, nothing, "balance")["w"], torch.tensor([1.0, 0.0]))
+
 # %% ../nbs/14_step.ipynb #5f9680b7
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import make_pairs
@@ -71,7 +96,7 @@ def tiny_setup(**settings):
     "Some fifty toy pairs, the shipped policy, and settings for a fast step."
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)
     small = dict(pairs_per_step=4, rollouts=4, micro_batch=64, steps=3, eval_items=8)
-    small |= dict(eval_every=2, save_every=2)
+    small |= dict(eval_every=2, save_every=2, agreement_every=0)
     return pairs, JanusPolicy(*load_janus()), TrainSettings(**(small | settings))
 
 
@@ -81,7 +106,7 @@ def first_sides(policy, pairs, s, **rewards):
     return roll_out_sides(policy, [pairs[i] for i in range(4)], range(4), 0, s, rewards)[0]
 
 
-def gradients(policy, sides, s):
+def gradients(policy, sides, s, compare=False):
     "The gradient of one update, by parameter name."
     opt, kept = torch.optim.SGD(policy.parameters(), lr=0.0), {}
 
@@ -92,7 +117,7 @@ def gradients(policy, sides, s):
 
     opt.zero_grad = keep
     policy.zero_grad()
-    update(policy, opt, sides, s, Accelerator(cpu=True))
+    update(policy, opt, sides, s, Accelerator(cpu=True), compare)
     return kept
 
 # %% ../nbs/14_step.ipynb #c06d443c
@@ -125,6 +150,78 @@ def test_both_sides_add_up():
     for name in both:
         apart = sum(part[name] for part in (u, g) if name in part)
         assert torch.allclose(both[name], apart, atol=1e-6), name
+
+# %% ../nbs/14_step.ipynb #ba7ca812
+def alone(side, half):
+    "The rows of one half of a side's prompts, weighed as in the whole."
+    rows = side.rollouts.group % 2 == half
+    return replace(side.part(rows), advantages=side.advantages[rows] / 2)
+
+
+def flat(gradient, names):
+    "One vector."
+    return torch.cat([gradient[name].flatten() for name in names])
+
+
+def test_agreement_is_the_cosine_of_gradients_made_alone():
+    pairs, policy, s = tiny_setup(max_grad_norm=1e9, temperature=2.0)
+    sides = first_sides(policy, pairs, s)
+    names = [n for n, _ in policy.named_parameters() if "language_model" in n]
+    alike = torch.nn.functional.cosine_similarity
+    own = {}
+    for task in "ug":
+        halves = [gradients(policy, {task: alone(sides[task], half)}, s) for half in (0, 1)]
+        both = gradients(policy, {task: sides[task]}, s)
+        a, b = (flat(x, names) for x in halves)
+        assert torch.allclose(a + b, flat(both, names), atol=1e-6)
+        own[task] = flat(both, names), alike(a, b, 0).item(), length(both)
+    policy.zero_grad()
+    opt = torch.optim.SGD(policy.parameters(), lr=0.0)
+    told = update(policy, opt, sides, s, Accelerator(cpu=True), compare=True)
+    assert abs(told["cos_ug"] - alike(own["u"][0], own["g"][0], 0).item()) < 1e-5
+    for task in "ug":
+        assert abs(told[f"cos_{task}{task}"] - own[task][1]) < 1e-4
+        assert abs(told[f"norm_{task}"] / own[task][2] - 1) < 1e-5
+    assert told["cos_ug"] < 0.5 and {f"cos_ug_{i}" for i in range(4)} < set(told)
+
+
+def test_a_step_that_compares_is_the_same_step():
+    pairs, policy, s = tiny_setup(max_grad_norm=1e9)
+    sides = first_sides(policy, pairs, s)
+    plain, compared = (gradients(policy, sides, s, compare) for compare in (False, True))
+    assert set(plain) == set(compared)
+    assert apart(plain, compared) < 1e-5 * max(g.abs().max().item() for g in plain.values())
+
+# %% ../nbs/14_step.ipynb #3a6e127a
+import copy
+
+
+def test_what_combine_says_reaches_the_optimiser():
+    pairs, policy, s = tiny_setup(max_grad_norm=1e9)
+    sides = first_sides(policy, pairs, s)
+    u, g = (gradients(policy, {task: sides[task]}, s) for task in "ug")
+    for how in ("balance", "pcgrad", "pcgrad-each"):
+        got, expected = gradients(policy, sides, replace(s, combine=how)), combined(u, g, how)
+        largest = max(x.abs().max().item() for x in expected.values())
+        assert apart(expected, got) < 1e-4 * largest, how
+        assert apart(expected, added(u, g)) > 1e-3 * largest, how  # and it is no sum
+
+
+def test_alternating_is_a_step_for_each_side():
+    pairs, policy, s = tiny_setup(combine="alternate")
+    sides = first_sides(policy, pairs, s)
+    start = copy.deepcopy(policy)
+    for own, turns in ((policy, [sides]), (start, [dict(u=sides["u"]), dict(g=sides["g"])])):
+        opt = torch.optim.SGD(own.parameters(), lr=0.1)
+        for turn in turns:
+            update(own, opt, turn, s, Accelerator(cpu=True))
+    for a, b in zip(policy.parameters(), start.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_a_side_can_be_left_out():
+    pairs, policy, s = tiny_setup(sides="u")
+    assert list(first_sides(policy, pairs, s)) == ["u"]
 
 # %% ../nbs/14_step.ipynb #e3f8dde5
 def test_the_plain_step_and_the_exported_one_move_the_weights_alike():

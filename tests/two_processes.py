@@ -111,11 +111,11 @@ def shared(name, policy, accelerator, kind, lr):
     return policy, opt
 
 
-def step(policy, opt, sides, s, accelerator):
+def step(policy, opt, sides, s, accelerator, compare=False):
     "One update as train_step makes it, and its statistics"
     for side in sides.values():
-        side.old_logp = score(policy, side.rollouts, s.micro_batch)
-    return update(policy, opt, sides, s, accelerator)
+        side.old_logp = score(policy, side.rollouts, s.micro_batch, compare)
+    return update(policy, opt, sides, s, accelerator, compare)
 
 
 def full(p):
@@ -180,20 +180,22 @@ def main(folder, *flags):
         and torch.equal(sides[t].rollouts.mask, single[t].rollouts.mask)
         for t in "ug"
     )
+    compared = "fp32" if "ddp" in names else ""  # DeepSpeed keeps its gradients
     for precision in "bf16", "fp32":
-        start.precision = precision
+        start.precision, compare = precision, precision == compared
         processes.rank_and_size = lambda: (0, 1)
         one, opt = shared("one", start, accelerator, torch.optim.SGD, 1.0)
-        stats = step(one, opt, single, SMALL, PLAIN)
+        stats = step(one, opt, single, SMALL, PLAIN, compare)
         processes.rank_and_size = alone
         expected, before = whole(one), whole(start)
         for name in names:
             policy, opt = shared(name, start, accelerator, torch.optim.SGD, 1.0)
-            own = step(policy, opt, sides, SMALL, accelerator)
+            own = step(policy, opt, sides, SMALL, accelerator, compare)
             said[f"{name} {precision}"] = dict(
                 apart=apart(whole(policy), expected),
                 moved=apart(expected, before),
                 stats=max(abs(own[k] - stats[k]) for k in stats if not k.startswith("gap")),
+                compared="cos_ug" in own,
             )
     said["resumed"] = resumed(names[-1], start, sides, accelerator, folder)
     if dist.get_rank() == 0:
