@@ -1,17 +1,17 @@
-"""Does training raise both held-out scores? Pair-GRPO, GRPO and two controls, one CSV row a run.
+"""Does training raise both held-out scores? Pair-GRPO, one side alone, controls; a CSV row a run.
 
     export OMP_NUM_THREADS=1
-    python benchmarks/evidence.py run pair-grpo grpo shuffled sft --seeds 0 1 2 3 4
+    python benchmarks/evidence.py run pair-grpo u g grpo shuffled sft --seeds 0 1 2 3 4
     python benchmarks/evidence.py decoding
     python benchmarks/evidence.py table
     python benchmarks/evidence.py drawings
 
-Each seed has its own pairs, rollout noise and fresh held-out set of 500 items a side. `shuffled`
-deals each step's rewards to random rollouts; `sft` continues the supervised warm start for the CPU
-seconds that the seed's pair-grpo run took. `decoding` scores the start and the pair-grpo
-checkpoints under other temperatures and guidance weights; `drawings` pictures the first held-out
-prompts of seed 0 before and after. Rows that a CSV already holds are not run again; run folders
-stay in runs/evidence.
+Each seed has its own pairs, rollout noise and fresh held-out set of 500 items a side. `u` and `g`
+train one side of the same pairs alone; `shuffled` deals each step's rewards to random rollouts;
+`sft` continues the supervised warm start for the CPU seconds that the seed's pair-grpo run took.
+`decoding` scores the start and the checkpoints of the runs that are there greedily, at guidance 1,
+2 and 3; `drawings` pictures the first held-out prompts of seed 0 before and after. Rows that a CSV
+already holds are not run again; run folders stay in runs/evidence.
 """
 
 import argparse
@@ -41,9 +41,8 @@ from pairuni_nb.world import records
 HERE = Path(__file__).parent
 CSV, DECODING = HERE / "evidence.csv", HERE / "decoding.csv"
 RUNS = HERE.parent / "runs" / "evidence"
-# (temperature, guidance): greedy, less guidance, both; runs themselves use (1, 5)
-WAYS = ((0.0, 5.0), (1.0, 2.0), (0.0, 2.0))
-CONDITIONS = ("pair-grpo", "grpo", "shuffled", "sft")
+WAYS = ((0.0, 1.0), (0.0, 2.0), (0.0, 3.0))  # temperature, guidance
+CONDITIONS = ("pair-grpo", "u", "g", "grpo", "shuffled", "sft")
 KEYS = ("accuracy", "accuracy_formed", "well_formed", "score", "full", "diversity")
 
 
@@ -63,8 +62,8 @@ def scores(checkpoint, seed, sampling):
 
 def before_and_after(checkpoint, seed):
     "The scores of the start and of what came of it."
-    before = scores(None, seed, Sampling())
-    return dict(before=before, after=scores(checkpoint, seed, Sampling()))
+    sampling = Sampling.of(preset("nano").train)
+    return dict(before=scores(None, seed, sampling), after=scores(checkpoint, seed, sampling))
 
 
 def quiet(*line):
@@ -87,7 +86,8 @@ def reinforced(condition, seed):
     "One RL run; its steps, and the scores before and after."
     weighting = "none" if condition == "grpo" else "sqrt"
     s = replace(preset("nano").train, seed=seed, weighting=weighting)
-    s = replace(s, eval_every=10_000, save_every=10_000)
+    sides = condition if condition in ("u", "g") else "ug"
+    s = replace(s, eval_every=10_000, save_every=10_000, sides=sides)
     pairs, _ = make_pairs(records("u", 2000, seed), records("g", 2000, seed), seed=seed)
     out = RUNS / f"{condition}-{seed}"
     if condition != "shuffled":
@@ -189,9 +189,10 @@ def run_all(conditions, seeds):
 def decode_all(seeds):
     "Every way of decoding that the table does not hold yet."
     names = ("model", "seed", "temperature", "cfg_weight")
-    for seed, model, (temperature, cfg_weight) in itertools.product(
-        seeds, ("start", "pair-grpo"), WAYS
-    ):
+    models = ("start", *CONDITIONS)
+    for seed, model, (temperature, cfg_weight) in itertools.product(seeds, models, WAYS):
+        if model != "start" and not (RUNS / f"{model}-{seed}" / "checkpoint").exists():
+            continue
         way = [model, str(seed), str(temperature), str(cfg_weight)]
         if way not in [[r[name] for name in names] for r in read(DECODING)]:
             append(DECODING, decode(model, seed, temperature, cfg_weight))
