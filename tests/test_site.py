@@ -35,7 +35,7 @@ def test_every_notebook_is_a_page_that_the_front_page_links(site):
 def test_chapters_and_numbers(site):
     front = (site / "index.html").read_text()
     captions = re.findall(r'caption-text">([^<]+)<', front)
-    assert captions == ["The method", "Data and judges", "Running it"]
+    assert captions == ["Start here", "The method", "Data and judges", "Running it"]
     for page, number in (("02_pair_grpo", "02"), ("data/00_load", "00"), ("run/02_train", "02")):
         assert f"<title>{number} · " in (site / f"{page}.html").read_text()
 
