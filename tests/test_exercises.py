@@ -233,6 +233,13 @@ WRONG = {
         ("uncond + w * (cond - uncond)", "w * cond + (1 - w) * uncond if w <= 1 else w * cond"),
         ("uncond + w * (cond - uncond)", "cond - w * uncond"),
     ],
+    ("11_rollout.ipynb", "my_score"): [
+        (" / temperature", ""),
+        (" / temperature", " * temperature"),
+        ("log_softmax", "softmax"),
+        (" * mask", ""),
+        ("(logits / temperature).log_softmax(-1)", "logits.log_softmax(-1) / temperature"),
+    ],
     ("11_rollout.ipynb", "draw_gumbel"): [
         (
             "-(-u.clamp(1e-7, 1 - 1e-7).log()).log()",
