@@ -40,7 +40,9 @@ def test_chapters_and_numbers(site):
         assert f"<title>{number} · " in (site / f"{page}.html").read_text()
 
 
-def test_directives_are_gone_tests_are_folded_and_explorers_are_pictures(site):
+def test_directives_are_gone_tests_and_drawing_code_are_folded_and_explorers_are_pictures(site):
+    page = (site / "learn/01_primer.html").read_text()
+    assert page.count("Show the drawing code") == 3 and "Show the test" not in page
     page = (site / "03_explorer.html").read_text()
     assert "#|" not in re.sub(r"<[^>]+>", "", page) and page.count("Show the test") > 3
     assert "widget-view" not in page and page.count("<img") > 3
