@@ -8,12 +8,18 @@ import nbformat
 from docutils import nodes
 
 # directive of a cell -> tag of its page
-FOLDED = {"default_exp": "remove-cell", "hide": "remove-cell", "test": "hide-input"}
+FOLDED = {
+    "default_exp": "remove-cell",
+    "hide": "remove-cell",
+    "test": "hide-input",
+    "hide_input": "hide-input",
+}
+DRAWING = dict(code_prompt_show="Show the drawing code", code_prompt_hide="Hide the drawing code")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def read(text):
-    "A notebook without nbdev's directives; tests are folded (but for `#| show`)."
+    "A notebook without nbdev's directives; tests and drawing code are folded (not `#| show`)."
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type != "code":
@@ -21,6 +27,8 @@ def read(text):
         words = re.findall(r"^#\| *(\w+)", cell.source, re.M)
         folded = [] if "show" in words else words
         cell.metadata.tags = [FOLDED[word] for word in folded if word in FOLDED]
+        if "hide_input" in words:
+            cell.metadata.mystnb = DRAWING
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
         for output in cell.outputs:  # no kernel moves a slider there
             output.get("data", {}).pop(WIDGET, None)

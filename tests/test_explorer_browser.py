@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pairuni_nb.explorer import STAGES, explore
+from pairuni_nb.explorer import STAGES, TwoPairs, explore, two_pairs
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,13 @@ def lab(need, tmp_path_factory):
     )
     for kind in ("ipynb", "jsonl"):
         shutil.copy(ROOT / "nbs" / f"data/06_real_pictures.{kind}", tmp_path / "work" / "data")
+    cell = nbformat.v4.new_code_cell(
+        "from IPython.display import HTML\nfrom pairuni_nb.explorer import two_pairs_frame\n"
+        "HTML(two_pairs_frame())"
+    )
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "work" / "two.ipynb"
+    )
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -197,6 +204,18 @@ def test_sliders_show_what_the_library_computes(lab, page, tmp_path):
     after = expected([1.0, 0.15, 0.0, 1.0], [0.2, 0.85, 0.4, 0.6], "aligned", 0.4, "linear", 4.0)
     assert shown(page, after) == after
     page.screenshot(path=tmp_path / "explorer.png")
+
+
+def test_two_pairs_live_in_jupyterlab(lab, page):
+    open_notebook(page, f"{lab}/lab/tree/two.ipynb")
+    run_all(page)
+    inside = page.frame_locator(".jp-Cell iframe")
+    inside.locator(".two-pairs").wait_for()
+    policy = inside.locator("[data-name=pair_grpo0]")
+    assert policy.text_content() == f"{two_pairs(TwoPairs())['pair_grpo'][0]:.3f}"
+    inside.locator("[name=optimiser]").select_option("SGD")
+    moved = two_pairs(TwoPairs(optimiser="SGD"))["pair_grpo"][0]
+    assert policy.text_content() == f"{moved:.3f}"
 
 
 def test_real_pictures_follow_their_sliders(lab, page, tmp_path):

@@ -267,8 +267,14 @@ def test_common_weight_cancels_under_adam_not_sgd():
 
     assert gap([1.0, 0.9], [0.6, 0.54], alike, torch.optim.Adam, 0.1) < 1e-4
     assert gap([1.0, 0.9], [0.6, 0.54], alike, torch.optim.SGD, 1.0) > 0.05
-    # a weight that differs inside the batch stays
+    # between exact opposites any difference decides, however small
     assert gap([1.0, 1.0], [1.0, 0.6], opposed, torch.optim.Adam, 0.1) > 0.4
+    assert gap([1.0, 0.999], [1.0, 0.6], opposed, torch.optim.Adam, 0.1) < 1e-3
+    assert gap([1.0, 0.999], [1.0, 0.6], opposed, torch.optim.SGD, 1.0) > 0.2
+    # elsewhere it decides only where it tips the balance
+    mixed = torch.tensor([[1.0, 0, 0, 1], [0.2, 0.9, 0.4, 0.6]])
+    assert gap([1.0, 1.0], [1.0, 0.8], mixed, torch.optim.Adam, 0.1) < 1e-3
+    assert gap([1.0, 1.0], [1.0, 0.6], mixed, torch.optim.Adam, 0.1) > 0.9
 
 # %% ../nbs/02_pair_grpo.ipynb #795907c5
 def test_clip_holds_when_old_logp_is_the_samplers():

@@ -35,12 +35,14 @@ def test_every_notebook_is_a_page_that_the_front_page_links(site):
 def test_chapters_and_numbers(site):
     front = (site / "index.html").read_text()
     captions = re.findall(r'caption-text">([^<]+)<', front)
-    assert captions == ["The method", "Data and judges", "Running it"]
+    assert captions == ["Start here", "The method", "Data and judges", "Running it"]
     for page, number in (("02_pair_grpo", "02"), ("data/00_load", "00"), ("run/02_train", "02")):
         assert f"<title>{number} · " in (site / f"{page}.html").read_text()
 
 
-def test_directives_are_gone_tests_are_folded_and_explorers_are_pictures(site):
+def test_directives_are_gone_tests_and_drawing_code_are_folded_and_explorers_are_pictures(site):
+    page = (site / "learn/01_primer.html").read_text()
+    assert page.count("Show the drawing code") == 3 and "Show the test" not in page
     page = (site / "03_explorer.html").read_text()
     assert "#|" not in re.sub(r"<[^>]+>", "", page) and page.count("Show the test") > 3
     assert "widget-view" not in page and page.count("<img") > 3

@@ -1,0 +1,55 @@
+"""The roadmap's pictures are what the script draws, and every notebook of the method shows its own."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from roadmap import NBS, STAGES, minutes, roadmap  # noqa: E402
+
+SHOWN = re.compile(
+    r"!\[[^]]+\]\(roadmap/(\w+)\.svg\)\n\n\*\*After this page\*\* you can .+ (\d+) min"
+)
+
+
+def spread(numbers):
+    """The notebooks behind "06 - 09" or "01, 04, 05"."""
+    if "-" in numbers:
+        first, last = map(int, numbers.split(" - "))
+        return [f"{n:02}" for n in range(first, last + 1)]
+    return numbers.split(", ")
+
+
+STAGE_OF = {number: stage for stage, numbers in STAGES.items() for number in spread(numbers)}
+METHOD = [path for path in sorted(NBS.glob("[0-9]*.ipynb")) if path.stem[:2] in {"00", *STAGE_OF}]
+
+
+@pytest.mark.parametrize("stage", ["all", *STAGES])
+def test_the_picture_is_what_the_script_draws(stage):
+    assert (NBS / f"roadmap/{stage}.svg").read_text(encoding="utf-8") == roadmap(stage)
+
+
+def test_one_box_is_dark():
+    dark = re.findall(r'fill="#222" stroke.+\n<text.+>(\w+)</text>', roadmap("pairs"))
+    assert dark == ["pairs"] and not re.findall(r'fill="#222" stroke', roadmap("all"))
+
+
+@pytest.mark.parametrize("path", METHOD, ids=lambda path: path.stem)
+def test_a_notebook_shows_its_stage_and_true_minutes(path):
+    second = nbformat.read(path, as_version=4).cells[1].source
+    shown = SHOWN.match(second)
+    assert shown, f"{path.name}: its second cell is no roadmap with goal and minutes"
+    assert shown[1] == STAGE_OF.get(path.stem[:2], "all")
+    true = sum(minutes(path))
+    assert abs(int(shown[2]) - true) <= max(8, true / 5)
+
+
+def test_the_paths_lead_to_notebooks():
+    text = (NBS / "index.md").read_text(encoding="utf-8")
+    names = re.findall(r"\]\(([\w/]+\.ipynb)\)", text)
+    assert len(names) > 12 and all((NBS / name).exists() for name in names)
+    assert text.count("| 8 | ") == 1
