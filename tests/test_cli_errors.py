@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 
 import pytest
@@ -18,22 +17,10 @@ from pairuni_nb.settings import TrainSettings, check
 from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.world import records
 
-TINY = [
-    "--steps",
-    "2",
-    "--pairs-per-step",
-    "2",
-    "--rollouts",
-    "2",
-    "--eval-items",
-    "8",
-    "--eval-every",
-    "1",
-    "--save-every",
-    "1",
-    "--device",
-    "cpu",
-]
+TINY = (
+    "--steps 2 --pairs-per-step 2 --rollouts 2 --eval-items 8 --eval-every 1 --save-every 1 "
+    "--device cpu"
+).split()
 OWN = [*TINY, "--cfg-weight", "2", "--max-new-tokens", "20"]  # not as janus-nano is sampled
 
 
@@ -372,39 +359,32 @@ def test_a_debugger_gets_the_traceback(monkeypatch):
         main(["train", "--weighting", "cubic"])
 
 
+def python(code, *argv):
+    """A process of its own."""
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+
+
+PROGRAM = "import sys; from pairuni_nb.cli import main; code = main();"
+
+
 def test_the_program_itself():
-    """In a process of its own: help within a second, errors without a traceback, exit code 2."""
-    call = lambda *argv: subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pairuni_nb.cli import main; sys.exit(main())",
-            *argv,
-        ],
-        capture_output=True,
-        text=True,
-    )
-    for argv in (["--help"], ["train", "--help"]):
-        took = []
-        for _ in range(3):
-            start = time.perf_counter()
-            shown = call(*argv)
-            took.append(time.perf_counter() - start)
-        assert shown.returncode == 0 and "train" in shown.stdout and min(took) < 1, took
-    bad = call("train", "--weighting", "cubic")
-    assert (
-        bad.returncode == 2
-        and bad.stderr == "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none\n"
-        and not bad.stdout
-    )
+    """In a process of its own: errors without a traceback, and exit codes."""
+    for argv in ["--help"], ["train", "--help"]:
+        shown = python(PROGRAM + "sys.exit(code)", *argv)
+        assert shown.returncode == 0 and "train" in shown.stdout
+    bad = python(PROGRAM + "sys.exit(code)", "train", "--weighting", "cubic")
+    said = "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none\n"
+    assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", said)
 
 
-def test_help_loads_no_torch():
-    code = "import sys; import pairuni_nb.cli; print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-        == "set()\n"
-    )
+@pytest.mark.parametrize(
+    "line", ["--help", "train --help", "train --model nowhere", "train --lr -1"]
+)
+def test_what_needs_no_torch_answers_without_it(line):
+    """Importing it takes seconds."""
+    loaded = "print(code, {'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    code = 0 if "--help" in line else 2
+    assert python(PROGRAM + loaded, *line.split()).stdout.endswith(f"{code} set()\n")
 
 
 def test_train_leaves_a_whole_run(run, pairs):
