@@ -5,7 +5,6 @@ import io
 import json
 import os
 import struct
-import tarfile
 from contextlib import suppress
 
 import numpy as np
@@ -19,6 +18,7 @@ from pairuni_nb.cli import main
 from pairuni_nb.load import PICTURES, load_records, read_records
 from pairuni_nb.records import read_image, save_records
 from pairuni_nb.world import records
+from test_load import write_tar
 
 
 def encoded(size=(20, 10), format="PNG", colour="red"):
@@ -247,13 +247,11 @@ def test_pictures_with_their_texts_in_a_folder():
 
 def tar_of(name, files, mode="w"):
     os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
-    with tarfile.open(name, mode) as tar:
-        for member, content in files:
-            content = content if isinstance(content, bytes) else content.encode()
-            info = tarfile.TarInfo(member)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return name
+    samples = []
+    for member, content in files:
+        key, _, ending = member.rpartition(".")
+        samples.append((key, {ending: content if isinstance(content, bytes) else content.encode()}))
+    return write_tar(name, samples, mode)
 
 
 def test_names_with_dots_in_a_tar():
