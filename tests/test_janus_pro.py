@@ -4,6 +4,7 @@
 
 # %% ../nbs/run/05_janus_pro.ipynb #10c7e5ab
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 
@@ -50,6 +51,31 @@ def test_scorer_equals_sampler_at_the_true_shape():
     assert said.tokens.max() > 16_384
     assert drawn.tokens.max() < 16_384
     assert drawn.logp.std() > 0.1
+
+# %% ../nbs/run/05_janus_pro.ipynb #020323c5
+def test_the_row_of_the_pad_gets_no_gradient():
+    policy = JanusPolicy(*random_janus_pro())
+    policy.image_tokens = 16
+    prompts = policy.image_prompts(["a red star", "two blue circles and a green square"])
+    drawn = policy.sample(prompts, 2, noise(0, 0, range(2), 2, 16), Sampling(cfg_weight=5.0))
+    embedding = policy.model.get_input_embeddings()
+    policy(drawn).sum().backward()
+    here = embedding.weight.grad.norm(dim=1)
+    assert here[policy.pad] == 0 < here[policy.bos]
+    policy.zero_grad()
+    embedding.padding_idx = None  # as in DeepSeek's code
+    policy(drawn).sum().backward()
+    assert embedding.weight.grad.norm(dim=1).argmax() == policy.pad
+
+# %% ../nbs/run/05_janus_pro.ipynb #629551ec
+def test_drawings_are_rounded_not_cut():
+    policy = JanusPolicy(*random_janus_pro())
+    tokens = torch.arange(576).expand(2, -1) * 28
+    with torch.no_grad():
+        exact = (policy.model.decode_image_tokens(tokens) + 1) * 127.5
+    drawn = torch.from_numpy(policy.images(SimpleNamespace(tokens=tokens)))
+    assert (drawn - exact.clamp(0, 255)).abs().max() < 0.501
+    assert (drawn > exact.clamp(0, 255).byte()).float().mean() > 0.4
 
 # %% ../nbs/run/05_janus_pro.ipynb #54fef854
 def test_each_preset_fits_its_card_and_only_as_it_is():
