@@ -506,11 +506,15 @@ def whole_job(c: Train) -> Train:
 # %% ../nbs/run/07_jobs.ipynb #75dd7fc6
 def check_train(c: Train) -> Train:
     "A new job, complete; or one sentence."
+    from pairuni_nb.records import check_run
+
     check(c.settings)
     check_tracker(c.tracker)
     if c.settings.lora_rank and not find_spec("peft"):
         raise ValueError("LoRA needs peft: pip install 'pairuni_nb[lora]', or set lora_rank to 0")
     c = whole_job(c)
+    if c.out:
+        check_run(Path(c.out), False)
     check_checkpoint(c.model)
     from pairuni_nb.pair_grpo import WEIGHTINGS
 
@@ -536,13 +540,11 @@ def run_train(
     device = check_device(c.device)
     from pairuni_nb.janus import janus_config
     from pairuni_nb.processes import join_processes
-    from pairuni_nb.run_folder import check_run
 
     group = join_processes(device)
     if group.num_processes > 1 and not c.out:
         raise ValueError("several processes need one run folder: name it with --out")
     out = Path(c.out) if c.out else free_name(c.settings.method)
-    check_run(out, False)
     check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
     # now, so that a wrong name or a bad record leaves no run folder
@@ -654,13 +656,16 @@ def resume(
     tracker: str = "",
 ):
     "Go on with a run: what `pairuni train --resume` does."
+    from pairuni_nb.records import check_run
+
     check_tracker(tracker)
-    device, run, rewards = check_device(device), Path(run), dict(rewards or {})
+    run, rewards = Path(run), dict(rewards or {})
+    check_run(run, True)
+    device = check_device(device)
     from pairuni_nb.processes import join_processes
-    from pairuni_nb.run_folder import check_run, old_settings
+    from pairuni_nb.run_folder import old_settings
 
     group = join_processes(device)
-    check_run(run, True)
     group.wait_for_everyone()  # all have looked before the first one writes
     saved = old_settings(run)[1]
     check_given(run, saved, rewards, held)

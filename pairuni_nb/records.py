@@ -7,7 +7,7 @@ __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'IMAGE_MARK', 'MOST_PIXELS', 'NARROW
            'short', 'columns_fault', 'parse_number', 'same_number', 'plain_words', 'answer_kind', 'text_fault',
            'choices_fault', 'question_fault', 'eight_bits', 'to_rgb', 'first_line', 'read_bytes', 'check_sides',
            'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'Store', 'find_image', 'is_inside', 'check_free',
-           'new_folder', 'remove', 'write_whole', 'write_json', 'read_json', 'whole_path', 'save_records']
+           'new_folder', 'check_run', 'remove', 'write_whole', 'write_json', 'read_json', 'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
 import json
@@ -437,6 +437,29 @@ def new_folder(folder):
             os.replace(child, folder / child.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/04_records.ipynb #deff6895
+def check_run(out: Path, resume: bool):
+    "Say in one sentence why a run folder cannot be used, if it cannot."
+    started, finished = (out / "settings.json").exists(), (out / "result.json").exists()
+    if resume and not started:
+        raise ValueError(
+            f"cannot resume: '{out}' holds no settings.json, so it is not a run folder"
+        )
+    if resume and finished:
+        raise ValueError(
+            f"cannot resume: the run in '{out}' is finished; pairuni report {out} shows it again"
+        )
+    if resume:
+        return
+    if finished:
+        raise ValueError(f"'{out}' holds a finished run: choose another --out")
+    if started:
+        raise ValueError(
+            f"'{out}' holds a half-finished run: go on with --resume {out}, or choose another --out"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"'{out}' is not an empty folder: choose another --out")
 
 # %% ../nbs/04_records.ipynb #d5a62555
 def remove(path: Path):

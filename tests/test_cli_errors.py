@@ -308,10 +308,20 @@ def test_the_program_itself():
 
 
 @pytest.mark.parametrize(
-    "line", ["--help", "train --help", "train --model nowhere", "train --lr -1"]
+    "line",
+    [
+        "--help",
+        "train --help",
+        "train --model nowhere",
+        "train --resume nowhere",
+        "train --out mine",
+        "train --lr -1",
+    ],
 )
-def test_what_needs_no_torch_answers_without_it(line):
+def test_what_needs_no_torch_answers_without_it(line, tmp_path):
     """Importing it takes seconds."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
     loaded = "print(code, {'torch', 'transformers', 'datasets'} & set(sys.modules))"
     code = 0 if "--help" in line else 2
     assert python(PROGRAM + loaded, *line.split()).stdout.endswith(f"{code} set()\n")
