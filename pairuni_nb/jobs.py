@@ -253,7 +253,7 @@ def build_pairs(
     fill=None,  # completes records, as in pair_records
 ) -> tuple:  # rows, what made them, counts, bad rows
     "Records of both sources to pairs."
-    from pairuni_nb.pairing import drop_copies, pair_records
+    from pairuni_nb.pairing import clusters_for, drop_copies, pair_records
 
     u, g, read = read_both(c)
     bad = read.pop("bad_rows")
@@ -261,9 +261,11 @@ def build_pairs(
     if c.u:  # toy drawings repeat, and are as many as you asked for
         u, copies["copies_u"] = drop_copies(u)
         g, copies["copies_g"] = drop_copies(g)
-    how = asdict(c.settings)
+    s = c.settings
+    s = replace(s, clusters=s.clusters or clusters_for(len(u) + len(g)))
+    how = asdict(s)
     sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
-    pairs, counts = pair_records(u, g, c.settings, fill)
+    pairs, counts = pair_records(u, g, s, fill)
     for side, n in copies.items():
         counts[side] = counts.get(side, 0) + n
     made_by = how if c.u else how | sizes

@@ -25,7 +25,9 @@ class PairSettings:
     mix: str = "pairs"
     n_u: int = 2000  # toy U records to draw when no data is given (paper: Orsta-47k)
     n_g: int = 2000  # toy G records to draw when no data is given (paper: BLIP3o-60k)
-    clusters: int = 400  # k-means clusters, so at most this many aligned pairs (paper: not given)
+    # k-means clusters, so at most this many aligned pairs; without a number, a tenth of the
+    # images up to 400, and a twentieth of many (paper: not given)
+    clusters: int | None = None
     top_n: int = 10  # most similar U records that a G record may take (paper: not given)
     delta: float = 0.6  # a retrieved pair is more similar than this (paper: 0.6)
     # who chooses first: g (Algorithm 1), best (the most similar pair)
@@ -169,7 +171,7 @@ PRESETS = {
         "nano-emoji",
         reward="concept:data/things",
         data="data/things",
-        pair=PairSettings(encoder="efficientnet-lite0"),
+        pair=PairSettings(clusters=400, encoder="efficientnet-lite0"),
     ),
     "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
     "janus-pro-7b": Preset(PRO_7B, "deepseek-community/Janus-Pro-7B", data="", devices=8),
@@ -254,7 +256,7 @@ def check(s: TrainSettings | PairSettings):
         check_train_settings(s)
     for field in fields(s):
         name, value = field.name, getattr(s, field.name)
-        if field.type not in (int, float):
+        if value is None or field.type not in (int, float, int | None, float | None):
             continue
         if not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value}")

@@ -73,6 +73,8 @@ def refuses(capsys, folder, line, *words):
         ("train --weighting cubic", ["unknown weighting 'cubic'", "sqrt"]),
         ("train --rollouts 1", ["rollouts", "1"]),
         ("train --lr -1", ["lr", "-1"]),
+        ("train --clip-eps-high -1", ["clip_eps_high must be positive", "-1"]),
+        ("pair --clusters 0 --out x", ["clusters must be positive", "0"]),
         ("train --device tpu", ["unknown device 'tpu'"]),
         ("train --reward-device tpu", ["unknown device 'tpu'"]),
         ("train --weighting cube", ["unknown weighting 'cube'", "sqrt"]),

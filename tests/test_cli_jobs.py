@@ -51,6 +51,13 @@ def test_similarity_of_texts_pairs_differently_and_is_written_down(tmp_path):
     assert "| similarity | text |" in (tmp_path / "text/README.md").read_text()
 
 
+def test_clusters_follow_the_data_and_are_written_down(tmp_path):
+    for flags, k in ("", 12), ("--clusters 5", 5):
+        assert pairuni(f"pair --n-u 60 --n-g 60 --out {k} {flags}") == 0
+        told = json.loads((tmp_path / f"{k}/pairs.json").read_text())
+        assert told["settings"]["clusters"] == told["counts"]["medoids"] == k
+
+
 def test_features_of_a_network_are_named_by_a_hash_of_its_weights(tmp_path):
     from pairuni_nb.encoders import tiny_encoder
 
