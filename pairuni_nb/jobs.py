@@ -6,11 +6,11 @@
 __all__ = ['OWN', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Convert', 'Serve',
            'read_side', 'read_both', 'build_pairs', 'completer', 'completed_by', 'check_place', 'when_stopped',
            'check_pair', 'run_pair', 'check_device', 'check_checkpoint', 'check_tracker', 'own_function',
-           'named_rewards', 'whole_reward', 'notes_of', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'run_train',
-           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
-           'run_report', 'run_plan', 'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores',
-           'held_of', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert',
-           'run_serve']
+           'named_rewards', 'whole_reward', 'notes_of', 'pairs_of', 'own_held', 'whole_job', 'check_train',
+           'check_flags', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name',
+           'check_given', 'resume', 'show_result', 'run_report', 'run_plan', 'own_sampling', 'load_model', 'check_new',
+           'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt',
+           'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/07_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -523,6 +523,23 @@ def check_train(c: Train) -> Train:
     one_of("weighting", c.settings.weighting, tuple(WEIGHTINGS))
     return c
 
+# %% ../nbs/run/07_jobs.ipynb #b6e81e66
+def check_flags(c: Train, argv: list):
+    "No flag is ignored in silence."
+    flags = {word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+    others = flags - {"--resume", "--device", "--reward-device", "--tracker"}
+    if c.resume and others:
+        raise ValueError(
+            f"--resume goes on with the settings of '{c.resume}': "
+            f"leave out {', '.join(sorted(others))}"
+        )
+    own = c.held_u or c.held_g
+    if own and "--eval-items" in flags:
+        raise ValueError(
+            f"--eval-items takes part of what the pairs hold out, but of '{own}' every record is "
+            "scored: leave it out, or name fewer records"
+        )
+
 # %% ../nbs/run/07_jobs.ipynb #3db2b5b4
 def run_train(
     c: Train,
@@ -530,15 +547,10 @@ def run_train(
 ):
     "pairuni train"
     if c.resume:
-        flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-        others = flags - {"--resume", "--device", "--reward-device", "--tracker"}
-        if others:
-            raise ValueError(
-                f"--resume goes on with the settings of '{c.resume}': "
-                f"leave out {', '.join(sorted(others))}"
-            )
+        check_flags(c, argv)
         return resume(c.resume, None, None, c.device, c.reward_device, c.tracker)
     c = check_train(c)
+    check_flags(c, argv)
     device = check_device(c.device)
     from pairuni_nb.janus import janus_config
     from pairuni_nb.processes import join_processes

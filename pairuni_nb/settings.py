@@ -103,7 +103,8 @@ class TrainSettings:
     # weigh tokens by policy / sampler, at most this much; 0: not (paper: not given)
     importance_cap: float = 0.0
     eval_every: int = 30  # steps between held-out evaluations
-    # held-out items a side before and after; a quarter of them during training
+    # held-out items a side before and after, of records that you name all of them; a quarter
+    # during training
     eval_items: int = 500
     rollouts_every: int = 0  # steps between rollouts kept in the run folder; 0: none
     save_every: int = 30  # steps between saves

@@ -299,6 +299,15 @@ def test_a_stopped_job_goes_on_from_its_journal(tmp_path, capsys):
     assert len(asked) - asked.count("probe") == 12 - len(paid)
 
 
+@pytest.mark.parametrize("flag", ["--eval-items 8", "--eval-items=8", "--eval_items 8"])
+def test_a_number_of_items_beside_held_out_records_is_refused(flag, capsys, tmp_path):
+    save_records(records("g", 4, 9, "heldout"), "g")
+    before = sorted(tmp_path.rglob("*"))
+    said = sentence(capsys, f"train --held-g g {flag} --out run --device cpu")
+    assert "--eval-items" in said and "of 'g' every record is scored" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_bad_held_out_records_leave_no_run(capsys, tmp_path):
     assert pairuni(f"pair --out pairs {TOY}") == 0
     line = "train --pairs pairs --held-u no_held --out run --device cpu"
