@@ -34,9 +34,11 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from pairuni_nb.settings import (
+    MOST_SEED,
     CompletionSettings,
     PairSettings,
     TrainSettings,
+    at_most,
     check,
     one_of,
     preset,
@@ -755,6 +757,8 @@ def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
 
     if m.seed < 0:
         raise ValueError(f"seed must be 0 or more, got {m.seed}")
+    at_most("seed", m.seed, MOST_SEED)
+    at_most("max_new_tokens", m.max_new_tokens or 0)
     names = ("temperature", "cfg_weight", "max_new_tokens", "instruction")
     asked = {name: getattr(m, name) for name in names if getattr(m, name) is not None}
     if asked.get("instruction") == "form":
@@ -781,6 +785,7 @@ def draw_prompts(c: Evaluate):
         raise ValueError("geneval and wise are both given: draw one at a time")
     if not c.out:
         raise ValueError("drawings need a folder: name it with --out")
+    at_most("samples", c.samples, 1000)
     check_checkpoint(c.model.checkpoint)
     from pairuni_nb.benchmark import draw_benchmark, read_geneval, read_wise
 
@@ -827,6 +832,7 @@ def run_evaluate(c: Evaluate):
         return draw_prompts(c)
     if c.items < 2:
         raise ValueError(f"items must be at least 2, got {c.items}: one item has no interval")
+    at_most("items", c.items)
     if c.out:
         check_new(c.out)
     check_checkpoint(c.model.checkpoint)
@@ -907,6 +913,7 @@ def run_sample(c: Sample):
     "pairuni sample"
     if c.n < 1:
         raise ValueError(f"n must be at least 1, got {c.n}")
+    at_most("n", c.n, 1000)
     check_checkpoint(c.model.checkpoint)
     if isinstance(c.what, Draw):
         draw_prompt(c)

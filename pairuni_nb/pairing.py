@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'PAIR_KINDS', 'SIDE_U', 'SIDE_G', 'COLUMNS', 'ONE_SIDED', 'HEADER', 'HUB_SIZES', 'GROUP', 'clusters_for',
-           'check_clusters', 'cluster', 'nearest_members', 'medoids', 'choose', 'retrieve', 'pair_row', 'drop_copies',
-           'check_pairing', 'pair_records', 'as_dataset', 'make_pairs', 'dataset_card', 'save_pairs', 'load_pairs',
-           'stored_rows']
+           'check_clusters', 'cluster', 'nearest_members', 'medoids', 'choose', 'check_candidates', 'retrieve',
+           'pair_row', 'drop_copies', 'check_pairing', 'pair_records', 'as_dataset', 'make_pairs', 'dataset_card',
+           'save_pairs', 'load_pairs', 'stored_rows']
 
 # %% ../nbs/09_pairing.ipynb #3843ddc1
 import json
@@ -135,6 +135,16 @@ def choose(
         taken.append(int(i))
     return sorted(taken)
 
+# %% ../nbs/09_pairing.ipynb #3b0eaf76
+def check_candidates(top_n: int, n_u: int, n_g: int, most: float = 8.0):
+    "No more candidates than memory holds: each is a number and a similarity, of 8 bytes."
+    gb = 16 * n_g * min(top_n, n_u) / 1e9
+    if gb > most:
+        raise ValueError(
+            f"top_n is {top_n}: so many candidates of each of {n_g} G images take {gb:.0f} GB: "
+            "lower --top-n"
+        )
+
 # %% ../nbs/09_pairing.ipynb #8587d19a
 def retrieve(
     features_g: np.ndarray,  # (N_g, D) unit rows
@@ -145,7 +155,7 @@ def retrieve(
 ) -> list:  # (g, u, s_p) in the order of G
     "Each G image takes the best still-free U image among its top-n above delta, else none."
     check(PairSettings(top_n=top_n, delta=delta, order=order))
-    near, s_p = nearest(features_g, features_u, top_n, delta)
+    near, s_p = nearest(features_g, features_u, min(top_n, len(features_u)), delta)
     g, rank = np.nonzero(near >= 0)
     u, s_p = near[g, rank], s_p[g, rank]
     return [(int(g[i]), int(u[i]), float(s_p[i])) for i in choose(g, u, s_p, order)]
@@ -358,6 +368,7 @@ def pair_records(
     readers = _load_readers(s)
     if s.mix in ("pairs", "aligned", "retrieved"):
         check_clusters(s.clusters, n)
+        check_candidates(s.top_n, len(u_records), len(g_records))
     u, fu = _read_side(u_records, "U", readers["image"], s)
     g, fg = _read_side(g_records, "G", readers["image"], s)
     if s.mix in ONE_SIDED:
