@@ -254,17 +254,22 @@ def _csv_rows(file):
                 )
             yield cells if isinstance(cells, BadRow) else dict(zip(names, cells))
 
-# %% ../nbs/data/00_load.ipynb #95a99b39
-def _parquet_rows(file):
-    "Rows of a Parquet file, which may be one row group, a few at a time."
-    files, file = fsspec.url_to_fs(str(file))
-    table = pq.ParquetFile(file, filesystem=files, pre_buffer=False, buffer_size=1 << 20)
-    for few in table.iter_batches(16):
+# %% ../nbs/data/00_load.ipynb #e8571e64
+def _arrow_rows(tables):
+    "The rows of Arrow tables; one with a text that is none is a bad row."
+    for few in tables:
         for i in range(len(few)):
             try:
                 yield few.slice(i, 1).to_pylist()[0]
             except UnicodeDecodeError as e:
                 yield BadRow(f"a text is not UTF-8 at byte {e.start}: write the file anew")
+
+# %% ../nbs/data/00_load.ipynb #95a99b39
+def _parquet_rows(file):
+    "Rows of a Parquet file, which may be one row group, a few at a time."
+    files, file = fsspec.url_to_fs(str(file))
+    table = pq.ParquetFile(file, filesystem=files, pre_buffer=False, buffer_size=1 << 20)
+    yield from _arrow_rows(table.iter_batches(16))
 
 # %% ../nbs/data/00_load.ipynb #55c553b8
 TABLES = {".jsonl": _json_rows, ".ndjson": _json_rows, ".json": _json_rows}
@@ -306,7 +311,7 @@ def _library_rows(path: str):
         ds = load_from_disk(path).to_iterable_dataset()
     else:
         ds = load_dataset(path, split="train", streaming=True)
-    return ds.decode(False) if ds.features else ds  # without features, there is nothing to decode
+    return _arrow_rows(ds.with_format("arrow").iter(16))  # images stay encoded
 
 # %% ../nbs/data/00_load.ipynb #c715f773
 def open_rows(

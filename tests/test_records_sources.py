@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from PIL import Image
 
 from pairuni_nb.cli import main
@@ -123,6 +123,16 @@ def test_other_encodings_are_bad_rows_and_not_captions():
     text = pa.array([b"caf\xe9", b"b"]).view(pa.string())
     pq.write_table(pa.table(dict(image=[PNG, PNG], prompt=text)), "a.parquet")
     assert "not UTF-8" in bad_ones("a.parquet")[0]
+    Dataset.from_parquet("a.parquet").save_to_disk("arrow")
+    os.makedirs("folder/data")
+    os.rename("a.parquet", "folder/data/train-00000-of-00002.parquet")
+    pq.write_table(
+        pa.table(dict(image=[PNG], prompt=["c"])), "folder/data/train-00001-of-00002.parquet"
+    )
+    for form in "arrow", "folder":
+        assert list(bad_ones(form)) == [0] and "not UTF-8 at byte 3" in bad_ones(form)[0]
+        refused(lambda: prompts(form, max_bad=0), form, "row 0", "not UTF-8")
+    assert prompts("folder", max_bad=0.5) == ["b", "c"]
 
 
 def test_a_list_in_a_cell():
