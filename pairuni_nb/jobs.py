@@ -7,7 +7,7 @@ __all__ = ['OWN', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', '
            'read_side', 'read_both', 'build_pairs', 'completer', 'completed_by', 'check_place', 'when_stopped',
            'check_pair', 'run_pair', 'check_device', 'check_checkpoint', 'check_tracker', 'own_function',
            'named_rewards', 'whole_reward', 'notes_of', 'pairs_of', 'own_held', 'whole_job', 'check_train',
-           'check_flags', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name',
+           'check_flags', 'check_gpu', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name',
            'check_given', 'resume', 'show_result', 'run_report', 'run_plan', 'own_sampling', 'load_model', 'check_new',
            'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt',
            'run_sample', 'run_convert', 'run_serve']
@@ -542,6 +542,16 @@ def check_flags(c: Train, argv: list):
             "scored: leave it out, or name fewer records"
         )
 
+# %% ../nbs/run/07_jobs.ipynb #769b737f
+def check_gpu(c: Train, device: str):  # device: the one found
+    "A preset for a GPU does not begin on a CPU without being told to."
+    p = preset(c.preset)
+    if not p.data and device == "cpu" and c.device == "auto":
+        raise ValueError(
+            f"preset '{c.preset}' is made for a GPU ({p.card}), and PyTorch sees none: go where "
+            "one is, or add --device cpu to wait for a CPU"
+        )
+
 # %% ../nbs/run/07_jobs.ipynb #3db2b5b4
 def run_train(
     c: Train,
@@ -554,6 +564,7 @@ def run_train(
     c = check_train(c)
     check_flags(c, argv)
     device = check_device(c.device)
+    check_gpu(c, device)
     from pairuni_nb.janus import janus_config
     from pairuni_nb.processes import join_processes
 

@@ -35,6 +35,7 @@ from .encoders import features, load_encoder, load_joint
 from pairuni_nb.records import (
     StoredImage,
     columns_fault,
+    first_line,
     nameless_file,
     new_folder,
     question_fault,
@@ -618,7 +619,10 @@ def load_pairs(
             for rows in _few_rows(file):
                 stream.write_table(rows)
     except (OSError, pa.ArrowInvalid) as e:
-        raise ValueError(f"{file} cannot be read as Parquet: {e}") from e
+        raise ValueError(
+            f"{file} cannot be read as Parquet: {first_line(e)}: "
+            "name a folder that pairuni pair wrote"
+        ) from e
     on_disk = pa.py_buffer(mmap.mmap(out.fileno(), 0, access=mmap.ACCESS_READ))
     table = InMemoryTable(pa.ipc.open_stream(on_disk).read_all())
     # without a fingerprint of its own all of it is copied and hashed

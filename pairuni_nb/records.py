@@ -221,7 +221,8 @@ def read_bytes(
         with fsspec.open(name) if "://" in name else open(Path(base) / name, "rb") as file:
             return file.read(), name
     except Exception as e:
-        raise ValueError(f"cannot read the image {short(name, 100)}: {first_line(e)}") from e
+        reason = getattr(e, "strerror", None) or first_line(e)
+        raise ValueError(f"cannot read the image {short(name, 100)}: {reason}") from e
 
 # %% ../nbs/04_records.ipynb #73ab8e90
 MOST_PIXELS = 89_000_000  # where Pillow, too, begins to warn
@@ -392,8 +393,11 @@ def find_image(
         where = "the folder of images" if images else "the folder of its table"
         cure = "name another with --images-u or --images-g of pairuni pair, or move it there"
         raise ValueError(f"{told} lies outside {where}: {cure}")
-    where = short(home, 80)
-    raise ValueError(f"cannot read the image {short(path, 80)}: there is no such file in {where}")
+    where = short(home if len(home) < 40 else f"..{home[-36:]}", 40)  # room for the cure
+    cure = "name theirs with --images-u or --images-g"
+    raise ValueError(
+        f"cannot read the image {short(path, 80)}: there is no such file in {where}: {cure}"
+    )
 
 # %% ../nbs/04_records.ipynb #2f62f1da
 def is_inside(
@@ -444,7 +448,8 @@ def check_run(out: Path, resume: bool):
     started, finished = (out / "settings.json").exists(), (out / "result.json").exists()
     if resume and not started:
         raise ValueError(
-            f"cannot resume: '{out}' holds no settings.json, so it is not a run folder"
+            f"cannot resume: '{out}' holds no settings.json, so it is not a run folder: "
+            "name one that pairuni train began"
         )
     if resume and finished:
         raise ValueError(
