@@ -710,17 +710,16 @@ def show_result(
     reward: str = None,  # as settings.json has it
 ):
     "Scores before and after, and where to look."
-    from pairuni_nb.report import SCORES, amount, basis, judge, rises, write_report
+    from pairuni_nb.report import HELD_OUT, Rise, judge, rises, write_report
 
     by = judge(reward, result["after"])
-    for name, before, after, rise in rises(result["before"], result["after"]):
-        if name not in ("accuracy", "score"):
-            continue
-        print(
-            f"{SCORES[name][1]:14} {amount(name, before, by)} -> {amount(name, after, by)}, "
-            f"change {amount(name, rise, by, '+')} "
-            f"(95 % intervals; {basis(name, result['protocol'], by)})"
-        )
+    for found in rises(result["before"], result["after"]):
+        rise = Rise(*found, by, result["protocol"])
+        if rise.name in HELD_OUT.values():
+            print(
+                f"{rise.title:14} {rise.before_text} -> {rise.after_text}, "
+                f"change {rise.change_text} (95 % intervals; {rise.basis})"
+            )
     print(f"report         {write_report(run)}")
     print(f"checkpoint     {run / 'checkpoint'}")
 
@@ -747,11 +746,10 @@ def own_sampling(m: Model, policy) -> dict:
     "How a checkpoint says it was sampled: a run's settings, sampling.json, or transformers' file."
     from pairuni_nb.records import read_json
     from pairuni_nb.rollout import Sampling
-    from pairuni_nb.run_folder import is_run, old_settings
+    from pairuni_nb.run_folder import old_settings, run_of
 
     path = Path(m.checkpoint)
-    if m.checkpoint and is_run(m.checkpoint):
-        run = path.parent if path.suffix == ".pt" else path
+    if run := run_of(m.checkpoint):
         return asdict(Sampling.of(old_settings(run)[0]))
     if m.checkpoint and (path / "sampling.json").is_file():
         return read_json(path / "sampling.json", "remove it, and say how to sample by flags")
@@ -764,7 +762,7 @@ def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
     "A Janus and how to sample from it: what is asked for, else what its checkpoint says."
     from pairuni_nb.janus import load_janus
     from pairuni_nb.rollout import FORM_WANTED, JanusPolicy, Sampling
-    from pairuni_nb.run_folder import from_run, is_run
+    from pairuni_nb.run_folder import from_run, run_of
 
     if m.seed < 0:
         raise ValueError(f"seed must be 0 or more, got {m.seed}")
@@ -776,7 +774,7 @@ def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
         asked["instruction"] = FORM_WANTED
     Sampling(**asked)  # first: it checks its numbers
     device = check_device(m.device)
-    load = from_run if is_run(m.checkpoint) else load_janus
+    load = from_run if run_of(m.checkpoint) else load_janus
     policy = JanusPolicy(*load(m.checkpoint or None, device))
     return policy, Sampling(**(own_sampling(m, policy) | asked))
 
@@ -810,10 +808,10 @@ def draw_prompts(c: Evaluate):
 # %% ../nbs/run/07_jobs.ipynb #92ef321f
 def show_scores(kept: dict):  # what `pairuni evaluate` writes
     "The two scores, with the items and the judge behind them."
-    from pairuni_nb.report import SCORES, amount, basis
+    from pairuni_nb.report import HELD_OUT, SCORES, amount, basis
 
     figures, reward = kept["figures"], kept["reward"]
-    for name in ("accuracy", "score"):
+    for name in HELD_OUT.values():
         if f"{name}_mean" not in figures:
             continue
         value = figures[f"{name}_mean"], figures[f"{name}_ci"]

@@ -416,10 +416,8 @@ def is_inside(
 def check_free(folder) -> Path:
     "The output folder, provided that nothing would be overwritten."
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(
-            f"{folder} already exists and is not empty: choose another output folder or remove it"
-        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"'{folder}' is not an empty folder: choose another, or empty it")
     return folder
 
 # %% ../nbs/04_records.ipynb #6ee4081d
@@ -463,8 +461,7 @@ def check_run(out: Path, resume: bool):
         raise ValueError(
             f"'{out}' holds a half-finished run: go on with --resume {out}, or choose another --out"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"'{out}' is not an empty folder: choose another --out")
+    check_free(out)
 
 # %% ../nbs/04_records.ipynb #d5a62555
 def remove(path: Path):

@@ -243,7 +243,7 @@ def test_an_empty_data_set(name, capsys, tmp_path):
 
 
 def test_pairs_are_never_written_over(pairs, capsys, tmp_path):
-    refuses(capsys, pairs.parent, f"pair --out {pairs}", str(pairs), "not empty")
+    refuses(capsys, pairs.parent, f"pair --out {pairs}", str(pairs), "not an empty folder")
 
 
 @pytest.mark.parametrize(
@@ -350,9 +350,14 @@ def test_evaluate_repeats_the_runs_own_figures(run, capsys, tmp_path):
     refuses(capsys, tmp_path, f"{line} --out scores.json", "scores.json", "exists already")
 
 
-def test_sample_draws(run, tmp_path):
+def test_sample_draws(run, tmp_path, monkeypatch):
     def drawn(out, more):
-        assert pairuni(f"sample draw 'a red circle top-left' --device cpu --out {out} {more}") == 0
+        assert (
+            pairuni(
+                f"sample draw 'a red circle top-left' --device cpu --out {tmp_path}/{out} {more}"
+            )
+            == 0
+        )
         return Image.open(tmp_path / out)
 
     one = drawn("one.png", "--n 3")
@@ -360,6 +365,8 @@ def test_sample_draws(run, tmp_path):
     assert drawn("same.png", "--n 3").tobytes() == one.tobytes()
     for i, other in enumerate([f"--checkpoint {run}/checkpoint", "--seed 1", "--cfg-weight 1"]):
         assert drawn(f"{i}.png", f"--n 3 {other}").tobytes() != one.tobytes(), other
+    monkeypatch.chdir(run)  # who names no checkpoint means janus-nano there, too
+    assert drawn("inside.png", "--n 3").tobytes() == one.tobytes()
     jpeg = drawn("one.jpg", "--n 1")
     assert jpeg.format == "JPEG" and jpeg.size == (one.height, one.height)
 

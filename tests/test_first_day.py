@@ -76,8 +76,8 @@ MISTAKES = {
     "pair --u u.jsonl --g g.jsonl --out p": ["Unrecognized options: --u"],
     "pair u.jsonl g.jsonl": ["Missing", "--out"],
     # an out folder that exists, a run that is none
-    "pair u.jsonl g.jsonl --out notes": ["notes already exists", "choose another"],
-    "train --out notes": ["'notes' is not an empty folder", "choose another --out"],
+    "pair u.jsonl g.jsonl --out notes": ["'notes' is not an empty folder", "choose another"],
+    "train --out notes": ["'notes' is not an empty folder", "choose another"],
     "train --out run": ["'run' holds a finished run", "choose another --out"],
     "train --resume notes": ["'notes' holds no settings.json", "that pairuni train began"],
     "train --resume run": ["'run' is finished", "pairuni report run"],
