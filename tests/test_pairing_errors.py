@@ -221,7 +221,11 @@ def test_unreadable_image_of_a_pair(tmp_path, pairs):
 def test_nothing_is_overwritten_or_left_half_written(tmp_path, pairs):
     save_pairs(pairs, tmp_path / "out")
     before = (tmp_path / "out/pairs.parquet").read_bytes()
-    sentence(lambda: save_pairs(pairs, tmp_path / "out"), "/out' is not an empty folder", "choose another")
+    sentence(
+        lambda: save_pairs(pairs, tmp_path / "out"),
+        "/out' is not an empty folder",
+        "choose another",
+    )
     assert (tmp_path / "out/pairs.parquet").read_bytes() == before
     with pytest.raises(TypeError):
         save_pairs(
