@@ -458,7 +458,7 @@ def notes_of(pairs: str) -> dict:  # settings, counts
     remedy = "make the pairs again, or remove that file, which only holds what made them"
     told = read_json(file, remedy) if file.is_file() else {}
     parts = ("settings", "counts")
-    if not isinstance(told, dict) or any(not isinstance(told.get(k, {}), dict) for k in parts):
+    if any(not isinstance(told.get(k, {}), dict) for k in parts):
         raise ValueError(f"{file} holds no settings and counts: {remedy}")
     return {k: told.get(k, {}) for k in parts}
 

@@ -499,12 +499,17 @@ def write_json(path, value):
 def read_json(
     file: Path,
     remedy: str,  # what to do when it is damaged
-):
+    needs: tuple = (),  # what it must hold
+) -> dict:
     "What a JSON file of ours says, or one sentence that names it."
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        told = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
         raise ValueError(f"{file} is damaged, it is not JSON ({e}): {remedy}") from e
+    lacks = [name for name in needs if name not in told] if isinstance(told, dict) else ["object"]
+    if lacks:
+        raise ValueError(f"{file} is damaged, it holds no {lacks[0]}: {remedy}")
+    return told
 
 # %% ../nbs/04_records.ipynb #d52f531e
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -84,7 +84,7 @@ def check_type(file: Path, field: Field, value):
 # %% ../nbs/run/01_run_folder.ipynb #99734ca6
 def old_settings(run: Path) -> tuple:  # TrainSettings, everything that settings.json holds
     "What a run was started with."
-    saved = read_json(run / "settings.json", "start a new run")
+    saved = read_json(run / "settings.json", "start a new run", ("model",))
     known = {}
     for f in fields(TrainSettings):
         if f.name in saved:
@@ -129,9 +129,11 @@ def read_metrics(
     for i, line in enumerate(told[:-1], 1):  # a killed run never finished the last one
         try:
             lines.append(json.loads(line))
-        except ValueError as e:
+            lines[-1]["step"]
+        except (ValueError, TypeError, KeyError) as e:
             raise ValueError(
-                f"{run}/metrics.jsonl, line {i} is damaged, it is not JSON ({e}): delete that line"
+                f"{run}/metrics.jsonl, line {i} is damaged, it is no object with a step: "
+                "delete that line"
             ) from e
     return lines
 

@@ -439,7 +439,7 @@ def test_a_reader_that_stops_is_told_quietly_from_success():
     "content, words",
     [
         ("{", "is damaged, it is not JSON"),
-        ("[1]", "holds no settings and counts"),
+        ("[1]", "is damaged, it holds no object"),
         ('{"settings": 3}', "holds no settings and counts"),
     ],
 )

@@ -30,14 +30,19 @@ def test_damaged_files_are_named():
 
     with tempfile.TemporaryDirectory() as tmp:
         for name, value in (("steps", "ten"), ("steps", 1.5), ("shard", 1), ("lr", None)):
-            write_json(Path(tmp) / "settings.json", {name: value})
+            write_json(Path(tmp) / "settings.json", {"model": None, name: value})
             with pytest.raises(ValueError, match=f"settings.json: {name} is"):
                 old_settings(Path(tmp))
-        write_json(Path(tmp) / "settings.json", dict(lr=1, clip_eps_high=None))
+        for value, lacks in ([], "no object"), ({}, "no model"), (dict(lr=1), "no model"):
+            write_json(Path(tmp) / "settings.json", value)
+            with pytest.raises(ValueError, match=f"settings.json is damaged, it holds {lacks}: start"):
+                old_settings(Path(tmp))
+        write_json(Path(tmp) / "settings.json", dict(model=None, lr=1, clip_eps_high=None))
         assert old_settings(Path(tmp))[0].lr == 1
-        (Path(tmp) / "metrics.jsonl").write_text('{"step": 1}\n{"step": \n{"step": 2')
-        with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
-            read_metrics(tmp)
+        for bad in '{"step": ', "[1]", "3", "{}":
+            (Path(tmp) / "metrics.jsonl").write_text('{"step": 1}\n' + bad + '\n{"step": 2')
+            with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
+                read_metrics(tmp)
         with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
             cut_metrics(Path(tmp), 1)
         line = '{"step": 1, "reward_u": 0.1, "lr": 1.5e-05, "gap_u": null}\n'
