@@ -119,7 +119,8 @@ def the_pairs():
     "Pairs of the training part, made once."
     if not PAIRS.exists():
         u, g = (load_records(f"{DATA}/{side}", side) for side in "ug")
-        pairs, _ = make_pairs(u, g, encoder=preset("nano-emoji").pair.encoder)
+        how = preset("nano-emoji").pair
+        pairs, _ = make_pairs(u, g, clusters=how.clusters, encoder=how.encoder)
         save_pairs(pairs, PAIRS)
     return load_pairs(PAIRS)
 

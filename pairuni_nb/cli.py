@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from contextlib import redirect_stderr
+from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Annotated
 
@@ -47,11 +48,13 @@ def one_sentence(
     blocks = []
     for block in re.split("[─-]{4,}", box)[1:]:  # the first is a title
         blocks.append(" ".join(re.sub("[│╭╮╰╯]", " ", block).split()))
-    chatter = ("For full", "Argument helptext", "Perhaps")
+    chatter = ("For full", "Argument", "Perhaps")
     told = [b.rstrip(".") for b in blocks if b and not b.startswith(chatter)]
-    meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(blocks))
-    if meant:
-        told.append(f"perhaps you meant {meant[1]}")
+    unknown = re.search(r"Unrecognized options: (--[\w-]+)", " ".join(told))
+    offered = [b for b in blocks if b.startswith(chatter[1:])]
+    flags = re.findall(r"--[\w-]+", " ".join(offered))
+    if unknown and (near := get_close_matches(unknown[1], flags, 1, 0.8)):
+        told.append(f"perhaps you meant {near[0]}")
     return "; ".join([*told, "see pairuni --help"])
 
 # %% ../nbs/run/08_cli.ipynb #1e721426

@@ -6,11 +6,11 @@
 __all__ = ['OWN', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Convert', 'Serve',
            'read_side', 'read_both', 'build_pairs', 'completer', 'completed_by', 'check_place', 'when_stopped',
            'check_pair', 'run_pair', 'check_device', 'check_checkpoint', 'check_tracker', 'own_function',
-           'named_rewards', 'whole_reward', 'notes_of', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'run_train',
-           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
-           'run_report', 'run_plan', 'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores',
-           'held_of', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert',
-           'run_serve']
+           'named_rewards', 'whole_reward', 'notes_of', 'pairs_of', 'own_held', 'whole_job', 'check_train',
+           'check_flags', 'check_gpu', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name',
+           'check_given', 'resume', 'show_result', 'run_report', 'run_plan', 'own_sampling', 'load_model', 'check_new',
+           'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt',
+           'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/07_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -34,9 +34,11 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from pairuni_nb.settings import (
+    MOST_SEED,
     CompletionSettings,
     PairSettings,
     TrainSettings,
+    at_most,
     check,
     one_of,
     preset,
@@ -253,7 +255,7 @@ def build_pairs(
     fill=None,  # completes records, as in pair_records
 ) -> tuple:  # rows, what made them, counts, bad rows
     "Records of both sources to pairs."
-    from pairuni_nb.pairing import drop_copies, pair_records
+    from pairuni_nb.pairing import clusters_for, drop_copies, pair_records
 
     u, g, read = read_both(c)
     bad = read.pop("bad_rows")
@@ -261,9 +263,11 @@ def build_pairs(
     if c.u:  # toy drawings repeat, and are as many as you asked for
         u, copies["copies_u"] = drop_copies(u)
         g, copies["copies_g"] = drop_copies(g)
-    how = asdict(c.settings)
+    s = c.settings
+    s = replace(s, clusters=s.clusters or clusters_for(len(u) + len(g)))
+    how = asdict(s)
     sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
-    pairs, counts = pair_records(u, g, c.settings, fill)
+    pairs, counts = pair_records(u, g, s, fill)
     for side, n in copies.items():
         counts[side] = counts.get(side, 0) + n
     made_by = how if c.u else how | sizes
@@ -454,7 +458,7 @@ def notes_of(pairs: str) -> dict:  # settings, counts
     remedy = "make the pairs again, or remove that file, which only holds what made them"
     told = read_json(file, remedy) if file.is_file() else {}
     parts = ("settings", "counts")
-    if not isinstance(told, dict) or any(not isinstance(told.get(k, {}), dict) for k in parts):
+    if any(not isinstance(told.get(k, {}), dict) for k in parts):
         raise ValueError(f"{file} holds no settings and counts: {remedy}")
     return {k: told.get(k, {}) for k in parts}
 
@@ -506,16 +510,47 @@ def whole_job(c: Train) -> Train:
 # %% ../nbs/run/07_jobs.ipynb #75dd7fc6
 def check_train(c: Train) -> Train:
     "A new job, complete; or one sentence."
+    from pairuni_nb.records import check_run
+
     check(c.settings)
     check_tracker(c.tracker)
     if c.settings.lora_rank and not find_spec("peft"):
         raise ValueError("LoRA needs peft: pip install 'pairuni_nb[lora]', or set lora_rank to 0")
     c = whole_job(c)
+    if c.out:
+        check_run(Path(c.out), False)
     check_checkpoint(c.model)
     from pairuni_nb.pair_grpo import WEIGHTINGS
 
     one_of("weighting", c.settings.weighting, tuple(WEIGHTINGS))
     return c
+
+# %% ../nbs/run/07_jobs.ipynb #b6e81e66
+def check_flags(c: Train, argv: list):
+    "No flag is ignored in silence."
+    flags = {word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+    others = flags - {"--resume", "--device", "--reward-device", "--tracker"}
+    if c.resume and others:
+        raise ValueError(
+            f"--resume goes on with the settings of '{c.resume}': "
+            f"leave out {', '.join(sorted(others))}"
+        )
+    own = c.held_u or c.held_g
+    if own and "--eval-items" in flags:
+        raise ValueError(
+            f"--eval-items takes part of what the pairs hold out, but of '{own}' every record is "
+            "scored: leave it out, or name fewer records"
+        )
+
+# %% ../nbs/run/07_jobs.ipynb #769b737f
+def check_gpu(c: Train, device: str):  # device: the one found
+    "A preset for a GPU does not begin on a CPU without being told to."
+    p = preset(c.preset)
+    if not p.data and device == "cpu" and c.device == "auto":
+        raise ValueError(
+            f"preset '{c.preset}' is made for a GPU ({p.card}), and PyTorch sees none: go where "
+            "one is, or add --device cpu to wait for a CPU"
+        )
 
 # %% ../nbs/run/07_jobs.ipynb #3db2b5b4
 def run_train(
@@ -524,25 +559,19 @@ def run_train(
 ):
     "pairuni train"
     if c.resume:
-        flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-        others = flags - {"--resume", "--device", "--reward-device", "--tracker"}
-        if others:
-            raise ValueError(
-                f"--resume goes on with the settings of '{c.resume}': "
-                f"leave out {', '.join(sorted(others))}"
-            )
+        check_flags(c, argv)
         return resume(c.resume, None, None, c.device, c.reward_device, c.tracker)
     c = check_train(c)
+    check_flags(c, argv)
     device = check_device(c.device)
+    check_gpu(c, device)
     from pairuni_nb.janus import janus_config
     from pairuni_nb.processes import join_processes
-    from pairuni_nb.run_folder import check_run
 
     group = join_processes(device)
     if group.num_processes > 1 and not c.out:
         raise ValueError("several processes need one run folder: name it with --out")
     out = Path(c.out) if c.out else free_name(c.settings.method)
-    check_run(out, False)
     check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
     # now, so that a wrong name or a bad record leaves no run folder
@@ -654,13 +683,16 @@ def resume(
     tracker: str = "",
 ):
     "Go on with a run: what `pairuni train --resume` does."
+    from pairuni_nb.records import check_run
+
     check_tracker(tracker)
-    device, run, rewards = check_device(device), Path(run), dict(rewards or {})
+    run, rewards = Path(run), dict(rewards or {})
+    check_run(run, True)
+    device = check_device(device)
     from pairuni_nb.processes import join_processes
-    from pairuni_nb.run_folder import check_run, old_settings
+    from pairuni_nb.run_folder import old_settings
 
     group = join_processes(device)
-    check_run(run, True)
     group.wait_for_everyone()  # all have looked before the first one writes
     saved = old_settings(run)[1]
     check_given(run, saved, rewards, held)
@@ -678,17 +710,16 @@ def show_result(
     reward: str = None,  # as settings.json has it
 ):
     "Scores before and after, and where to look."
-    from pairuni_nb.report import SCORES, amount, basis, judge, rises, write_report
+    from pairuni_nb.report import HELD_OUT, Rise, judge, rises, write_report
 
     by = judge(reward, result["after"])
-    for name, before, after, rise in rises(result["before"], result["after"]):
-        if name not in ("accuracy", "score"):
-            continue
-        print(
-            f"{SCORES[name][1]:14} {amount(name, before, by)} -> {amount(name, after, by)}, "
-            f"change {amount(name, rise, by, '+')} "
-            f"(95 % intervals; {basis(name, result['protocol'], by)})"
-        )
+    for found in rises(result["before"], result["after"]):
+        rise = Rise(*found, by, result["protocol"])
+        if rise.name in HELD_OUT.values():
+            print(
+                f"{rise.title:14} {rise.before_text} -> {rise.after_text}, "
+                f"change {rise.change_text} (95 % intervals; {rise.basis})"
+            )
     print(f"report         {write_report(run)}")
     print(f"checkpoint     {run / 'checkpoint'}")
 
@@ -715,11 +746,10 @@ def own_sampling(m: Model, policy) -> dict:
     "How a checkpoint says it was sampled: a run's settings, sampling.json, or transformers' file."
     from pairuni_nb.records import read_json
     from pairuni_nb.rollout import Sampling
-    from pairuni_nb.run_folder import is_run, old_settings
+    from pairuni_nb.run_folder import old_settings, run_of
 
     path = Path(m.checkpoint)
-    if m.checkpoint and is_run(m.checkpoint):
-        run = path.parent if path.suffix == ".pt" else path
+    if run := run_of(m.checkpoint):
         return asdict(Sampling.of(old_settings(run)[0]))
     if m.checkpoint and (path / "sampling.json").is_file():
         return read_json(path / "sampling.json", "remove it, and say how to sample by flags")
@@ -732,17 +762,19 @@ def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
     "A Janus and how to sample from it: what is asked for, else what its checkpoint says."
     from pairuni_nb.janus import load_janus
     from pairuni_nb.rollout import FORM_WANTED, JanusPolicy, Sampling
-    from pairuni_nb.run_folder import from_run, is_run
+    from pairuni_nb.run_folder import from_run, run_of
 
     if m.seed < 0:
         raise ValueError(f"seed must be 0 or more, got {m.seed}")
+    at_most("seed", m.seed, MOST_SEED)
+    at_most("max_new_tokens", m.max_new_tokens or 0)
     names = ("temperature", "cfg_weight", "max_new_tokens", "instruction")
     asked = {name: getattr(m, name) for name in names if getattr(m, name) is not None}
     if asked.get("instruction") == "form":
         asked["instruction"] = FORM_WANTED
     Sampling(**asked)  # first: it checks its numbers
     device = check_device(m.device)
-    load = from_run if is_run(m.checkpoint) else load_janus
+    load = from_run if run_of(m.checkpoint) else load_janus
     policy = JanusPolicy(*load(m.checkpoint or None, device))
     return policy, Sampling(**(own_sampling(m, policy) | asked))
 
@@ -762,6 +794,7 @@ def draw_prompts(c: Evaluate):
         raise ValueError("geneval and wise are both given: draw one at a time")
     if not c.out:
         raise ValueError("drawings need a folder: name it with --out")
+    at_most("samples", c.samples, 1000)
     check_checkpoint(c.model.checkpoint)
     from pairuni_nb.benchmark import draw_benchmark, read_geneval, read_wise
 
@@ -775,10 +808,10 @@ def draw_prompts(c: Evaluate):
 # %% ../nbs/run/07_jobs.ipynb #92ef321f
 def show_scores(kept: dict):  # what `pairuni evaluate` writes
     "The two scores, with the items and the judge behind them."
-    from pairuni_nb.report import SCORES, amount, basis
+    from pairuni_nb.report import HELD_OUT, SCORES, amount, basis
 
     figures, reward = kept["figures"], kept["reward"]
-    for name in ("accuracy", "score"):
+    for name in HELD_OUT.values():
         if f"{name}_mean" not in figures:
             continue
         value = figures[f"{name}_mean"], figures[f"{name}_ci"]
@@ -808,6 +841,7 @@ def run_evaluate(c: Evaluate):
         return draw_prompts(c)
     if c.items < 2:
         raise ValueError(f"items must be at least 2, got {c.items}: one item has no interval")
+    at_most("items", c.items)
     if c.out:
         check_new(c.out)
     check_checkpoint(c.model.checkpoint)
@@ -888,6 +922,7 @@ def run_sample(c: Sample):
     "pairuni sample"
     if c.n < 1:
         raise ValueError(f"n must be at least 1, got {c.n}")
+    at_most("n", c.n, 1000)
     check_checkpoint(c.model.checkpoint)
     if isinstance(c.what, Draw):
         draw_prompt(c)

@@ -20,6 +20,7 @@ import tarfile
 from collections import Counter, deque
 from contextlib import suppress
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -254,17 +255,22 @@ def _csv_rows(file):
                 )
             yield cells if isinstance(cells, BadRow) else dict(zip(names, cells))
 
-# %% ../nbs/data/00_load.ipynb #95a99b39
-def _parquet_rows(file):
-    "Rows of a Parquet file, which may be one row group, a few at a time."
-    files, file = fsspec.url_to_fs(str(file))
-    table = pq.ParquetFile(file, filesystem=files, pre_buffer=False, buffer_size=1 << 20)
-    for few in table.iter_batches(16):
+# %% ../nbs/data/00_load.ipynb #e8571e64
+def _arrow_rows(tables):
+    "The rows of Arrow tables; one with a text that is none is a bad row."
+    for few in tables:
         for i in range(len(few)):
             try:
                 yield few.slice(i, 1).to_pylist()[0]
             except UnicodeDecodeError as e:
                 yield BadRow(f"a text is not UTF-8 at byte {e.start}: write the file anew")
+
+# %% ../nbs/data/00_load.ipynb #95a99b39
+def _parquet_rows(file):
+    "Rows of a Parquet file, which may be one row group, a few at a time."
+    files, file = fsspec.url_to_fs(str(file))
+    table = pq.ParquetFile(file, filesystem=files, pre_buffer=False, buffer_size=1 << 20)
+    yield from _arrow_rows(table.iter_batches(16))
 
 # %% ../nbs/data/00_load.ipynb #55c553b8
 TABLES = {".jsonl": _json_rows, ".ndjson": _json_rows, ".json": _json_rows}
@@ -306,7 +312,15 @@ def _library_rows(path: str):
         ds = load_from_disk(path).to_iterable_dataset()
     else:
         ds = load_dataset(path, split="train", streaming=True)
-    return ds.decode(False) if ds.features else ds  # without features, there is nothing to decode
+    return _arrow_rows(ds.with_format("arrow").iter(16))  # images stay encoded
+
+# %% ../nbs/data/00_load.ipynb #b483e9e1
+def _not_there(path: Path) -> str:
+    "What to say of a path that names nothing."
+    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, beside, 1)
+    meant = f", perhaps you meant {path.with_name(near[0])}" if near else ""
+    return f"there is no such file or folder{meant}"
 
 # %% ../nbs/data/00_load.ipynb #c715f773
 def open_rows(
@@ -322,7 +336,7 @@ def open_rows(
         return _tar_rows(tars), p.parent
     try:
         if not (there or "://" in str(path) or HUB_ID.fullmatch(str(path))):
-            raise FileNotFoundError("there is no such file or folder")
+            raise FileNotFoundError(_not_there(p))
         if p.suffix.lower() == ".parquet" and not os.path.isdir(path):
             return _parquet_rows(path), p.parent
         if os.path.isfile(path):
@@ -406,6 +420,11 @@ IMAGE_COLUMNS = ("file_name", "filename", "image_path", "img_path", "image_file"
 
 def _cures(row, source, columns) -> str:
     "What to do about columns that a row lacks."
+    if set(row) == {"image"}:
+        return "; put a text beside each picture: 1.txt, or 1.json, for 1.png"
+    (other,) = set(NEEDS) - {source}
+    if set(NEEDS[other]) <= set(row):
+        return f": these are columns of {other.upper()}; name U first, then G"
     cure = f": name yours with --columns-{source} ours=yours"
     if source == "u" and "choices" not in row and "choices" not in columns:
         cure += "; if there are no choices, --columns-u choices="

@@ -7,7 +7,7 @@ __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'IMAGE_MARK', 'MOST_PIXELS', 'NARROW
            'short', 'columns_fault', 'parse_number', 'same_number', 'plain_words', 'answer_kind', 'text_fault',
            'choices_fault', 'question_fault', 'eight_bits', 'to_rgb', 'first_line', 'read_bytes', 'check_sides',
            'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'Store', 'find_image', 'is_inside', 'check_free',
-           'new_folder', 'remove', 'write_whole', 'write_json', 'read_json', 'whole_path', 'save_records']
+           'new_folder', 'check_run', 'remove', 'write_whole', 'write_json', 'read_json', 'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
 import json
@@ -221,7 +221,8 @@ def read_bytes(
         with fsspec.open(name) if "://" in name else open(Path(base) / name, "rb") as file:
             return file.read(), name
     except Exception as e:
-        raise ValueError(f"cannot read the image {short(name, 100)}: {first_line(e)}") from e
+        reason = getattr(e, "strerror", None) or first_line(e)
+        raise ValueError(f"cannot read the image {short(name, 100)}: {reason}") from e
 
 # %% ../nbs/04_records.ipynb #73ab8e90
 MOST_PIXELS = 89_000_000  # where Pillow, too, begins to warn
@@ -392,8 +393,11 @@ def find_image(
         where = "the folder of images" if images else "the folder of its table"
         cure = "name another with --images-u or --images-g of pairuni pair, or move it there"
         raise ValueError(f"{told} lies outside {where}: {cure}")
-    where = short(home, 80)
-    raise ValueError(f"cannot read the image {short(path, 80)}: there is no such file in {where}")
+    where = short(home if len(home) < 40 else f"..{home[-36:]}", 40)  # room for the cure
+    cure = "name theirs with --images-u or --images-g"
+    raise ValueError(
+        f"cannot read the image {short(path, 80)}: there is no such file in {where}: {cure}"
+    )
 
 # %% ../nbs/04_records.ipynb #2f62f1da
 def is_inside(
@@ -412,10 +416,8 @@ def is_inside(
 def check_free(folder) -> Path:
     "The output folder, provided that nothing would be overwritten."
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(
-            f"{folder} already exists and is not empty: choose another output folder or remove it"
-        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"'{folder}' is not an empty folder: choose another, or empty it")
     return folder
 
 # %% ../nbs/04_records.ipynb #6ee4081d
@@ -437,6 +439,29 @@ def new_folder(folder):
             os.replace(child, folder / child.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/04_records.ipynb #deff6895
+def check_run(out: Path, resume: bool):
+    "Say in one sentence why a run folder cannot be used, if it cannot."
+    started, finished = (out / "settings.json").exists(), (out / "result.json").exists()
+    if resume and not started:
+        raise ValueError(
+            f"cannot resume: '{out}' holds no settings.json, so it is not a run folder: "
+            "name one that pairuni train began"
+        )
+    if resume and finished:
+        raise ValueError(
+            f"cannot resume: the run in '{out}' is finished; pairuni report {out} shows it again"
+        )
+    if resume:
+        return
+    if finished:
+        raise ValueError(f"'{out}' holds a finished run: choose another --out")
+    if started:
+        raise ValueError(
+            f"'{out}' holds a half-finished run: go on with --resume {out}, or choose another --out"
+        )
+    check_free(out)
 
 # %% ../nbs/04_records.ipynb #d5a62555
 def remove(path: Path):
@@ -474,12 +499,17 @@ def write_json(path, value):
 def read_json(
     file: Path,
     remedy: str,  # what to do when it is damaged
-):
+    needs: tuple = (),  # what it must hold
+) -> dict:
     "What a JSON file of ours says, or one sentence that names it."
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        told = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
         raise ValueError(f"{file} is damaged, it is not JSON ({e}): {remedy}") from e
+    lacks = [name for name in needs if name not in told] if isinstance(told, dict) else ["object"]
+    if lacks:
+        raise ValueError(f"{file} is damaged, it holds no {lacks[0]}: {remedy}")
+    return told
 
 # %% ../nbs/04_records.ipynb #d52f531e
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

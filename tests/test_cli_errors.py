@@ -1,40 +1,26 @@
 """Bad input to `pairuni` ends in one sentence that names it, exit code 2, and nothing half-written."""
 
 import json
-import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 
 import pytest
 from PIL import Image
 
-from pairuni_nb.cli import main
-from pairuni_nb.jobs import named_rewards
+from pairuni_nb.jobs import Train, check_train, named_rewards
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records import save_records
-from pairuni_nb.settings import TrainSettings, check
+from pairuni_nb.settings import TrainSettings
 from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.world import records
+from program import pairuni
 
-TINY = [
-    "--steps",
-    "2",
-    "--pairs-per-step",
-    "2",
-    "--rollouts",
-    "2",
-    "--eval-items",
-    "8",
-    "--eval-every",
-    "1",
-    "--save-every",
-    "1",
-    "--device",
-    "cpu",
-]
-OWN = [*TINY, "--cfg-weight", "2", "--max-new-tokens", "20"]  # not as janus-nano is sampled
+TINY = (
+    "--steps 2 --pairs-per-step 2 --rollouts 2 --eval-items 8 --eval-every 1 --save-every 1 "
+    "--device cpu"
+)
+OWN = f"{TINY} --cfg-weight 2 --max-new-tokens 20"  # not as janus-nano is sampled
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +33,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 def pairs(tmp_path_factory):
     """A small folder of toy pairs, built once."""
     out = tmp_path_factory.mktemp("pairs") / "toy"
-    assert main(["pair", "--out", str(out), "--n-u", "60", "--n-g", "60", "--clusters", "12"]) == 0
+    assert pairuni(f"pair --out {out} --n-u 60 --n-g 60 --clusters 12") == 0
     return out
 
 
@@ -55,7 +41,7 @@ def pairs(tmp_path_factory):
 def run(pairs, tmp_path_factory):
     """A finished run, made once; its guidance and answers' length are not janus-nano's."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", "--pairs", str(pairs), "--out", str(out), *OWN]) == 0
+    assert pairuni(f"train --pairs {pairs} --out {out} {OWN}") == 0
     return out
 
 
@@ -68,105 +54,93 @@ def everything(folder):
     }
 
 
-def refuses(capsys, folder, argv, *words):
+def refuses(capsys, folder, line, *words):
     """One sentence on stderr that has the words, exit code 2, and the folder as it was."""
     before = everything(folder)
     capsys.readouterr()
-    code, said = main(argv), capsys.readouterr().err
-    *bars, line = said.splitlines()
-    assert code == 2 and line.startswith("pairuni: ") and all(word in line for word in words), said
+    code, said = pairuni(line), capsys.readouterr().err
+    *bars, last = said.splitlines()
+    assert code == 2 and last.startswith("pairuni: ") and all(word in last for word in words), said
     assert all("%|" in bar for bar in bars if bar), said
     assert everything(folder) == before
 
 
 @pytest.mark.parametrize(
-    "argv, words",
+    "line, words",
     [
-        (["train", "--preset", "mega"], ["unknown preset 'mega'", "nano"]),
-        (["train", "--preset=janus-pro-7b"], ["janus-pro-7b", "pairs of your own", "--pairs"]),
-        (["train", "--weighting", "cubic"], ["unknown weighting 'cubic'", "sqrt"]),
-        (["train", "--rollouts", "1"], ["rollouts", "1"]),
-        (["train", "--lr", "-1"], ["lr", "-1"]),
-        (["train", "--device", "tpu"], ["unknown device 'tpu'"]),
-        (["train", "--reward-device", "tpu"], ["unknown device 'tpu'"]),
-        (["train", "--weighting", "cube"], ["unknown weighting 'cube'", "sqrt"]),
-        (["train", "--beta", "-1"], ["beta", "-1"]),
-        (["train", "--clip-eps", "inf"], ["clip_eps", "inf"]),
-        (["train", "--temperature", "nan"], ["temperature", "nan"]),
-        (["train", "--seed", "-1"], ["seed", "-1"]),
-        (["pair", "--seed", "-1", "--out", "x"], ["seed", "-1"]),
-        (["evaluate", "--seed", "-1"], ["seed", "-1"]),
-        (["sample", "draw", "a red circle", "--seed", "-1"], ["seed", "-1"]),
+        ("train --preset mega", ["unknown preset 'mega'", "nano"]),
+        ("train --preset=janus-pro-7b", ["janus-pro-7b", "pairs of your own", "--pairs"]),
+        ("train --weighting cubic", ["unknown weighting 'cubic'", "sqrt"]),
+        ("train --rollouts 1", ["rollouts", "1"]),
+        ("train --lr -1", ["lr", "-1"]),
+        ("pair --n-u 99999999999 --out x", ["n_u must be at most 1,000,000", "99,999,999,999"]),
+        ("pair --top-n 99999999999 --out x", ["top_n must be at most 1,000,000"]),
+        ("pair --seed 99999999999 --out x", ["seed must be at most 4,294,967,295"]),
+        ("train --rollouts 99999999999", ["rollouts must be at most 1,000,000"]),
+        ("sample --n 99999999999 draw 'a star'", ["n must be at most 1,000"]),
+        ("sample --seed 99999999999 draw 'a star'", ["seed must be at most 4,294,967,295"]),
+        ("sample --max-new-tokens 9999999 draw 'a star'", ["max_new_tokens must be at most"]),
+        ("evaluate --items 99999999999", ["items must be at most 1,000,000"]),
+        ("evaluate --geneval x --out y --samples 9999", ["samples must be at most 1,000"]),
+        ("train --clip-eps-high -1", ["clip_eps_high must be positive", "-1"]),
+        ("pair --clusters 0 --out x", ["clusters must be positive", "0"]),
+        ("train --device tpu", ["unknown device 'tpu'"]),
+        ("train --reward-device tpu", ["unknown device 'tpu'"]),
+        ("train --weighting cube", ["unknown weighting 'cube'", "sqrt"]),
+        ("train --beta -1", ["beta", "-1"]),
+        ("train --clip-eps inf", ["clip_eps", "inf"]),
+        ("train --temperature nan", ["temperature", "nan"]),
+        ("train --seed -1", ["seed", "-1"]),
+        ("pair --seed -1 --out x", ["seed", "-1"]),
+        ("evaluate --seed -1", ["seed", "-1"]),
+        ("sample draw 'a red circle' --seed -1", ["seed", "-1"]),
+        ("pair --complete llm --dry-run --price-out nan --out x", ["prices", "nan"]),
+        ("plan --card 3060", ["unknown card '3060'", "RTX 4090"]),
+        ("sample draw 'a red circle' --out drawing.xyz", ["drawing.xyz", ".png"]),
+        ("sample draw 'a red circle' --out drawing", ["drawing", ".png"]),
+        ("train --tracker notes", ["unknown tracker 'notes'"]),
+        ("train --pairs nowhere", ["no pairs at nowhere"]),
+        ("train --resume nowhere", ["nowhere", "cannot resume"]),
+        ("train --resume nowhere --steps 3", ["--steps", "leave out"]),
+        ("train --stepz 3", ["--stepz", "perhaps you meant --steps"]),
+        ("train --steps many", ["--steps", "'many'"]),
+        ("pair --delta 1.5 --out x", ["delta", "1.5", "[0, 1]"]),
+        ("pair --delta -0.1 --out x", ["delta", "-0.1", "[0, 1]"]),
+        ("pair --mix pear --out x", ["unknown mix 'pear'"]),
+        ("pair only_u --out x", ["only_u", "both sources"]),
+        ("pair no_u no_g --out x", ["no_u"]),
+        ("pair --n-u 20 --n-g 20 --clusters 50 --out x", ["clusters", "50", "40"]),
         (
-            ["pair", "--complete", "llm", "--dry-run", "--price-out", "nan", "--out", "x"],
-            ["prices", "nan"],
-        ),
-        (["plan", "--card", "3060"], ["unknown card '3060'", "RTX 4090"]),
-        (["sample", "draw", "a red circle", "--out", "drawing.xyz"], ["drawing.xyz", ".png"]),
-        (["sample", "draw", "a red circle", "--out", "drawing"], ["drawing", ".png"]),
-        (["train", "--tracker", "notes"], ["unknown tracker 'notes'"]),
-        (["train", "--pairs", "nowhere"], ["no pairs at nowhere"]),
-        (["train", "--resume", "nowhere"], ["nowhere", "cannot resume"]),
-        (["train", "--resume", "nowhere", "--steps", "3"], ["--steps", "leave out"]),
-        (["train", "--stepz", "3"], ["--stepz", "perhaps you meant --steps"]),
-        (["train", "--steps", "many"], ["--steps", "'many'"]),
-        (["pair", "--delta", "1.5", "--out", "x"], ["delta", "1.5", "[0, 1]"]),
-        (["pair", "--delta", "-0.1", "--out", "x"], ["delta", "-0.1", "[0, 1]"]),
-        (["pair", "--mix", "pear", "--out", "x"], ["unknown mix 'pear'"]),
-        (["pair", "only_u", "--out", "x"], ["only_u", "both sources"]),
-        (["pair", "no_u", "no_g", "--out", "x"], ["no_u"]),
-        (
-            ["pair", "--n-u", "20", "--n-g", "20", "--clusters", "50", "--out", "x"],
-            ["clusters", "50", "40"],
-        ),
-        (
-            [
-                "pair",
-                "--n-u",
-                "20",
-                "--n-g",
-                "20",
-                "--clusters",
-                "5",
-                "--encoder",
-                "no/such/encoder",
-                "--out",
-                "x",
-            ],
+            "pair --n-u 20 --n-g 20 --clusters 5 --encoder no/such/encoder --out x",
             ["no/such/encoder"],
         ),
-        (["pair"], ["--out"]),
-        (["evaluate", "--checkpoint", "nowhere"], ["no folder 'nowhere'", "owner/name"]),
-        (["evaluate", "--items", "1"], ["items", "1"]),
-        (["evaluate", "--out", "no/folder/here.json"], ["no/folder"]),
-        (["evaluate", "--temperature", "-1"], ["temperature", "-1"]),
-        (["sample", "ask", "nowhere.png", "what?"], ["nowhere.png"]),
-        (["sample", "draw", "a red circle", "--n", "0"], ["n must be at least 1"]),
-        (["sample"], ["ask", "draw"]),
-        (["trian"], ["trian", "train"]),
-        ([], ["train"]),
+        ("pair", ["--out"]),
+        ("evaluate --checkpoint nowhere", ["no folder 'nowhere'", "owner/name"]),
+        ("evaluate --items 1", ["items", "1"]),
+        ("evaluate --out no/folder/here.json", ["no/folder"]),
+        ("evaluate --temperature -1", ["temperature", "-1"]),
+        ("sample ask nowhere.png 'what?'", ["nowhere.png"]),
+        ("sample draw 'a red circle' --n 0", ["n must be at least 1"]),
+        ("sample", ["ask", "draw"]),
+        ("trian", ["trian", "train"]),
+        ("", ["train"]),
     ],
-    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+    ids=lambda x: x if isinstance(x, str) else None,
 )
-def test_bad_values_are_named(argv, words, capsys, tmp_path):
-    refuses(capsys, tmp_path, argv, *words)
+def test_bad_values_are_named(line, words, capsys, tmp_path):
+    refuses(capsys, tmp_path, line, *words)
 
 
 def test_a_gpu_that_is_not_there(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    refuses(capsys, tmp_path, ["train", "--device", "cuda"], "device 'cuda'")
+    refuses(capsys, tmp_path, "train --device cuda", "device 'cuda'")
 
 
 def test_a_gpu_that_is_not_there_for_the_judge(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for command in ("train", "evaluate"):
-        refuses(
-            capsys,
-            tmp_path,
-            [command, "--reward", "clip:x", "--reward-device", "cuda"],
-            "device 'cuda'",
-            "use cpu",
-        )
+        line = f"{command} --reward clip:x --reward-device cuda"
+        refuses(capsys, tmp_path, line, "device 'cuda'", "use cpu")
     monkeypatch.setattr("pairuni_nb.preference.reward_from", lambda spec, device: device)
     assert named_rewards("", "clip:x", "auto") == dict(g="cpu")
 
@@ -175,14 +149,13 @@ def test_a_gpu_that_is_not_there_for_the_judge(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        ["pair"],
-        ["train", "--device", "cpu"],
-        ["evaluate"],
-        ["evaluate", "--geneval", "prompts.jsonl"],
-        ["sample", "draw", "a red circle"],
-        ["convert", "weights.pt"],
+        "pair",
+        "train --device cpu",
+        "evaluate",
+        "evaluate --geneval prompts.jsonl",
+        "sample draw 'a red circle'",
+        "convert weights.pt",
     ],
-    ids=" ".join,
 )
 def test_a_place_that_cannot_be_written_is_told_before_the_work(
     command, out, capsys, tmp_path, monkeypatch
@@ -190,45 +163,38 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     for work in ("build_pairs", "load_model"):
         monkeypatch.setattr(f"pairuni_nb.jobs.{work}", lambda *_: pytest.fail("it began to work"))
     (tmp_path / "u.jsonl").touch()
-    out += ".png" if command[0] == "sample" else ""
-    refuses(capsys, tmp_path, [*command, "--out", out], out, "cannot be written")
+    out += ".png" if command.startswith("sample") else ""
+    refuses(capsys, tmp_path, f"{command} --out {out}", out, "cannot be written")
     assert not [p for p in tmp_path.iterdir() if p.name != "u.jsonl"]
 
 
 def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pairuni_nb.jobs.build_pairs", lambda *_: pytest.fail("it began to work"))
-    refuses(
-        capsys,
-        tmp_path,
-        ["pair", "--out", "x", "--complete", "llm", "--journal", "/proc/xx"],
-        "/proc/xx",
-        "cannot be written",
-    )
+    line = "pair --out x --complete llm --journal /proc/xx"
+    refuses(capsys, tmp_path, line, "/proc/xx", "cannot be written")
 
 
 def test_a_weighting_of_your_own_is_a_setting(monkeypatch):
     import torch
     from pairuni_nb.pair_grpo import WEIGHTINGS
 
+    job = Train(settings=TrainSettings(weighting="square"))
+    with pytest.raises(ValueError, match="unknown weighting 'square'"):
+        check_train(job)
     monkeypatch.setitem(WEIGHTINGS, "square", torch.square)
-    check(TrainSettings(weighting="square"))
+    assert check_train(job) == job
 
 
 def test_a_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pairuni_nb.jobs.find_spec", lambda name: None)
-    refuses(
-        capsys,
-        tmp_path,
-        ["train", "--tracker", "wandb"],
-        "'wandb' is not installed",
-        "pip install wandb",
-    )
+    words = "'wandb' is not installed", "pip install wandb"
+    refuses(capsys, tmp_path, "train --tracker wandb", *words)
 
 
 def test_lora_without_peft_is_told_before_anything_is_read(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pairuni_nb.jobs.find_spec", lambda name: None)
-    command = ["train", "--lora-rank", "4", "--model", "nowhere"]
-    refuses(capsys, tmp_path, command, "LoRA needs", "pairuni_nb[lora]")
+    line = "train --lora-rank 4 --model nowhere"
+    refuses(capsys, tmp_path, line, "LoRA needs", "pairuni_nb[lora]")
 
 
 def spoil(folder, **changes):
@@ -256,31 +222,15 @@ def test_bad_records_are_named(side, changes, words, capsys, tmp_path):
         save_records(records(source, 6, 0), tmp_path / source)
     spoil(tmp_path / side, **changes)
     words = [records(side, 1, 0)[0]["id"] if w in ("u-0", "g-0") else w for w in words]
-    refuses(capsys, tmp_path, ["pair", "u", "g", "--out", "x"], *words)
+    refuses(capsys, tmp_path, "pair u g --out x", *words)
 
 
 def test_scenes_of_another_size_are_named(capsys, tmp_path):
     for side in "ug":
-        save_records(
-            [r | dict(image=r["image"].resize((64, 60))) for r in records(side, 8, 0)],
-            tmp_path / side,
-        )
-    refuses(
-        capsys,
-        tmp_path,
-        [
-            "pair",
-            str(tmp_path / "u"),
-            str(tmp_path / "g"),
-            "--out",
-            str(tmp_path / "pairs"),
-            "--clusters",
-            "3",
-        ],
-        "48 x 48",
-        "64 x 60",
-        "column scene",
-    )
+        rows = [r | dict(image=r["image"].resize((64, 60))) for r in records(side, 8, 0)]
+        save_records(rows, tmp_path / side)
+    line = "pair u g --out pairs --clusters 3"
+    refuses(capsys, tmp_path, line, "48 x 48", "64 x 60", "column scene")
 
 
 @pytest.mark.parametrize("name", ["u", "u.jsonl"])
@@ -289,54 +239,38 @@ def test_an_empty_data_set(name, capsys, tmp_path):
     (tmp_path / "u").mkdir()
     (tmp_path / "u" / "records.jsonl").touch()
     (tmp_path / "u.jsonl").touch()
-    refuses(capsys, tmp_path, ["pair", name, "g", "--out", "x"], name, "no rows")
+    refuses(capsys, tmp_path, f"pair {name} g --out x", name, "no rows")
 
 
 def test_pairs_are_never_written_over(pairs, capsys, tmp_path):
-    refuses(capsys, pairs.parent, ["pair", "--out", str(pairs)], str(pairs), "not empty")
+    refuses(capsys, pairs.parent, f"pair --out {pairs}", str(pairs), "not an empty folder")
 
 
 @pytest.mark.parametrize(
     "command",
-    [
-        ["train", "--out", "run", "--model"],
-        ["evaluate", "--checkpoint"],
-        ["sample", "draw", "a red circle", "--checkpoint"],
-    ],
-    ids=lambda c: c[0],
+    ["train --out run --model", "evaluate --checkpoint", "sample draw 'a star' --checkpoint"],
 )
 def test_a_checkpoint_that_is_no_janus(command, capsys, tmp_path, pairs):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "empty").mkdir()
-    more = ["--pairs", str(pairs)] if command[0] == "train" else []
-    refuses(capsys, tmp_path, [*command, "bert", *more], "bert", "not a Janus")
-    refuses(capsys, tmp_path, [*command, "empty", *more], "empty", "config.json")
+    more = f"--pairs {pairs}" if command.startswith("train") else ""
+    refuses(capsys, tmp_path, f"{command} bert {more}", "bert", "not a Janus")
+    refuses(capsys, tmp_path, f"{command} empty {more}", "empty", "config.json")
 
 
 def test_images_that_are_none(capsys, tmp_path):
     (tmp_path / "notes.png").write_text("no image")
-    refuses(
-        capsys, tmp_path, ["sample", "ask", "notes.png", "what?"], "cannot read the image notes.png"
-    )
-    refuses(
-        capsys,
-        tmp_path,
-        ["sample", "draw", "a red circle", "--out", "notes.png"],
-        "notes.png",
-        "exists already",
-    )
-    refuses(
-        capsys,
-        tmp_path,
-        ["sample", "ask", "notes.png", "what?", "--choices", *"abcde"],
-        "5 choices",
-    )
+    ask = "sample ask notes.png what?"
+    refuses(capsys, tmp_path, ask, "cannot read the image notes.png")
+    refuses(capsys, tmp_path, f"{ask} --choices a b c d e", "5 choices")
+    draw = "sample draw 'a red circle' --out notes.png"
+    refuses(capsys, tmp_path, draw, "notes.png", "exists already")
 
 
 def test_a_finished_run_stays_as_it_is(run, capsys):
-    refuses(capsys, run.parent, ["train", "--out", str(run)], str(run), "finished run")
-    refuses(capsys, run.parent, ["train", "--resume", str(run)], str(run), "finished")
+    refuses(capsys, run.parent, f"train --out {run}", str(run), "finished run")
+    refuses(capsys, run.parent, f"train --resume {run}", str(run), "finished")
 
 
 def test_a_half_finished_run_asks_for_resume(capsys, tmp_path):
@@ -344,222 +278,113 @@ def test_a_half_finished_run_asks_for_resume(capsys, tmp_path):
     (tmp_path / "half" / "settings.json").write_text(
         json.dumps(asdict(TrainSettings()) | dict(model=None, pairs=3))
     )
-    refuses(capsys, tmp_path, ["train", "--out", "half"], "half", "--resume half")
-    refuses(capsys, tmp_path, ["train", "--resume", "half"], "no pairs")
+    refuses(capsys, tmp_path, "train --out half", "half", "--resume half")
+    refuses(capsys, tmp_path, "train --resume half", "no pairs")
 
 
 def test_a_model_is_looked_for_before_pairs_are_made(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "pairuni_nb.jobs.build_pairs", lambda *a: pytest.fail("pairs were made first")
-    )
-    refuses(
-        capsys,
-        tmp_path,
-        ["train", "--model", "nothere", "--out", "run"],
-        "there is no folder 'nothere'",
-    )
+    monkeypatch.setattr("pairuni_nb.jobs.build_pairs", lambda *_: pytest.fail("pairs came first"))
+    line = "train --model nothere --out run"
+    refuses(capsys, tmp_path, line, "there is no folder 'nothere'")
 
 
 def test_a_foreign_folder_is_no_run_folder(capsys, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    refuses(capsys, tmp_path, ["train", "--out", "mine"], "mine", "not an empty folder")
+    refuses(capsys, tmp_path, "train --out mine", "mine", "not an empty folder")
 
 
 def test_a_debugger_gets_the_traceback(monkeypatch):
     monkeypatch.setenv("PAIRUNI_DEBUG", "1")
     with pytest.raises(ValueError, match="unknown weighting"):
-        main(["train", "--weighting", "cubic"])
+        pairuni("train --weighting cubic")
+
+
+def python(code, *argv):
+    """A process of its own."""
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+
+
+PROGRAM = "import sys; from pairuni_nb.cli import main; code = main();"
 
 
 def test_the_program_itself():
-    """In a process of its own: help within a second, errors without a traceback, exit code 2."""
-    call = lambda *argv: subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pairuni_nb.cli import main; sys.exit(main())",
-            *argv,
-        ],
-        capture_output=True,
-        text=True,
-    )
-    for argv in (["--help"], ["train", "--help"]):
-        took = []
-        for _ in range(3):
-            start = time.perf_counter()
-            shown = call(*argv)
-            took.append(time.perf_counter() - start)
-        assert shown.returncode == 0 and "train" in shown.stdout and min(took) < 1, took
-    bad = call("train", "--weighting", "cubic")
-    assert (
-        bad.returncode == 2
-        and bad.stderr == "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none\n"
-        and not bad.stdout
-    )
+    """In a process of its own: errors without a traceback, and exit codes."""
+    for argv in ["--help"], ["train", "--help"]:
+        shown = python(PROGRAM + "sys.exit(code)", *argv)
+        assert shown.returncode == 0 and "train" in shown.stdout
+    bad = python(PROGRAM + "sys.exit(code)", "train", "--weighting", "cubic")
+    said = "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none\n"
+    assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", said)
 
 
-def test_help_loads_no_torch():
-    code = "import sys; import pairuni_nb.cli; print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-        == "set()\n"
-    )
+def test_help_loads_nothing_slow():
+    loaded = "print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
+    assert python(PROGRAM + loaded, "train", "--help").stdout.endswith("\nset()\n")
 
 
 def test_train_leaves_a_whole_run(run, pairs):
-    assert {p.name for p in run.iterdir()} == {
-        "settings.json",
-        "metrics.jsonl",
-        "result.json",
-        "report.html",
-        "samples",
-        "checkpoint",
-        "best.pt",
-        "pairs",
-        "split.json",
-    }
-    assert {p.name for p in (run / "samples").iterdir()} == {
-        "before.json",
-        "before",
-        "after.json",
-        "after",
-    }
-    saved, result = (
-        json.loads((run / "settings.json").read_text()),
-        json.loads((run / "result.json").read_text()),
-    )
-    assert (
-        saved["steps"] == 2
-        and saved["command"].startswith("pairuni train --pairs")
-        and saved["pairs"] == len(load_pairs(pairs))
-    )
-    assert 0 <= result["after"]["accuracy_mean"] <= 1 and 0 <= result["after"]["score_mean"] <= 1
+    whole = "settings.json metrics.jsonl result.json report.html samples checkpoint best.pt pairs"
+    assert {p.name for p in run.iterdir()} == {*whole.split(), "split.json"}
+    shown = {p.name for p in (run / "samples").iterdir()}
+    assert shown == {"before.json", "before", "after.json", "after"}
+    saved = json.loads((run / "settings.json").read_text())
+    assert saved["steps"] == 2 and saved["pairs"] == len(load_pairs(pairs))
+    assert saved["command"].startswith("pairuni train --pairs")
+    after = json.loads((run / "result.json").read_text())["after"]
+    assert 0 <= after["accuracy_mean"] <= 1 and 0 <= after["score_mean"] <= 1
     text = (run / "report.html").read_text()
-    assert (
-        saved["command"] in text
-        and "<script" not in text
-        and "http://" not in text
-        and "https://" not in text
-    )
+    assert saved["command"] in text
+    assert not [word for word in ("<script", "http://", "https://") if word in text]
 
 
 def test_evaluate_repeats_the_runs_own_figures(run, capsys, tmp_path):
     capsys.readouterr()
-    argv = ["evaluate", "--checkpoint", str(run / "checkpoint"), "--items", "8", "--device", "cpu"]
-    assert main(argv) == 0
+    line = f"evaluate --checkpoint {run}/checkpoint --items 8 --device cpu"
+    assert pairuni(line) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert (
-        shown["figures"] == json.loads((run / "result.json").read_text())["after"]
-        and shown["protocol"]["n_u"] == 8
-    )
-    assert (
-        main([*argv, "--out", "scores.json"]) == 0
-        and json.loads((tmp_path / "scores.json").read_text()) == shown
-    )
-    refuses(capsys, tmp_path, [*argv, "--out", "scores.json"], "scores.json", "exists already")
+    assert shown["figures"] == json.loads((run / "result.json").read_text())["after"]
+    assert shown["protocol"]["n_u"] == 8
+    assert pairuni(f"{line} --out scores.json") == 0
+    assert json.loads((tmp_path / "scores.json").read_text()) == shown
+    refuses(capsys, tmp_path, f"{line} --out scores.json", "scores.json", "exists already")
 
 
-def test_sample_draws_and_answers(run, capsys, tmp_path):
-    assert (
-        main(
-            [
-                "sample",
-                "draw",
-                "a red circle top-left",
-                "--n",
-                "3",
-                "--out",
-                "one.png",
-                "--device",
-                "cpu",
-            ]
+def test_sample_draws(run, tmp_path, monkeypatch):
+    def drawn(out, more):
+        assert (
+            pairuni(
+                f"sample draw 'a red circle top-left' --device cpu --out {tmp_path}/{out} {more}"
+            )
+            == 0
         )
-        == 0
-    )
-    assert (
-        main(
-            [
-                "sample",
-                "draw",
-                "a red circle top-left",
-                "--n",
-                "3",
-                "--out",
-                "two.png",
-                "--device",
-                "cpu",
-                "--checkpoint",
-                str(run / "checkpoint"),
-            ]
-        )
-        == 0
-    )
-    one = Image.open(tmp_path / "one.png")
-    assert (
-        main(
-            [
-                "sample",
-                "draw",
-                "a red circle top-left",
-                "--n",
-                "1",
-                "--out",
-                "three.jpg",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-        and Image.open(tmp_path / "three.jpg").format == "JPEG"
-    )
-    assert (
-        one.width == 3 * one.height and one.tobytes() != Image.open(tmp_path / "two.png").tobytes()
-    )
-    capsys.readouterr()
-    assert (
-        main(
-            [
-                "sample",
-                "ask",
-                "one.png",
-                "what colour is top-left?",
-                "--choices",
-                "red",
-                "blue",
-                "--n",
-                "2",
-                "--seed",
-                "1",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    told = capsys.readouterr().out
-    assert len(told.strip()) > 0
-    assert (
-        main(
-            [
-                "sample",
-                "ask",
-                "one.png",
-                "what colour is top-left?",
-                "--choices",
-                "red",
-                "blue",
-                "--n",
-                "2",
-                "--seed",
-                "1",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    assert capsys.readouterr().out == told
+        return Image.open(tmp_path / out)
+
+    one = drawn("one.png", "--n 3")
+    assert one.width == 3 * one.height
+    assert drawn("same.png", "--n 3").tobytes() == one.tobytes()
+    for i, other in enumerate([f"--checkpoint {run}/checkpoint", "--seed 1", "--cfg-weight 1"]):
+        assert drawn(f"{i}.png", f"--n 3 {other}").tobytes() != one.tobytes(), other
+    monkeypatch.chdir(run)  # who names no checkpoint means janus-nano there, too
+    assert drawn("inside.png", "--n 3").tobytes() == one.tobytes()
+    jpeg = drawn("one.jpg", "--n 1")
+    assert jpeg.format == "JPEG" and jpeg.size == (one.height, one.height)
+
+
+def test_sample_answers(capsys, tmp_path):
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+
+    def told(more):
+        capsys.readouterr()
+        line = "sample ask red.png 'what colour is top-left?' --choices red blue --device cpu"
+        assert pairuni(f"{line} {more}") == 0
+        return capsys.readouterr().out
+
+    one = told("--n 8 --seed 1")
+    assert len(one.splitlines()) == 8 and "<answer>" in one
+    assert told("--n 8 --seed 1") == one
+    assert told("--n 8 --seed 2") != one
+    assert len(set(told("--n 8 --temperature 0").splitlines())) == 1
 
 
 def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, tmp_path):
@@ -575,20 +400,16 @@ def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, 
         return real(*args, **kw)
 
     monkeypatch.setattr(train, "train_step", breaks)
-    assert main(["train", "--pairs", str(pairs), "--out", "broken", *OWN]) == 130
+    assert pairuni(f"train --pairs {pairs} --out broken {OWN}") == 130
     monkeypatch.setattr(train, "train_step", real)
-    assert (
-        "the run goes on with pairuni train --resume broken, from its last save\n"
-        in capsys.readouterr().err
-        and not (tmp_path / "broken" / "result.json").exists()
-    )
-    refuses(capsys, tmp_path, ["train", "--out", "broken"], "half-finished", "--resume broken")
-    assert main(["train", "--resume", "broken", "--device", "cpu"]) == 0
+    said = "the run goes on with pairuni train --resume broken, from its last save\n"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "broken" / "result.json").exists()
+    refuses(capsys, tmp_path, "train --out broken", "half-finished", "--resume broken")
+    assert pairuni("train --resume broken --device cpu") == 0
     told = capsys.readouterr().out
-    assert (
-        "points (95 % intervals; 8 items)\n" in told
-        and "points (95 % intervals; 8 items, judge: scene)\n" in told
-    )
+    assert "points (95 % intervals; 8 items)\n" in told
+    assert "points (95 % intervals; 8 items, judge: scene)\n" in told
     broken = read_metrics(tmp_path / "broken")
     assert without_cost(read_metrics(run)) == without_cost(broken)
 
@@ -598,11 +419,9 @@ def test_ctrl_c_before_there_is_a_run_promises_nothing(capsys, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pairuni_nb.jobs.build_pairs", stop)
-    assert (
-        main(["train", "--out", "run", "--device", "cpu"]) == 130
-        and capsys.readouterr().err == "pairuni: stopped\n"
-        and not list(tmp_path.iterdir())
-    )
+    assert pairuni("train --out run --device cpu") == 130
+    assert capsys.readouterr().err == "pairuni: stopped\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_before_the_first_score_leaves_nothing(pairs, capsys, monkeypatch, tmp_path):
@@ -610,10 +429,4 @@ def test_a_failure_before_the_first_score_leaves_nothing(pairs, capsys, monkeypa
         raise ValueError("these pairs are too few")
 
     monkeypatch.setattr("pairuni_nb.train.held_out", broken)
-    refuses(
-        capsys,
-        tmp_path,
-        ["train", "--pairs", str(pairs), "--out", "run", "--device", "cpu"],
-        "too few",
-    )
-    assert not os.path.exists("run")
+    refuses(capsys, tmp_path, f"train --pairs {pairs} --out run --device cpu", "too few")

@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from pairuni_nb.cli import main
 from pairuni_nb.jobs import Pair, build_pairs, show_result, whole_reward
 from pairuni_nb.language_model import ToyEndpoint, read_journal
 from pairuni_nb.pairing import load_pairs
@@ -13,8 +12,9 @@ from pairuni_nb.preference import tiny_clip
 from pairuni_nb.records import save_records
 from pairuni_nb.settings import PairSettings
 from pairuni_nb.world import records
+from program import pairuni
 
-TOY = ["--n-u", "40", "--n-g", "40", "--clusters", "8"]
+TOY = "--n-u 40 --n-g 40 --clusters 8"
 
 
 @pytest.fixture(autouse=True)
@@ -24,40 +24,22 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def sentence(capsys, argv):
+def sentence(capsys, line):
     "The one line of an error."
     capsys.readouterr()
-    assert main(argv) == 2
+    assert pairuni(line) == 2
     return capsys.readouterr().err.splitlines()[-1]
 
 
 def test_similarity_of_texts_pairs_differently_and_is_written_down(tmp_path):
-    for how in ("image", "text", "mixture"):
-        assert (
-            main(
-                [
-                    "pair",
-                    "--out",
-                    how,
-                    "--similarity",
-                    how,
-                    "--delta",
-                    "0.3",
-                    "--cache",
-                    "kept",
-                    *TOY,
-                ]
-            )
-            == 0
-        )
-    found = {
-        how: {
-            (r["g_id"], r["u_id"]): r["similarity"]
-            for r in load_pairs(how)
-            if r["kind"] == "retrieved"
-        }
-        for how in ("image", "text", "mixture")
-    }
+    hows = ("image", "text", "mixture")
+    for how in hows:
+        flags = f"--similarity {how} --delta 0.3 --cache kept {TOY}"
+        assert pairuni(f"pair --out {how} {flags}") == 0
+    found = {}
+    for how in hows:
+        retrieved = [r for r in load_pairs(how) if r["kind"] == "retrieved"]
+        found[how] = {(r["g_id"], r["u_id"]): r["similarity"] for r in retrieved}
     assert len({frozenset(f) for f in found.values()}) == 3
     aligned = [{r["g_id"] for r in load_pairs(how) if r["kind"] == "aligned"} for how in found]
     assert aligned[0] == aligned[1] == aligned[2]  # medoids are of images whatever s_p is
@@ -69,12 +51,19 @@ def test_similarity_of_texts_pairs_differently_and_is_written_down(tmp_path):
     assert "| similarity | text |" in (tmp_path / "text/README.md").read_text()
 
 
+def test_clusters_follow_the_data_and_are_written_down(tmp_path):
+    for flags, k in ("", 12), ("--clusters 5", 5):
+        assert pairuni(f"pair --n-u 60 --n-g 60 --out {k} {flags}") == 0
+        told = json.loads((tmp_path / f"{k}/pairs.json").read_text())
+        assert told["settings"]["clusters"] == told["counts"]["medoids"] == k
+
+
 def test_features_of_a_network_are_named_by_a_hash_of_its_weights(tmp_path):
     from pairuni_nb.encoders import tiny_encoder
 
     tiny_encoder(tmp_path / "resnet")
     for out in "ab":
-        assert main(["pair", "--out", out, "--encoder", "resnet", "--cache", "kept", *TOY]) == 0
+        assert pairuni(f"pair --out {out} --encoder resnet --cache kept {TOY}") == 0
     a, b = [
         json.loads((tmp_path / out / "pairs.json").read_text())["settings"]["features"]["image"]
         for out in "ab"
@@ -85,8 +74,8 @@ def test_features_of_a_network_are_named_by_a_hash_of_its_weights(tmp_path):
 
 def test_a_language_model_completes_the_medoids_and_only_them(tmp_path):
     with ToyEndpoint(lie=0.3) as toy:
-        llm = ["--complete", "llm", "--base-url", toy.base_url, "--model", "toy", *TOY]
-        assert main(["pair", "--out", "pairs", *llm]) == 0
+        llm = f"--complete llm --base-url {toy.base_url} --model toy {TOY}"
+        assert pairuni(f"pair --out pairs {llm}") == 0
         told, asked = json.loads((tmp_path / "pairs/pairs.json").read_text()), len(toy.calls)
         spent, card = told["settings"]["llm_journal"], (tmp_path / "pairs/README.md").read_text()
         lines = read_journal("pairs.jsonl")
@@ -102,32 +91,14 @@ def test_a_language_model_completes_the_medoids_and_only_them(tmp_path):
             and str(spent["tokens_out"]) in card
             and toy.base_url not in card + json.dumps(told)
         )  # where it runs is nobody's business
-        assert (
-            main(["pair", "--out", "again", "--journal", "pairs.jsonl", *llm]) == 0
-            and len(toy.calls) == asked
-        )  # nothing is paid for twice
+        assert pairuni(f"pair --out again --journal pairs.jsonl {llm}") == 0
+        assert len(toy.calls) == asked  # nothing is paid for twice
     assert [r["prompt"] for r in load_pairs("again")] == [r["prompt"] for r in load_pairs("pairs")]
 
 
 def test_a_dry_run_prices_the_medoids_and_asks_nobody(tmp_path, capsys):
-    assert (
-        main(
-            [
-                "pair",
-                "--out",
-                "pairs",
-                "--complete",
-                "llm",
-                "--dry-run",
-                "--price-in",
-                "2",
-                "--price-out",
-                "8",
-                *TOY,
-            ]
-        )
-        == 0
-    )
+    flags = f"--complete llm --dry-run --price-in 2 --price-out 8 {TOY}"
+    assert pairuni(f"pair --out pairs {flags}") == 0
     quote = json.loads(capsys.readouterr().out)
     assert quote["records"] == 8 and 0 < quote["usd"] < quote["usd_worst"]
     assert abs(quote["usd"] - (2 * quote["tokens_in"] + 8 * quote["tokens_out"]) / 1e6) < 0.006
@@ -135,29 +106,29 @@ def test_a_dry_run_prices_the_medoids_and_asks_nobody(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv, words",
+    "flags, words",
     [
-        (["--complete", "llm"], ["OPENAI_API_KEY", "--base-url"]),
-        (["--complete", "llm", "--base-url", "localhost:1"], ["base_url", "http://"]),
+        ("--complete llm", ["OPENAI_API_KEY", "--base-url"]),
+        ("--complete llm --base-url localhost:1", ["base_url", "http://"]),
         (
-            ["--complete", "llm", "--base-url", "http://127.0.0.1:9/v1", "--retries", "0"],
+            "--complete llm --base-url http://127.0.0.1:9/v1 --retries 0",
             ["127.0.0.1:9", "check the base URL"],
         ),
-        (["--dry-run"], ["--complete llm"]),
-        (["--complete", "llm", "--concurrency", "0"], ["concurrency must be at least 1"]),
-        (["--complete", "llm", "--dry-run", "--price-in", "-1"], ["prices", "-1"]),
-        (["--device", "tpu"], ["unknown device 'tpu'"]),
-        (["--top-n", "0"], ["top_n must be positive"]),
-        (["--complete", "gpt"], ["unknown complete 'gpt'", "rules, llm"]),
-        (["--similarity", "sound"], ["unknown similarity 'sound'"]),
-        (["--similarity", "joint"], ["joint_encoder"]),
-        (["--similarity", "mixture", "--weights", "1", "1", "0"], ["sum to 1"]),
-        (["--text-encoder", "pixels", "--similarity", "text"], ["'pixels'", "texts"]),
-        (["--clusters", "99"], ["clusters is 99"]),
+        ("--dry-run", ["--complete llm"]),
+        ("--complete llm --concurrency 0", ["concurrency must be at least 1"]),
+        ("--complete llm --dry-run --price-in -1", ["prices", "-1"]),
+        ("--device tpu", ["unknown device 'tpu'"]),
+        ("--top-n 0", ["top_n must be positive"]),
+        ("--complete gpt", ["unknown complete 'gpt'", "rules, llm"]),
+        ("--similarity sound", ["unknown similarity 'sound'"]),
+        ("--similarity joint", ["joint_encoder"]),
+        ("--similarity mixture --weights 1 1 0", ["sum to 1"]),
+        ("--text-encoder pixels --similarity text", ["'pixels'", "texts"]),
+        ("--clusters 99", ["clusters is 99"]),
     ],
 )
-def test_what_pair_cannot_do_is_one_sentence(argv, words, capsys, tmp_path):
-    said = sentence(capsys, ["pair", "--out", "x", *TOY, *argv])
+def test_what_pair_cannot_do_is_one_sentence(flags, words, capsys, tmp_path):
+    said = sentence(capsys, f"pair --out x {TOY} {flags}")
     assert all(w in said for w in words), said
     assert not list(tmp_path.iterdir())
 
@@ -165,16 +136,13 @@ def test_what_pair_cannot_do_is_one_sentence(argv, words, capsys, tmp_path):
 def test_an_endpoint_without_vision_is_told_before_any_record_is_encoded(capsys):
     class Blind(ToyEndpoint):
         def reply(self, name, text, image):
-            return (
-                dict(top="black", bottom="black")
-                if name == "probe"
-                else super().reply(name, text, image)
-            )
+            if name == "probe":
+                return dict(top="black", bottom="black")
+            return super().reply(name, text, image)
 
     with Blind() as toy:
-        said = sentence(
-            capsys, ["pair", "--out", "x", "--complete", "llm", "--base-url", toy.base_url, *TOY]
-        )
+        line = f"pair --out x --complete llm --base-url {toy.base_url} {TOY}"
+        said = sentence(capsys, line)
     assert "see" in said and len(toy.calls) == 1, said
 
 
@@ -186,55 +154,42 @@ def test_an_endpoint_without_vision_is_told_before_any_record_is_encoded(capsys)
     ],
 )
 def test_a_preset_says_what_it_still_needs(name, words, capsys, tmp_path):
-    said = sentence(capsys, ["train", "--preset", name])
+    said = sentence(capsys, f"train --preset {name}")
     assert all(w in said for w in words) and not list(tmp_path.iterdir()), said
 
 
 def test_plan_starts_from_the_preset_and_takes_its_flags(capsys):
-    def told(*argv):
-        assert main(["plan", *argv]) == 0
+    def told(flags=""):
+        assert pairuni(f"plan {flags}") == 0
         return capsys.readouterr().out
 
     one = told()
-    assert (
-        one == told("--preset", "janus-pro-1b")
-        and "2,076,636,811 parameters" in one
-        and "16 answers of 512 tokens and 16 images of 576" in one
-        and "fits" in one
-    )
-    assert "fits; full fine-tuning of this model needs sharding" in told("--preset", "janus-pro-7b")
-    assert "do not fit 80" in told("--preset", "janus-pro-7b", "--devices", "1", "--no-shard")
-    assert "32 images" in told("--rollouts", "16") and "1,743,339 parameters" in told(
-        "--preset", "nano"
-    )  # janus-nano, from its config
+    assert one == told("--preset janus-pro-1b")
+    words = "2,076,636,811 parameters", "16 answers of 512 tokens and 16 images of 576", "fits"
+    assert all(word in one for word in words)
+    seven = "--preset janus-pro-7b"
+    assert "fits; full fine-tuning of this model needs sharding" in told(seven)
+    assert "do not fit 80" in told(f"{seven} --devices 1 --no-shard")
+    assert "32 images" in told("--rollouts 16")
+    assert "1,743,339 parameters" in told("--preset nano")  # janus-nano, from its config
 
 
 def test_your_own_held_out_records_are_what_is_scored(capsys, tmp_path):
     rows = records("u", 5, 9, "heldout"), records("g", 4, 9, "heldout")
     for side, r in zip("ug", rows):
         save_records(r, side)
-    assert main(["pair", "--out", "pairs", *TOY]) == 0
-    tiny = ["--steps", "2", "--pairs-per-step", "2", "--rollouts", "2", "--device", "cpu"]
-    assert (
-        main(["train", "--pairs", "pairs", "--held-u", "u", "--held-g", "g", "--out", "run", *tiny])
-        == 0
-    )
+    assert pairuni(f"pair --out pairs {TOY}") == 0
+    flags = "--steps 2 --pairs-per-step 2 --rollouts 2 --device cpu"
+    assert pairuni(f"train --pairs pairs --held-u u --held-g g --out run {flags}") == 0
     protocol = json.loads((tmp_path / "run/result.json").read_text())["protocol"]
     assert (protocol["n_u"], protocol["n_g"]) == (5, 4)
     capsys.readouterr()
-    assert main(["evaluate", "--held-u", "u", "--items", "3", "--out", "u.json"]) == 0
+    assert pairuni("evaluate --held-u u --items 3 --out u.json") == 0
     told, figures = capsys.readouterr().out, json.loads((tmp_path / "u.json").read_text())
-    assert (
-        told.startswith("understanding ")
-        and "% (95 % interval; 3 items)" in told
-        and "drawing" not in told
-        and told.endswith("written to u.json\n")
-    )
-    assert (
-        figures["protocol"]["n_u"] == 3
-        and figures["protocol"]["n_g"] == 0
-        and "score_mean" not in figures["figures"]
-    )
+    assert told.startswith("understanding ") and told.endswith("written to u.json\n")
+    assert "% (95 % interval; 3 items)" in told and "drawing" not in told
+    assert figures["protocol"]["n_u"] == 3 and figures["protocol"]["n_g"] == 0
+    assert "score_mean" not in figures["figures"]
 
 
 def bridge(file, image_width=7, value=1.0):
@@ -247,30 +202,30 @@ def bridge(file, image_width=7, value=1.0):
 
 
 @pytest.mark.parametrize(
-    "argv, value, words",
+    "flags, value, words",
     [
-        (["--encoder", "odd.safetensors"], float("nan"), ["NaN or infinity", "the image of u0-0"]),
-        (["--encoder", "odd.safetensors"], 0.0, ["only zeros", "the image of u0-0"]),
+        ("--encoder odd.safetensors", float("nan"), ["NaN or infinity", "the image of u0-0"]),
+        ("--encoder odd.safetensors", 0.0, ["only zeros", "the image of u0-0"]),
         (
-            ["--similarity", "joint", "--joint-encoder", "odd.safetensors"],
+            "--similarity joint --joint-encoder odd.safetensors",
             1.0,
             ["7 dimensions and texts into 1024", "one space"],
         ),
     ],
 )
-def test_features_that_cannot_be_compared(argv, value, words, capsys, tmp_path):
+def test_features_that_cannot_be_compared(flags, value, words, capsys, tmp_path):
     bridge(tmp_path / "odd.safetensors", value=value)
-    said = sentence(capsys, ["pair", "--out", "x", *TOY, *argv])
+    said = sentence(capsys, f"pair --out x {TOY} {flags}")
     assert all(w in said for w in words) and len(list(tmp_path.iterdir())) == 1, said
 
 
 def test_settings_and_key_come_before_the_records(capsys):
-    for argv, word in (
-        (["--complete", "llm"], "OPENAI_API_KEY"),
-        (["--similarity", "joint"], "joint_encoder"),
-        (["--delta", "2"], "delta"),
+    for flags, word in (
+        ("--complete llm", "OPENAI_API_KEY"),
+        ("--similarity joint", "joint_encoder"),
+        ("--delta 2", "delta"),
     ):
-        assert word in sentence(capsys, ["pair", "no_u", "no_g", "--out", "x", *argv])
+        assert word in sentence(capsys, f"pair no_u no_g --out x {flags}")
 
 
 class Writer(ToyEndpoint):
@@ -307,84 +262,56 @@ def test_your_own_records_and_a_language_model(tmp_path):
     import pyarrow.parquet as pq
 
     real_records()
-    argv = [
-        "pair",
-        "u",
-        "g",
-        "--clusters",
-        "6",
-        "--complete",
-        "llm",
-        "--similarity",
-        "mixture",
-        "--delta",
-        "0.2",
-    ]
+    flags = "--clusters 6 --complete llm --similarity mixture --delta 0.2"
     with Writer() as endpoint:
-        assert main([*argv, "--out", "pairs", "--base-url", endpoint.base_url]) == 0
+        assert pairuni(f"pair u g --out pairs --base-url {endpoint.base_url} {flags}") == 0
     rows, told = load_pairs("pairs"), json.loads((tmp_path / "pairs/pairs.json").read_text())
-    assert all(
-        r["prompt"].startswith("a picture of ")
-        if r["origin"] == "u"
-        else r["question"] == "what is drawn?"
-        for r in rows
-        if r["kind"] == "aligned"
-    )
-    assert (
-        told["settings"]["u"] == "u"
-        and "n_u" not in told["settings"]
-        and told["counts"]["aligned"] == told["counts"]["medoids"] == 6
-    )
-    assert (
-        json.loads(pq.read_metadata(tmp_path / "pairs/pairs.parquet").metadata[b"pairuni"])
-        == told["settings"]
-    )
+    for row in rows:
+        if row["kind"] == "aligned" and row["origin"] == "u":
+            assert row["prompt"].startswith("a picture of ")
+        elif row["kind"] == "aligned":
+            assert row["question"] == "what is drawn?"
+    assert told["settings"]["u"] == "u" and "n_u" not in told["settings"]
+    assert told["counts"]["aligned"] == told["counts"]["medoids"] == 6
+    metadata = pq.read_metadata(tmp_path / "pairs/pairs.parquet").metadata
+    assert json.loads(metadata[b"pairuni"]) == told["settings"]
 
 
 def test_a_stopped_job_goes_on_from_its_journal(tmp_path, capsys):
     class Dies(Writer):
         def serve(self, handler, body):
             if len(self.calls) > 6:
-                return handler.answer(
-                    dict(error=dict(message="no money", code="insufficient_quota")), 429
-                )
+                error = dict(message="no money", code="insufficient_quota")
+                return handler.answer(dict(error=error), 429)
             super().serve(handler, body)
 
     real_records()
-    argv = [
-        "pair",
-        "u",
-        "g",
-        "--clusters",
-        "6",
-        "--complete",
-        "llm",
-        "--concurrency",
-        "1",
-        "--retries",
-        "0",
-        "--out",
-        "pairs/",
-    ]
+    flags = "--clusters 6 --complete llm --concurrency 1 --retries 0"
+    line = f"pair u g --out pairs/ {flags} --base-url"
     with Dies() as broke:
-        assert "no money left" in sentence(capsys, [*argv, "--base-url", broke.base_url])
-    paid = [
-        line for line in read_journal("pairs.jsonl") if "reply" in line and line["step"] != "probe"
-    ]
+        assert "no money left" in sentence(capsys, f"{line} {broke.base_url}")
+    replies = [line for line in read_journal("pairs.jsonl") if "reply" in line]
+    paid = [reply for reply in replies if reply["step"] != "probe"]
     assert paid and not (tmp_path / "pairs").exists()
     with Writer() as whole:
-        assert main([*argv, "--base-url", whole.base_url]) == 0
-    assert len(
-        [c for c in whole.calls if c["response_format"]["json_schema"]["name"] != "probe"]
-    ) == 12 - len(paid)
+        assert pairuni(f"{line} {whole.base_url}") == 0
+    asked = [call["response_format"]["json_schema"]["name"] for call in whole.calls]
+    assert len(asked) - asked.count("probe") == 12 - len(paid)
+
+
+@pytest.mark.parametrize("flag", ["--eval-items 8", "--eval-items=8", "--eval_items 8"])
+def test_a_number_of_items_beside_held_out_records_is_refused(flag, capsys, tmp_path):
+    save_records(records("g", 4, 9, "heldout"), "g")
+    before = sorted(tmp_path.rglob("*"))
+    said = sentence(capsys, f"train --held-g g {flag} --out run --device cpu")
+    assert "--eval-items" in said and "of 'g' every record is scored" in said
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_bad_held_out_records_leave_no_run(capsys, tmp_path):
-    assert main(["pair", "--out", "pairs", *TOY]) == 0
-    assert "no_held" in sentence(
-        capsys,
-        ["train", "--pairs", "pairs", "--held-u", "no_held", "--out", "run", "--device", "cpu"],
-    )
+    assert pairuni(f"pair --out pairs {TOY}") == 0
+    line = "train --pairs pairs --held-u no_held --out run --device cpu"
+    assert "no_held" in sentence(capsys, line)
     assert [p.name for p in tmp_path.iterdir()] == ["pairs"]
 
 
@@ -393,126 +320,76 @@ def test_a_run_with_held_out_records_goes_on_from_another_folder(capsys, tmp_pat
 
     for side in "ug":
         save_records(records(side, 4, 9, "heldout"), side)
-    assert main(["pair", "--out", "pairs", *TOY]) == 0
-    monkeypatch.setattr(
-        train, "train_step", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    assert pairuni(f"pair --out pairs {TOY}") == 0
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_step", stop)
     tiny_clip(tmp_path / "judge")
-    assert (
-        main(
-            [
-                "train",
-                "--pairs",
-                "pairs",
-                "--held-u",
-                "u",
-                "--held-g",
-                "g",
-                "--reward",
-                "2*clip:judge",
-                "--out",
-                "run",
-                "--steps",
-                "1",
-                "--pairs-per-step",
-                "2",
-                "--rollouts",
-                "2",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 130
-    )
+    flags = "--reward 2*clip:judge --steps 1 --pairs-per-step 2 --rollouts 2 --device cpu"
+    assert pairuni(f"train --pairs pairs --held-u u --held-g g --out run {flags}") == 130
     monkeypatch.undo()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert main(["train", "--resume", "../run", "--device", "cpu"]) == 0
+    assert pairuni("train --resume ../run --device cpu") == 0
     protocol = json.loads((tmp_path / "run/result.json").read_text())["protocol"]
     assert (protocol["n_u"], protocol["n_g"]) == (4, 4)
 
 
 def test_pictures_without_scenes_are_scored_by_their_likeness(capsys, tmp_path):
     real_records(4)
-    assert main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0
+    assert pairuni("evaluate --held-g g --out g.json") == 0
     told, kept = capsys.readouterr().out, json.loads((tmp_path / "g.json").read_text())
-    assert (
-        0 < kept["figures"]["score_mean"] <= 1
-        and kept["reward"] == "similarity to the target image"
-    )
-    assert re.search(
-        r"drawing +0\.\d{3} ±\s0\.\d{3} \(95 % interval; 4 items, judge: similarity to the target image\)",
-        told,
-    ), told
+    judge = "similarity to the target image"
+    assert 0 < kept["figures"]["score_mean"] <= 1 and kept["reward"] == judge
+    interval = rf"\(95 % interval; 4 items, judge: {judge}\)"
+    assert re.search(rf"drawing +0\.\d{{3}} ±\s0\.\d{{3}} {interval}", told), told
 
 
 def test_each_judge_has_its_own_scale(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pairuni_nb.report.write_report", lambda run: run / "report.html")
-    before, after = [
-        dict(
-            accuracy_mean=0.5,
-            accuracy_ci=0.1,
-            score_mean=m,
-            score_ci=0.5,
-            full_mean=0.0,
-            full_ci=0.0,
-        )
-        for m in (20.0, 21.0)
-    ]
-    show_result(
-        tmp_path, dict(before=before, after=after, protocol=dict(n_u=9, n_g=8)), "http://judge:8000"
-    )
+    same = dict(accuracy_mean=0.5, accuracy_ci=0.1, score_ci=0.5, full_mean=0.0, full_ci=0.0)
+    result = dict(before=same | dict(score_mean=20.0), after=same | dict(score_mean=21.0))
+    show_result(tmp_path, result | dict(protocol=dict(n_u=9, n_g=8)), "http://judge:8000")
     said = capsys.readouterr().out.replace("\xa0", " ")
-    assert (
-        "50.0 ± 10.0 % -> 50.0 ± 10.0 %, change +0.0 ± 14.1 points (95 % intervals; 9 items)"
-        in said
-    )
-    assert (
-        "20.000 ± 0.500 -> 21.000 ± 0.500, change +1.000 ± 0.707 (95 % intervals; 8 items, judge: http://judge:8000)"
-        in said
-    )
+    rose = "50.0 ± 10.0 % -> 50.0 ± 10.0 %, change +0.0 ± 14.1 points"
+    assert f"{rose} (95 % intervals; 9 items)" in said
+    rose = "20.000 ± 0.500 -> 21.000 ± 0.500, change +1.000 ± 0.707"
+    assert f"{rose} (95 % intervals; 8 items, judge: http://judge:8000)" in said
 
 
 def test_one_item_has_no_score(capsys, tmp_path):
     save_records(records("g", 1, 9, "heldout"), "g")
-    assert (
-        main(["evaluate", "--held-g", "g", "--out", "g.json"]) == 0
-        and "none: fewer than two items" in capsys.readouterr().out
-    )
-    assert (
-        json.loads((tmp_path / "g.json").read_text(), parse_constant=pytest.fail)["figures"][
-            "score_mean"
-        ]
-        is None
-    )
+    assert pairuni("evaluate --held-g g --out g.json") == 0
+    assert "none: fewer than two items" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "g.json").read_text(), parse_constant=pytest.fail)
+    assert kept["figures"]["score_mean"] is None
 
 
 @pytest.mark.parametrize(
     "command, steps",
     [
-        (["train"], 90),
-        (["train", "--preset", "nano-emoji"], 60),
-        (["plan", "--preset=nano-emoji"], 60),
-        (["plan"], 1200),
+        ("train", 90),
+        ("train --preset nano-emoji", 60),
+        ("plan --preset=nano-emoji", 60),
+        ("plan", 1200),
     ],
-    ids=str,
 )
 def test_help_shows_the_presets_values(command, steps, capsys):
-    assert main(
-        [*command, "--help"]
-    ) == 0 and f"(paper: at most 1200) (default: {steps})" in " ".join(
-        capsys.readouterr().out.replace("│", " ").split()
-    )
+    assert pairuni(f"{command} --help") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"(paper: at most 1200) (default: {steps})" in shown
 
 
 def test_help_names_what_stands_without_a_flag(capsys):
     for command, names in (
-        (["pair"], "U_FOLDER G_FOLDER"),
-        (["sample", "ask"], "IMAGE QUESTION"),
-        (["serve"], "REWARD"),
-        (["train"], "concept:FOLDER"),
+        ("pair", "U_FOLDER G_FOLDER"),
+        ("sample ask", "IMAGE QUESTION"),
+        ("serve", "REWARD"),
+        ("train", "concept:FOLDER"),
     ):
-        assert main([*command, "--help"]) == 0 and names in capsys.readouterr().out
+        assert pairuni(f"{command} --help") == 0 and names in capsys.readouterr().out
 
 
 def test_what_was_dropped_is_said_in_words(capsys, monkeypatch):
@@ -535,18 +412,15 @@ def test_folders_of_a_reward_are_written_from_the_root(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argv, words",
+    "flags, words",
     [
-        (
-            ["--pairs", "nowhere", "--reward", "hps:also-nowhere"],
-            ["no pairs at nowhere", "pairuni pair"],
-        ),
-        (["--reward", "clip:nowhere"], ["no folder 'nowhere'", "owner/name"]),
+        ("--pairs nowhere --reward hps:also-nowhere", ["no pairs at nowhere", "pairuni pair"]),
+        ("--reward clip:nowhere", ["no folder 'nowhere'", "owner/name"]),
     ],
 )
-def test_a_mistyped_folder_is_told_at_once(argv, words, capsys, tmp_path, monkeypatch):
+def test_a_mistyped_folder_is_told_at_once(flags, words, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("it asked the network"))
-    said = sentence(capsys, ["train", *argv])
+    said = sentence(capsys, f"train {flags}")
     assert all(w in said for w in words) and not list(tmp_path.iterdir()), said
 
 
@@ -565,25 +439,19 @@ def test_a_reader_that_stops_is_told_quietly_from_success():
     "content, words",
     [
         ("{", "is damaged, it is not JSON"),
-        ("[1]", "holds no settings and counts"),
+        ("[1]", "is damaged, it holds no object"),
         ('{"settings": 3}', "holds no settings and counts"),
     ],
 )
 def test_damaged_notes_beside_the_pairs_are_named(content, words, capsys, tmp_path):
-    assert main(["pair", "--out", "pairs", *TOY]) == 0
+    assert pairuni(f"pair --out pairs {TOY}") == 0
     (tmp_path / "pairs/pairs.json").write_text(content)
-    said = sentence(
-        capsys, ["train", "--pairs", "pairs", "--out", "run", "--steps", "2", "--device", "cpu"]
-    )
-    assert (
-        "pairs/pairs.json" in said
-        and words in said
-        and "make the pairs again" in said
-        and not (tmp_path / "run").exists()
-    ), said
+    said = sentence(capsys, "train --pairs pairs --out run --steps 2 --device cpu")
+    assert "pairs/pairs.json" in said and words in said and "make the pairs again" in said, said
+    assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("flags, copies", [([], 1), (["--dedup", "1"], 2)])
+@pytest.mark.parametrize("flags, copies", [("", 1), ("--dedup 1", 2)])
 def test_your_own_records_that_repeat_are_dropped_and_said(flags, copies, capsys, tmp_path):
     u, g = records("u", 12, 0), records("g", 12, 0)
     u += [
@@ -592,11 +460,8 @@ def test_your_own_records_that_repeat_are_dropped_and_said(flags, copies, capsys
     ]
     for side, rows in zip("ug", (u, g)):
         save_records(rows, side)
-    assert main(["pair", "u", "g", "--out", "pairs", "--clusters", "4", *flags]) == 0
-    said, counts = (
-        capsys.readouterr().out,
-        json.loads((tmp_path / "pairs/pairs.json").read_text())["counts"],
-    )
-    assert counts.get("copies_u") == copies and ("copies u" in said) == bool(copies) == (
-        "| copies_u |" in (tmp_path / "pairs/README.md").read_text()
-    ), said
+    assert pairuni(f"pair u g --out pairs --clusters 4 {flags}") == 0
+    said = capsys.readouterr().out
+    counts = json.loads((tmp_path / "pairs/pairs.json").read_text())["counts"]
+    assert counts["copies_u"] == copies and f"copies u {copies}" in said, said
+    assert f"| copies_u | {copies} |" in (tmp_path / "pairs/README.md").read_text()

@@ -21,19 +21,9 @@ def test_what_is_converted_is_served(tmp_path, capsys):
         main(["convert", str(weights), "--out", str(hps), "--tokenizer", str(tokenizer)]) == 0
         and f"--reward hps:{hps}" in capsys.readouterr().out
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pairuni_nb.cli",
-        "serve",
-        f"hps:{hps}",
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-    ]
+    line = f"-m pairuni_nb.cli serve hps:{hps} --port 0 --device cpu"
     with subprocess.Popen(
-        command,
+        [sys.executable, *line.split()],
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -37,6 +37,7 @@ from pairuni_nb.rollout import (
 from pairuni_nb.search import kmeans
 from pairuni_nb.settings import PairSettings, TrainSettings
 from pairuni_nb.similarity import similarity
+from pairuni_nb.step import rows_of_step
 from pairuni_nb.world import Scene, caption, question, question_text, records, split_of
 from test_nano_emoji import made_up
 
@@ -351,7 +352,7 @@ def test_defaults_are_those_of_the_published_figures():
         mix="pairs",
         n_u=2000,
         n_g=2000,
-        clusters=400,
+        clusters=None,  # 400 of the 4,000 images
         top_n=10,
         delta=0.6,
         order="g",
@@ -368,3 +369,22 @@ def test_defaults_are_those_of_the_published_figures():
     for settings, known in ((TrainSettings(), trained_with), (PairSettings(), paired_with)):
         assert {name: getattr(settings, name) for name in known} == known
     assert Sampling() == Sampling(1.0, 5.0, "guided", 24)
+
+
+def test_a_step_of_unpaired_rows_is_half_a_step_of_pairs():
+    """`09_pairing` says so, and how to make them equal."""
+    u, g = records("u", 64, 0), records("g", 64, 0)
+
+    def asked(mix, P):
+        "Questions and prompts of each step of an epoch."
+        pairs = make_pairs(u, g, mix=mix)[0]
+        steps = [rows_of_step(len(pairs), P, 0, step) for step in range(len(pairs) // P)]
+        sides = [[pairs.select(rows)[side] for rows in steps] for side in ("question", "prompt")]
+        return [[sum(text is not None for text in step) for step in side] for side in sides]
+
+    assert asked("random", 16) == [[16] * 4] * 2
+    questions, prompts = asked("unpaired", 16)
+    assert {q + p for q, p in zip(questions, prompts)} == {16}
+    assert sum(questions) == sum(prompts) == 64 and len(questions) == 8
+    questions, prompts = asked("unpaired", 32)
+    assert sum(questions) == sum(prompts) == 64 and len(questions) == 4

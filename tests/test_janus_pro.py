@@ -3,11 +3,15 @@
 
 
 # %% ../nbs/run/05_janus_pro.ipynb #10c7e5ab
+from dataclasses import replace
+from types import SimpleNamespace
+
 import torch
 
 from pairuni_nb.janus import random_janus_pro
-from pairuni_nb.plan import JANUS_PRO_1B, PLANS, card_named, peak, plan, shape_of
+from pairuni_nb.plan import JANUS_PRO_1B, PLANS, card_named, peak, shape_of
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise
+from pairuni_nb.settings import preset
 
 # %% ../nbs/run/05_janus_pro.ipynb #8215aa94
 def test_the_whole_of_janus_pro_1b_has_its_shape():
@@ -48,10 +52,39 @@ def test_scorer_equals_sampler_at_the_true_shape():
     assert drawn.tokens.max() < 16_384
     assert drawn.logp.std() > 0.1
 
+# %% ../nbs/run/05_janus_pro.ipynb #020323c5
+def test_the_row_of_the_pad_gets_no_gradient():
+    policy = JanusPolicy(*random_janus_pro())
+    policy.image_tokens = 16
+    prompts = policy.image_prompts(["a red star", "two blue circles and a green square"])
+    drawn = policy.sample(prompts, 2, noise(0, 0, range(2), 2, 16), Sampling(cfg_weight=5.0))
+    embedding = policy.model.get_input_embeddings()
+    policy(drawn).sum().backward()
+    here = embedding.weight.grad.norm(dim=1)
+    assert here[policy.pad] == 0 < here[policy.bos]
+    policy.zero_grad()
+    embedding.padding_idx = None  # as in DeepSeek's code
+    policy(drawn).sum().backward()
+    assert embedding.weight.grad.norm(dim=1).argmax() == policy.pad
+
+# %% ../nbs/run/05_janus_pro.ipynb #629551ec
+def test_drawings_are_rounded_not_cut():
+    policy = JanusPolicy(*random_janus_pro())
+    tokens = torch.arange(576).expand(2, -1) * 28
+    with torch.no_grad():
+        exact = (policy.model.decode_image_tokens(tokens) + 1) * 127.5
+    drawn = torch.from_numpy(policy.images(SimpleNamespace(tokens=tokens)))
+    assert (drawn - exact.clamp(0, 255)).abs().max() < 0.501
+    assert (drawn > exact.clamp(0, 255).byte()).float().mean() > 0.4
+
 # %% ../nbs/run/05_janus_pro.ipynb #54fef854
-def test_each_preset_fits_the_card_named_for_it():
-    on = {"janus-pro-1b": "H100", "janus-pro-7b": "H100", "janus-pro-1b-24gb": "4090"}
-    for name, card in on.items():
-        planned = plan(*PLANS[name], card_named(card))["peak"]
-        assert planned == peak(*PLANS[name])
-        assert planned < card_named(card).gb
+def test_each_preset_fits_its_card_and_only_as_it_is():
+    without = {
+        "janus-pro-1b": dict(gradient_checkpointing=False),
+        "janus-pro-7b": dict(shard=False),
+        "janus-pro-1b-24gb": dict(lora_rank=0),
+    }
+    for name, change in without.items():
+        (shape, work), room = PLANS[name], card_named(preset(name).card).gb
+        larger = replace(work, settings=replace(work.settings, **change))
+        assert peak(shape, work) < room < peak(shape, larger)

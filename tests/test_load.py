@@ -25,14 +25,15 @@ def image_bytes(image, format="PNG", **more):
     return buffer.getvalue()
 
 # %% ../nbs/data/00_load.ipynb #632a8a22
-def write_tar(file, samples):
+def write_tar(file, samples, mode="w"):
     "A WebDataset tar of [(key, {extension: bytes})]."
-    with tarfile.open(file, "w") as tar:
+    with tarfile.open(file, mode) as tar:
         for key, files in samples:
             for extension, content in files.items():
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(content)
                 tar.addfile(info, BytesIO(content))
+    return file
 
 # %% ../nbs/data/00_load.ipynb #33ba2215
 def test_columns_are_mapped_or_named():

@@ -1,7 +1,5 @@
 """A model that is neither here nor on the hub, or a hub that cannot be reached: one sentence, at once."""
 
-import time
-
 import pytest
 from huggingface_hub import constants
 
@@ -23,7 +21,7 @@ from pairuni_nb.preference import load_clip
         ),
     ],
 )
-def test_nothing_is_tried_for_minutes(load, name, said, monkeypatch, tmp_path):
+def test_nothing_is_tried_twice(load, name, said, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
 
@@ -31,9 +29,9 @@ def test_nothing_is_tried_for_minutes(load, name, said, monkeypatch, tmp_path):
         raise OSError("no network")
 
     monkeypatch.setattr("socket.getaddrinfo", unplugged)
-    start = time.perf_counter()
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waits, to try again"))
     with pytest.raises(ValueError) as e:
         load(name)
-    assert str(e.value).endswith(said) and time.perf_counter() - start < 5
+    assert str(e.value).endswith(said)
     if load is load_encoder:
         assert "not one of pixels, words" in str(e.value)

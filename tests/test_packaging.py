@@ -124,11 +124,16 @@ def test_the_version_is_told_in_one_line():
         "evaluate --checkpoint nowhere",
         "sample draw x --checkpoint nowhere",
         "train --model nowhere",
+        "train --resume nowhere",
+        "train --out used",
+        "train --lr -1",
         "train --stepz 3",
         "--version",
     ],
 )
 def test_no_torch_for_an_answer_that_needs_none(words, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "letter.txt").touch()
     program = f"import sys; from pairuni_nb.cli import main; main({words.split()}); "
     program += "print('torch' in sys.modules, 'datasets' in sys.modules)"
     env = os.environ | dict(PYTHONPATH=str(ROOT))

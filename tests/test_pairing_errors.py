@@ -7,7 +7,14 @@ import pytest
 from datasets import Dataset
 from datasets import Image as ImageColumn
 
-from pairuni_nb.pairing import choose, load_pairs, make_pairs, retrieve, save_pairs
+from pairuni_nb.pairing import (
+    check_candidates,
+    choose,
+    load_pairs,
+    make_pairs,
+    retrieve,
+    save_pairs,
+)
 from pairuni_nb.records import new_folder
 from pairuni_nb.world import records
 
@@ -43,6 +50,11 @@ def test_settings_out_of_range(u, g):
     sentence(lambda: make_pairs(u, g, top_n=0), "top_n must be positive, got 0")
     sentence(lambda: make_pairs(u, g, clusters=25), "clusters is 25", "24", "set --clusters")
     sentence(lambda: make_pairs(u, g, clusters=0), "clusters must be positive, got 0")
+    whole = make_pairs(u, g, top_n=10**6, clusters=2)[1]
+    assert whole == make_pairs(u, g, top_n=len(u), clusters=2)[1]
+    with pytest.raises(ValueError, match="top_n is 1000000: .* 60000 G images take 45 GB: lower"):
+        check_candidates(10**6, 47_000, 60_000)
+    check_candidates(10**6, 2000, 2000)
     sentence(lambda: make_pairs(u, g, mix="both"), "'both'", "unpaired")
     sentence(lambda: make_pairs(u, g, select="best"), "'best'", "medoids")
     sentence(lambda: make_pairs([], g), "no U records")
@@ -209,7 +221,11 @@ def test_unreadable_image_of_a_pair(tmp_path, pairs):
 def test_nothing_is_overwritten_or_left_half_written(tmp_path, pairs):
     save_pairs(pairs, tmp_path / "out")
     before = (tmp_path / "out/pairs.parquet").read_bytes()
-    sentence(lambda: save_pairs(pairs, tmp_path / "out"), "out already exists and is not empty")
+    sentence(
+        lambda: save_pairs(pairs, tmp_path / "out"),
+        "/out' is not an empty folder",
+        "choose another",
+    )
     assert (tmp_path / "out/pairs.parquet").read_bytes() == before
     with pytest.raises(TypeError):
         save_pairs(

@@ -5,7 +5,6 @@ What a tar may lack is skipped, counted and named.
 
 import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from pairuni_nb.encoders import pixel_features
 from pairuni_nb.load import load_records, read_records
 from pairuni_nb.records import read_image, save_records, write_whole
 from pairuni_nb.world import records
+from test_load import write_tar
 
 
 @pytest.fixture
@@ -38,17 +38,6 @@ def png(image):
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def tar_of(file, samples):
-    "A WebDataset tar of [(key, {extension: bytes})]."
-    with tarfile.open(file, "w") as tar:
-        for key, files in samples:
-            for extension, content in files.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return file
 
 
 def captioned(rows):
@@ -217,12 +206,12 @@ def test_files_that_are_not_what_their_name_says(tmp_path, g):
     sentence(lambda: load_records(tmp_path / "none.tar", "g"), "none.tar cannot be read")
     sentence(lambda: load_records(tmp_path / "*.tgz", "g"), ".tgz", "no such file")
     sentence(lambda: load_records(tmp_path / "none.parquet", "g"), "none.parquet")
-    tar_of(tmp_path / "empty.tar", [])
+    write_tar(tmp_path / "empty.tar", [])
     sentence(lambda: load_records(tmp_path / "empty.tar", "g"), "empty.tar")
 
 
 def test_a_tar_that_ends_early(tmp_path, g):
-    whole = tar_of(tmp_path / "x.tar", captioned(g)).read_bytes()
+    whole = write_tar(tmp_path / "x.tar", captioned(g)).read_bytes()
     (tmp_path / "x.tar").write_bytes(whole[: 5 * 1024 + 700])
     sentence(lambda: load_records(tmp_path / "x.tar", "g"), "x.tar cannot be read past row")
 
@@ -231,7 +220,7 @@ def test_a_tar_that_ends_early(tmp_path, g):
 def test_a_text_that_cannot_be_read_is_one_bad_row(tmp_path, g, name, content):
     samples = captioned(g * 2)
     samples[4][1][name] = content
-    tar_of(tmp_path / "x.tar", samples)
+    write_tar(tmp_path / "x.tar", samples)
     rows, counts = read_records(tmp_path / "x.tar", "g")
     assert len(rows) == 23 and [bad["id"] for bad in counts["bad_rows"]] == ["x/00004"]
     sentence(lambda: load_records(tmp_path / "x.tar", "g", max_bad=0), "1 of 24", "row 4", "x/0000")
@@ -251,7 +240,7 @@ def test_odd_members_of_a_tar(tmp_path, g):
         ),
         ("a/b/00002", dict(png=png(g[2]["image"]), json=b"[1, 2]", txt=b"a cow")),
     ]
-    rows, counts = read_records(tar_of(tmp_path / "odd.tar", samples), "g")
+    rows, counts = read_records(write_tar(tmp_path / "odd.tar", samples), "g")
     assert [(r["id"], r["prompt"]) for r in rows] == [
         ("odd/a/b/00000", "a cat"),
         ("odd/a/b/00001", "a dog"),
@@ -262,7 +251,7 @@ def test_odd_members_of_a_tar(tmp_path, g):
 
 def test_the_same_key_in_two_tars_is_two_records(tmp_path, g):
     for name, rows in ("a", g[:4]), ("b", g[4:8]):
-        tar_of(tmp_path / f"{name}.tar", captioned(rows))
+        write_tar(tmp_path / f"{name}.tar", captioned(rows))
     assert [r["id"] for r in load_records(tmp_path, "g")] == [
         f"{name}/{i:05}" for name in "ab" for i in range(4)
     ]
@@ -272,14 +261,14 @@ def test_the_same_key_in_two_tars_is_two_records(tmp_path, g):
     )
     sentence(
         lambda: load_records(
-            tar_of(tmp_path / "c.tar", captioned(g[:2]) + captioned(g[:1])), "g", max_bad=0
+            write_tar(tmp_path / "c.tar", captioned(g[:2]) + captioned(g[:1])), "g", max_bad=0
         ),
         "row 2 (id c/00000): the id occurs twice",
     )
 
 
 def test_a_hopeless_tar_is_given_up_early(tmp_path, g):
-    tar_of(tmp_path / "x.tar", [(f"{i:05}", dict(txt=b"no image at all")) for i in range(1000)])
+    write_tar(tmp_path / "x.tar", [(f"{i:05}", dict(txt=b"no image at all")) for i in range(1000)])
     sentence(
         lambda: load_records(tmp_path / "x.tar", "g"),
         "101 of the first 101 rows are bad",
@@ -287,7 +276,7 @@ def test_a_hopeless_tar_is_given_up_early(tmp_path, g):
         "00002",
     )
     good = captioned(g)[0][1]
-    tar_of(
+    write_tar(
         tmp_path / "y.tar",
         [(f"{i:05}", dict(txt=b"no image") if i < 15 else good) for i in range(300)],
     )  # 5 %, all at the start
@@ -297,7 +286,7 @@ def test_a_hopeless_tar_is_given_up_early(tmp_path, g):
 def test_what_is_skipped_is_said(tmp_path, g, capsys):
     samples = captioned(g * 3)
     samples[7][1]["png"] = b"broken"
-    rows = load_records(tar_of(tmp_path / "x.tar", samples), "g")
+    rows = load_records(write_tar(tmp_path / "x.tar", samples), "g")
     said = capsys.readouterr()
     assert (
         len(rows) == 35
@@ -314,7 +303,7 @@ def test_a_tolerant_reader_of_a_file_and_a_strict_one_of_a_tar(tmp_path, g):
     samples = captioned(g)
     del samples[2][1]["txt"]
     sentence(
-        lambda: load_records(tar_of(tmp_path / "x.tar", samples), "g", max_bad=0),
+        lambda: load_records(write_tar(tmp_path / "x.tar", samples), "g", max_bad=0),
         "x.tar: 1 of 12 rows is bad",
         "row 2 (id x/00002): needs one picture and next to it a .txt or .json, has .png",
     )

@@ -5,20 +5,20 @@ import io
 import json
 import os
 import struct
-import tarfile
 from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from PIL import Image
 
 from pairuni_nb.cli import main
 from pairuni_nb.load import PICTURES, load_records, read_records
 from pairuni_nb.records import read_image, save_records
 from pairuni_nb.world import records
+from test_load import write_tar
 
 
 def encoded(size=(20, 10), format="PNG", colour="red"):
@@ -123,6 +123,16 @@ def test_other_encodings_are_bad_rows_and_not_captions():
     text = pa.array([b"caf\xe9", b"b"]).view(pa.string())
     pq.write_table(pa.table(dict(image=[PNG, PNG], prompt=text)), "a.parquet")
     assert "not UTF-8" in bad_ones("a.parquet")[0]
+    Dataset.from_parquet("a.parquet").save_to_disk("arrow")
+    os.makedirs("folder/data")
+    os.rename("a.parquet", "folder/data/train-00000-of-00002.parquet")
+    pq.write_table(
+        pa.table(dict(image=[PNG], prompt=["c"])), "folder/data/train-00001-of-00002.parquet"
+    )
+    for form in "arrow", "folder":
+        assert list(bad_ones(form)) == [0] and "not UTF-8 at byte 3" in bad_ones(form)[0]
+        refused(lambda: prompts(form, max_bad=0), form, "row 0", "not UTF-8")
+    assert prompts("folder", max_bad=0.5) == ["b", "c"]
 
 
 def test_a_list_in_a_cell():
@@ -247,13 +257,11 @@ def test_pictures_with_their_texts_in_a_folder():
 
 def tar_of(name, files, mode="w"):
     os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
-    with tarfile.open(name, mode) as tar:
-        for member, content in files:
-            content = content if isinstance(content, bytes) else content.encode()
-            info = tarfile.TarInfo(member)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return name
+    samples = []
+    for member, content in files:
+        key, _, ending = member.rpartition(".")
+        samples.append((key, {ending: content if isinstance(content, bytes) else content.encode()}))
+    return write_tar(name, samples, mode)
 
 
 def test_names_with_dots_in_a_tar():

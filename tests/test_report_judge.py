@@ -5,7 +5,7 @@ import json
 import pytest
 from matplotlib.figure import Figure
 
-from pairuni_nb.report import amount, draw_heldout, write_report
+from pairuni_nb.report import SHOWN, amount, draw_heldout, write_report
 
 PER_CENT, PLAIN = (
     dict(score_mean=0.5, score_ci=0.1, full_mean=0.2, full_ci=0.1),
@@ -71,3 +71,24 @@ def test_the_axis_holds_every_score(mean, inside):
     )
     low, high = ax.get_ylim()
     assert low <= mean <= high and ((low, high) == (0, 1)) == inside
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("settings.json", "[]", "settings.json is damaged, it holds no object"),
+        ("settings.json", '{"seed": 0}', "settings.json is damaged, it holds no model"),
+        ("metrics.jsonl", "[1]\n", "metrics.jsonl, line 1 is damaged"),
+        ("samples/before.json", "[]", "before.json is damaged, it holds no object"),
+        ("pairs/pairs.json", "3", "pairs.json is damaged, it holds no object"),
+    ],
+)
+def test_a_file_of_another_shape_is_named(name, text, words, tmp_path):
+    for folder in "samples", "pairs":
+        (tmp_path / folder).mkdir()
+    (tmp_path / "settings.json").write_text(json.dumps(dict.fromkeys(SHOWN, 1)))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "se')  # killed in its first line
+    assert write_report(tmp_path).exists()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        write_report(tmp_path)

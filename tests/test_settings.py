@@ -22,6 +22,9 @@ def test_bad_settings_are_named():
         (TrainSettings(clip_eps=float("inf")), "clip_eps"),
         (TrainSettings(seed=-1), "seed must be"),
         (PairSettings(seed=-1), "seed must be"),
+        (PairSettings(seed=2**32), "seed must be at most 4,294,967,295"),
+        (TrainSettings(rollouts=10**9), "rollouts must be at most 1,000,000"),
+        (PairSettings(clusters=10**9), "clusters must be at most 1,000,000"),
     ]:
         with pytest.raises(ValueError, match=word):
             check(bad)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from pairuni_nb.cli import main
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.preference import remote_reward
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.train import train
 from pairuni_nb.world import records
+from program import pairuni
 from test_preference_edges import Server, reply
 
 S = TrainSettings(pairs_per_step=2, rollouts=2, steps=2, eval_items=4, eval_every=9, save_every=1)
@@ -174,23 +174,9 @@ def test_a_server_that_is_down_at_the_start_leaves_no_run_folder(
     monkeypatch.delenv("PAIRUNI_DEBUG", raising=False)
     with Server(lambda h: None) as server:
         pass  # its port is free again
-    assert (
-        main(
-            [
-                "train",
-                "--reward",
-                spec.format(url=server.url),
-                "--out",
-                str(tmp_path / "run"),
-                "--device",
-                "cpu",
-            ]
-        )
-        == 2
-    )
+    reward = spec.format(url=server.url)
+    assert pairuni(f"train --reward {reward} --out {tmp_path}/run --device cpu") == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        f"the reward server {server.url} does not answer" in said
-        and "start it, or correct the address" in said
-        and not (tmp_path / "run").exists()
-    )
+    assert f"the reward server {server.url} does not answer" in said
+    assert "start it, or correct the address" in said
+    assert not (tmp_path / "run").exists()
