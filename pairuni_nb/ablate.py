@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'WEIGHTED', 'TABLES', 'TRAIN', 'PAIR', 'COLUMNS', 'NOT_THE_ROWS',
-           'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'interval', 'smallest_effect', 'held_records',
-           'pairs_for', 'shuffled', 'decoded', 'start_decoded', 'changed', 'run_name', 'trained', 'averaged', 'scores',
-           'run_row', 'read_table', 'write_table', 'Run', 'start_run', 'left_by', 'finished', 'run_all', 'steps_done',
-           'how_long', 'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short',
-           'run_todo', 'rises_of', 'differences', 'in_words', 'markdown_rows', 'power_sentence', 'by_chance',
-           'failures', 'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached',
-           'short_names', 'side_by_side', 'draw_runs', 'main']
+           'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'interval', 'smallest_effect', 'sources',
+           'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed', 'run_name', 'trained',
+           'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run', 'start_run', 'left_by', 'finished',
+           'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done',
+           'in_order', 'in_short', 'run_todo', 'rises_of', 'differences', 'in_words', 'markdown_rows', 'power_sentence',
+           'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart',
+           'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
 
-# %% ../nbs/run/07_ablate.ipynb #80036443
+# %% ../nbs/run/07_ablate.ipynb #6762c644
 import csv
 import io
 import json
@@ -38,11 +38,11 @@ from .report import SIDES, draw_score, finish_panel, lines_with, new_figure, run
 from .rewards import answer_accuracy, scene_reward
 from .rollout import JanusPolicy, Sampling
 from .run_folder import locked, old_settings, read_metrics
-from .settings import MIXES, PairSettings, TrainSettings, check, one_of
+from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of, preset
 from .train import train
 from .world import records
 
-# %% ../nbs/run/07_ablate.ipynb #e6e9178a
+# %% ../nbs/run/07_ablate.ipynb #82a5ce61
 # row -> what it changes: fields of TrainSettings or PairSettings, or `rewards`, `average`
 # classifier-free guidance; at weight 1 there is none, guided or cond
 GUIDANCE = {
@@ -53,7 +53,7 @@ GUIDANCE = {
     "1": dict(cfg_weight=1.0),
 }
 
-# %% ../nbs/run/07_ablate.ipynb #40c1aef2
+# %% ../nbs/run/07_ablate.ipynb #bf526b3c
 # how the gradients of both sides become one step
 COMBINE = {how: dict(combine=how) for how in ("sum", "balance", "pcgrad", "pcgrad-each")}
 COMBINE["alternate"] = dict(combine="alternate")
@@ -67,7 +67,7 @@ BATCH = {}
 for n in (16, 4, 1):
     BATCH |= {f"{n} {mix}": dict(pairs_per_step=n, mix=mix) for mix in ("pairs", "random")}
 
-# %% ../nbs/run/07_ablate.ipynb #1ada3695
+# %% ../nbs/run/07_ablate.ipynb #f6111b1e
 WEIGHTED = ("sqrt", "none", "linear", "square")
 TABLES = {
     "data": {mix: dict(mix=mix) for mix in MIXES},  # the pairs to train on (paper, Table 5)
@@ -82,30 +82,30 @@ TABLES = {
     "control": {"reference": {}, "shuffled": dict(rewards="shuffled")},
 }
 
-# %% ../nbs/run/07_ablate.ipynb #08d72725
+# %% ../nbs/run/07_ablate.ipynb #75017256
 TRAIN = {f.name for f in fields(TrainSettings)} - {"seed"}
 PAIR = {f.name for f in fields(PairSettings)} - {"seed"}
 
 
-def check_changes(s: TrainSettings, changes: dict):
+def check_changes(base: Preset, changes: dict):
     "Settings that a row may change, to values that can work."
     for name in changes:
         one_of("setting", name, (*sorted(TRAIN | PAIR), "rewards", "average"))
     one_of("rewards", changes.get("rewards", "shuffled"), ("shuffled",))
-    train_settings, pair_settings = settings_of(s, changes, 0)
+    train_settings, pair_settings = settings_of(base, changes, 0)
     check(train_settings)
     check(pair_settings)
     for part in changes.get("average", []):
-        check_changes(s, part)
+        check_changes(base, part)
 
-# %% ../nbs/run/07_ablate.ipynb #2970fdfb
-def settings_of(s: TrainSettings, changes: dict, seed: int) -> tuple:  # TrainSettings, PairSettings
+# %% ../nbs/run/07_ablate.ipynb #c66fae85
+def settings_of(base: Preset, changes: dict, seed: int) -> tuple:  # TrainSettings, PairSettings
     "The settings of one run."
     own = {name: value for name, value in changes.items() if name in TRAIN}
     pair = {name: value for name, value in changes.items() if name in PAIR}
-    return replace(s, seed=seed, **own), PairSettings(seed=seed, **pair)
+    return replace(base.train, seed=seed, **own), replace(base.pair, seed=seed, **pair)
 
-# %% ../nbs/run/07_ablate.ipynb #b70d6316
+# %% ../nbs/run/07_ablate.ipynb #f042fd50
 def rows_of(
     table: str,
     names: list = (),  # some of its rows; none: all
@@ -120,7 +120,7 @@ def rows_of(
     wanted = {reference, *names} if names else set(rows)
     return {name: changes for name, changes in rows.items() if name in wanted}
 
-# %% ../nbs/run/07_ablate.ipynb #750e833d
+# %% ../nbs/run/07_ablate.ipynb #1127a815
 def interval(
     x,  # (n,) one number a seed
 ) -> tuple:  # mean, half width; None for the width of one seed, and twice for none
@@ -131,7 +131,7 @@ def interval(
     half = student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
     return float(x.mean()), float(half)
 
-# %% ../nbs/run/07_ablate.ipynb #28264026
+# %% ../nbs/run/07_ablate.ipynb #90c90f5c
 def smallest_effect(
     differences,  # (n,) one a seed
 ) -> float | None:  # None for one seed
@@ -142,18 +142,24 @@ def smallest_effect(
     quantiles = student.ppf([0.975, 0.8], len(x) - 1)
     return float(quantiles.sum() * x.std(ddof=1) / len(x) ** 0.5)
 
-# %% ../nbs/run/07_ablate.ipynb #e190854a
-def held_records(seed: int, n: int) -> tuple:  # U records, G records
-    "Fresh held-out records of a seed: no other seed has them, and no training set."
-    return tuple(records(side, n, 10_000 + seed, "heldout") for side in "ug")
+# %% ../nbs/run/07_ablate.ipynb #b4d70598
+def sources(
+    base: Preset,  # what the reference starts from
+    seed: int,
+) -> tuple:  # U, G, held-out U, held-out G: records
+    "The records of a seed: toy ones are a seed's own, a folder's are the same for all seeds."
+    if base.data != "toy":
+        from pairuni_nb.load import load_records
 
+        parts = ("u", "g", "held-u", "held-g")
+        u, g, *held = [load_records(f"{base.data}/{part}", part[-1]) for part in parts]
+    else:
+        u, g = records("u", base.pair.n_u, seed), records("g", base.pair.n_g, seed)
+        n = base.train.eval_items  # fresh: no other seed has them, and no training set
+        held = [records(side, n, 10_000 + seed, "heldout") for side in "ug"]
+    return u, g, *(rows[: base.train.eval_items] for rows in held)
 
-def pairs_for(s: PairSettings):  # Dataset
-    "The pairs of a row on a seed."
-    u, g = records("u", s.n_u, s.seed), records("g", s.n_g, s.seed)
-    return as_dataset(pair_records(u, g, s)[0])
-
-# %% ../nbs/run/07_ablate.ipynb #7fbdac71
+# %% ../nbs/run/07_ablate.ipynb #6937fa9f
 def shuffled(
     reward,  # function: (prompts, outputs, truths) -> values
     seed: int,
@@ -167,21 +173,38 @@ def shuffled(
 
     return shuffled_reward
 
-# %% ../nbs/run/07_ablate.ipynb #e5835ac5
+# %% ../nbs/run/07_ablate.ipynb #4c8729fb
+def judge_of(base: Preset):  # function: (prompts, images, truths) -> values
+    "The reward of drawings."
+    if not base.reward:
+        return scene_reward
+    from pairuni_nb.preference import reward_from
+
+    return reward_from(base.reward, "cpu")
+
+# %% ../nbs/run/07_ablate.ipynb #21dcf47a
+def rewards_of(base: Preset, changes: dict, seed: int) -> dict:  # {"u": function, "g": function}
+    "What a row is rewarded by."
+    rewards = dict(u=answer_accuracy, g=judge_of(base))
+    if changes.get("rewards") == "shuffled":
+        rewards = {task: shuffled(reward, seed) for task, reward in rewards.items()}
+    return rewards
+
+# %% ../nbs/run/07_ablate.ipynb #d482701b
 def decoded(
     model,  # a checkpoint's folder, (model, processor), or None: the start
+    base: Preset,
     held: tuple,  # U records, G records
-    sampling: Sampling,
     seed: int,
     weights: tuple,  # of guidance, to try
 ) -> dict:  # accuracy, score, cfg_weight
     "Greedy scores of a model, the better ones by its drawings."
     parts = model if isinstance(model, tuple) else load_janus(model)
-    policy, u, g = JanusPolicy(*parts), *held
+    policy, judge, (u, g) = JanusPolicy(*parts), judge_of(base), held
     best = {}
     for weight in weights:
-        greedy = replace(sampling, temperature=0.0, cfg_weight=weight)
-        figures = evaluate(policy, [] if best else u, g, greedy, seed)["figures"]
+        greedy = replace(Sampling.of(base.train), temperature=0.0, cfg_weight=weight)
+        figures = evaluate(policy, [] if best else u, g, greedy, seed, judge)["figures"]
         told = dict(score=figures["score_mean"], cfg_weight=weight)
         if not best:  # answers know no guidance
             best = dict(accuracy=figures["accuracy_mean"]) | told
@@ -189,50 +212,50 @@ def decoded(
             best |= told
     return best
 
-# %% ../nbs/run/07_ablate.ipynb #af2de08e
-def start_decoded(out: Path, held: tuple, sampling: Sampling, seed: int) -> dict:
+# %% ../nbs/run/07_ablate.ipynb #f4225eb1
+def start_decoded(out: Path, base: Preset, held: tuple, seed: int) -> dict:
     "What the untrained model reaches on a seed's held-out items by better decoding; asked once."
     file = out / "runs" / f"start,seed={seed}.json"
     if not file.exists():
-        write_json(file, decoded(None, held, sampling, seed, (2.0, 1.0)))
+        write_json(file, decoded(base.model or None, base, held, seed, (2.0, 1.0)))
     return read_json(file, "remove it")
 
-# %% ../nbs/run/07_ablate.ipynb #3505268f
-def changed(s: TrainSettings, changes: dict) -> dict:
+# %% ../nbs/run/07_ablate.ipynb #65f12be5
+def changed(base: Preset, changes: dict) -> dict:
     "Only those changes that change something."
-    plain = asdict(PairSettings()) | asdict(s)
+    plain = asdict(base.pair) | asdict(base.train)
     return {k: v for k, v in changes.items() if k not in plain or plain[k] != v}
 
 
-def run_name(s: TrainSettings, changes: dict, seed: int) -> str:
+def run_name(base: Preset, changes: dict, seed: int) -> str:
     "The name of a run's folder."
     words = []
-    for name, value in changed(s, changes).items():
+    for name, value in changed(base, changes).items():
         if name == "average":
-            value = "+".join(run_name(s, part, seed).split(",seed=")[0] for part in value)
+            value = "+".join(run_name(base, part, seed).split(",seed=")[0] for part in value)
         words.append(f"{name}={value}")
     return ",".join([*(words or ["reference"]), f"seed={seed}"])
 
-# %% ../nbs/run/07_ablate.ipynb #cae057e3
+# %% ../nbs/run/07_ablate.ipynb #1ac5fc5f
 def trained(
     out: Path,
-    s: TrainSettings,  # of the reference
+    base: Preset,  # what the reference starts from
     changes: dict,
     seed: int,
-    held: tuple,  # U records, G records
+    read: tuple,  # from `sources`
 ) -> dict:  # before, after: figures; pairs, steps; means of some metrics
     "Train a row on a seed, or go on where that stopped."
-    folder = out / "runs" / run_name(s, changes, seed)
-    own, pair = settings_of(s, changes, seed)
+    folder = out / "runs" / run_name(base, changes, seed)
+    own, pair = settings_of(base, changes, seed)
     own = replace(own, eval_every=own.steps)  # before and after only
-    pairs, rewards = pairs_for(pair), None
-    if changes.get("rewards") == "shuffled":
-        rewards = dict(u=shuffled(answer_accuracy, seed), g=shuffled(scene_reward, seed))
+    u, g, *held = read
+    pairs = as_dataset(pair_records(u, g, pair)[0])
     if (folder / "result.json").exists():
         result = read_json(folder / "result.json", "remove the run folder")
     else:
+        rewards, model = rewards_of(base, changes, seed), base.model or None
         begun = (folder / "settings.json").exists()
-        result = train(pairs, folder, own, None, rewards, "cpu", None, held, begun)
+        result = train(pairs, folder, own, model, rewards, "cpu", None, tuple(held), begun)
     told = dict(before=result["before"], after=result["after"], pairs=len(pairs), steps=own.steps)
     lines = read_metrics(folder)
     for name in ("cos_ug", "ceiling", "norm_u", "norm_g"):
@@ -240,12 +263,12 @@ def trained(
         told[name] = float(np.mean(values)) if values else None
     return told | dict(model=folder / "checkpoint")
 
-# %% ../nbs/run/07_ablate.ipynb #9170579a
-def averaged(out: Path, s: TrainSettings, changes: dict, seed: int, held: tuple) -> dict:
+# %% ../nbs/run/07_ablate.ipynb #400bcc1f
+def averaged(out: Path, base: Preset, changes: dict, seed: int, read: tuple) -> dict:
     "The mean of the weights of other runs of the seed, which are trained now if they were not yet."
     before, models, runs = None, [], changes["average"]
     for part in runs:
-        told = trained(out, s, part, seed, held)
+        told = trained(out, base, part, seed, read)
         before = before or told["before"]
         models.append(load_janus(told["model"]))
     whole, processor = models[0]
@@ -255,11 +278,12 @@ def averaged(out: Path, s: TrainSettings, changes: dict, seed: int, held: tuple)
         parts = torch.stack([state[name].double() for state in states])
         mean[name] = parts.mean(0).to(value.dtype)
     whole.load_state_dict(mean)
-    sampling = Sampling.of(s)
-    after = evaluate(JanusPolicy(whole, processor), *held, sampling, seed)["figures"]
-    return dict(before=before, after=after, steps=s.steps, model=(whole, processor))
+    sampling = Sampling.of(base.train)
+    policy, judge = JanusPolicy(whole, processor), judge_of(base)
+    after = evaluate(policy, *read[2:], sampling, seed, judge)["figures"]
+    return dict(before=before, after=after, steps=base.train.steps, model=(whole, processor))
 
-# %% ../nbs/run/07_ablate.ipynb #013a394e
+# %% ../nbs/run/07_ablate.ipynb #97477b7b
 COLUMNS = (
     "table row seed failed steps pairs cpu_seconds accuracy_before accuracy_after score_before "
     "score_after best_accuracy_before best_accuracy_after best_score_before best_score_after "
@@ -277,7 +301,7 @@ def scores(told: dict, start: dict, end: dict) -> dict:
     line = {name: round(x, 6) if isinstance(x, float) else x for name, x in line.items()}
     return line | dict(best_cfg_weight=start["cfg_weight"])
 
-# %% ../nbs/run/07_ablate.ipynb #6019af2c
+# %% ../nbs/run/07_ablate.ipynb #52b06301
 # what is wrong with a folder says nothing about the row
 NOT_THE_ROWS = ("another process", "cannot resume", "is damaged", "memory")
 
@@ -286,31 +310,31 @@ def run_row(
     out,  # folder of the tables
     changes: dict,  # what the row changes
     seed: int,
-    s: TrainSettings,  # of the reference
+    base: Preset,  # what the reference starts from
 ) -> dict:  # a line, but for table and row
     "One run; what it left, where it was run before."
     out = Path(out)
-    name = run_name(s, changes, seed)
+    name = run_name(base, changes, seed)
     file, began = out / "runs" / f"{name}.json", time.process_time()
     if file.exists():
         return read_json(file, "remove it")
     again = (out / "runs" / name).exists()  # a second part would tell only its own seconds
-    held, sampling = held_records(seed, s.eval_items), Sampling.of(s)
+    read = sources(base, seed)
     run = averaged if "average" in changes else trained
     try:
-        told = run(out, s, changes, seed, held)
-        start = start_decoded(out, held, sampling, seed)
-        end = decoded(told["model"], held, sampling, seed, (start["cfg_weight"],))
+        told = run(out, base, changes, seed, read)
+        start = start_decoded(out, base, read[2:], seed)
+        end = decoded(told["model"], base, read[2:], seed, (start["cfg_weight"],))
         line = scores(told, start, end) | dict(failed="")
     except (ValueError, RuntimeError, IndexError) as e:  # NaN weights end in any of these
         if any(words in str(e) for words in NOT_THE_ROWS):
             raise
-        line = dict(failed=str(e).splitlines()[0].split(":")[0], steps=s.steps)
+        line = dict(failed=str(e).splitlines()[0].split(":")[0], steps=base.train.steps)
     line |= dict(seed=seed, cpu_seconds=None if again else round(time.process_time() - began, 1))
     write_json(file, line)
     return line
 
-# %% ../nbs/run/07_ablate.ipynb #6600acfb
+# %% ../nbs/run/07_ablate.ipynb #65e96645
 def read_table(file) -> list:  # dicts
     "The lines of a table's CSV: numbers as numbers, None where nothing was measured."
     file, lines = Path(file), []
@@ -327,7 +351,7 @@ def read_table(file) -> list:  # dicts
         lines.append(line)
     return lines
 
-# %% ../nbs/run/07_ablate.ipynb #ddd7dbc4
+# %% ../nbs/run/07_ablate.ipynb #8bd82afa
 def write_table(file, lines: list):
     "The CSV, written whole."
     text = io.StringIO()
@@ -336,7 +360,7 @@ def write_table(file, lines: list):
     writer.writerows(lines)
     write_whole(Path(file), lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
 
-# %% ../nbs/run/07_ablate.ipynb #699d9e6b
+# %% ../nbs/run/07_ablate.ipynb #4d1874d8
 class Run(NamedTuple):
     "One row on one seed."
 
@@ -348,11 +372,11 @@ class Run(NamedTuple):
         "An average does not: it waits for those that it is made of."
         return "average" not in self.changes
 
-# %% ../nbs/run/07_ablate.ipynb #bc847e25
-def start_run(out: Path, run: Run, s: TrainSettings) -> subprocess.Popen:
+# %% ../nbs/run/07_ablate.ipynb #fc7ca28c
+def start_run(out: Path, run: Run, base: Preset) -> subprocess.Popen:
     "A run in a process of its own; what it says goes to a file beside its folder."
     words = [sys.executable, "-m", "pairuni_nb.ablate", str(out), json.dumps(run.changes)]
-    with open(out / "runs" / f"{run_name(s, run.changes, run.seed)}.log", "ab") as log:
+    with open(out / "runs" / f"{run_name(base, run.changes, run.seed)}.log", "ab") as log:
         return subprocess.Popen(
             [*words, str(run.seed)],
             env=os.environ | dict(OMP_NUM_THREADS="1"),
@@ -362,18 +386,18 @@ def start_run(out: Path, run: Run, s: TrainSettings) -> subprocess.Popen:
             start_new_session=True,  # Ctrl-C reaches it once, through `run_all`
         )
 
-# %% ../nbs/run/07_ablate.ipynb #7d38d6a9
-def left_by(out: Path, run: Run, s: TrainSettings) -> dict:
+# %% ../nbs/run/07_ablate.ipynb #71b74405
+def left_by(out: Path, run: Run, base: Preset) -> dict:
     "What a run left when it ended; {} where it did not end yet."
-    file = out / "runs" / f"{run_name(s, run.changes, run.seed)}.json"
+    file = out / "runs" / f"{run_name(base, run.changes, run.seed)}.json"
     return read_json(file, "remove it, and the run is made again") if file.exists() else {}
 
-# %% ../nbs/run/07_ablate.ipynb #4ffa4161
-def finished(out: Path, run: Run, s: TrainSettings, code: int) -> dict:
+# %% ../nbs/run/07_ablate.ipynb #f3304655
+def finished(out: Path, run: Run, base: Preset, code: int) -> dict:
     "What a run left, when its process has ended."
-    line = left_by(out, run, s)
+    line = left_by(out, run, base)
     if not line:
-        name = run_name(s, run.changes, run.seed)
+        name = run_name(base, run.changes, run.seed)
         log = out / "runs" / f"{name}.log"
         said = log.read_text(errors="replace").strip().splitlines()[-1:]
         raise ValueError(
@@ -382,11 +406,11 @@ def finished(out: Path, run: Run, s: TrainSettings, code: int) -> dict:
         )
     return line
 
-# %% ../nbs/run/07_ablate.ipynb #353d3ac6
+# %% ../nbs/run/07_ablate.ipynb #0650a797
 def run_all(
     out: Path,
     todo: list,  # of Run
-    s: TrainSettings,
+    base: Preset,
     jobs: int,  # how many at a time
     tell,  # called with a finished Run, its line, the seconds it took
     tick,  # called now and then
@@ -399,12 +423,12 @@ def run_all(
             training = any(run.trains() for run, *_ in going)
             while waiting and len(going) < jobs and (waiting[0].trains() or not training):
                 run = waiting.pop(0)
-                going.append((run, start_run(out, run, s), time.perf_counter()))
+                going.append((run, start_run(out, run, base), time.perf_counter()))
                 training |= run.trains()
             for ended in [part for part in going if part[1].poll() is not None]:
                 going.remove(ended)
                 run, process, began = ended
-                line = finished(out, run, s, process.returncode)
+                line = finished(out, run, base, process.returncode)
                 tell(run, line, time.perf_counter() - began)
             tick()
             time.sleep(0.2)
@@ -414,14 +438,14 @@ def run_all(
         for _, process, _ in going:
             process.wait()
 
-# %% ../nbs/run/07_ablate.ipynb #0980dd55
-def steps_done(out: Path, run: Run, s: TrainSettings) -> int:
+# %% ../nbs/run/07_ablate.ipynb #d40b961f
+def steps_done(out: Path, run: Run, base: Preset) -> int:
     "Steps of a run so far."
-    file = out / "runs" / run_name(s, run.changes, run.seed) / "metrics.jsonl"
+    file = out / "runs" / run_name(base, run.changes, run.seed) / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return min(s.steps, max(0, len(lines) - 1))  # the first line is an evaluation
+    return min(base.train.steps, max(0, len(lines) - 1))  # the first line is an evaluation
 
-# %% ../nbs/run/07_ablate.ipynb #2948f213
+# %% ../nbs/run/07_ablate.ipynb #e2aafdba
 def how_long(left: int, seconds: float | None, jobs: int) -> str:
     "Runs that are left, and the time if each takes the last one's."
     runs = f"{left} run{'s' * (left != 1)} left"
@@ -430,10 +454,10 @@ def how_long(left: int, seconds: float | None, jobs: int) -> str:
     minutes = -(-left // jobs) * seconds / 60
     return f"{runs}, about {minutes:.0f} minutes" if minutes > 1 else f"{runs}, about a minute"
 
-# %% ../nbs/run/07_ablate.ipynb #d7e1156d
-def begin_tables(out: Path, s: TrainSettings, lines: list):
+# %% ../nbs/run/07_ablate.ipynb #d4c39bbf
+def begin_tables(out: Path, base: Preset, name: str, lines: list):
     "A folder of tables, new or begun with the same settings."
-    file, now = out / "settings.json", asdict(s)
+    file, now = out / "settings.json", dict(preset=name) | asdict(base.train)
     was = read_json(file, "choose another --out") if file.exists() else {}
     if not was and lines:  # a table that came without its folder
         was = dict(steps=lines[0]["steps"])
@@ -446,66 +470,73 @@ def begin_tables(out: Path, s: TrainSettings, lines: list):
     (out / "runs").mkdir(parents=True, exist_ok=True)
     write_json(file, now)
 
-# %% ../nbs/run/07_ablate.ipynb #61a29178
-def check_ablation(seeds: list, jobs: int, s: TrainSettings, rows: dict):
+# %% ../nbs/run/07_ablate.ipynb #2d140013
+def check_ablation(seeds: list, jobs: int, base: Preset, rows: dict):
     "What can be wrong before anything is trained."
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         told = ", ".join(map(str, seeds))
         raise ValueError(f"seeds are different whole numbers from 0, got {told or 'none'}")
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    if not base.data or base.data != "toy" and not Path(base.data, "u").exists():
+        raise ValueError(
+            f"a table needs data, and there is nothing in '{base.data}': take the preset nano, or "
+            "fetch the pictures of nano-emoji with python scripts/fetch_emoji.py --things"
+        )
     for changes in rows.values():
-        check_changes(s, changes)
+        check_changes(base, changes)
 
-# %% ../nbs/run/07_ablate.ipynb #eca6cbf5
+# %% ../nbs/run/07_ablate.ipynb #2264878b
 def ablate(
     table: str,  # a name in `tables`
     out,  # folder, new or begun
     seeds: list = (0, 1, 2, 3, 4),
     names: list = (),  # some of its rows; none: all
     jobs: int = 2,  # runs at a time, each with one thread
-    s: TrainSettings = TrainSettings(),  # of the reference
+    s: TrainSettings = None,  # of the reference; None: the preset's
+    start: str = "nano",  # preset that runs start from
     tables: dict = TABLES,
 ) -> list:  # lines of the table
     "Every row of a table on every seed that its CSV does not hold yet; OUT/TABLE.csv, .md, .png."
-    out, s = Path(out), replace(s, seed=0)
+    out, base = Path(out), preset(start)
+    base = replace(base, train=replace(s or base.train, seed=0))
     rows = rows_of(table, names, tables)
-    check_ablation(seeds, jobs, s, rows)
+    check_ablation(seeds, jobs, base, rows)
     file = out / f"{table}.csv"
     lines = read_table(file)
-    begin_tables(out, s, lines)
+    begin_tables(out, base, start, lines)
     with locked(out):
         todo, order = [], list(tables[table])
         for seed in seeds:
             todo += [Run(row, changes, seed) for row, changes in rows.items()]
-        todo = not_done(out, s, todo, lines, table)
+        todo = not_done(out, base, todo, lines, table)
         if todo:
-            run_todo(out, todo, s, jobs, table, lines, order)
+            run_todo(out, todo, base, jobs, table, lines, order)
         lines = in_order(lines, order)
         write_table(file, lines)
         write_summary(out, table, lines, order)
     return lines
 
-# %% ../nbs/run/07_ablate.ipynb #329e7228
+# %% ../nbs/run/07_ablate.ipynb #c9f2ada9
 def whole_line(table: str, row: str, line: dict) -> dict:
     "A line with all columns."
     return dict.fromkeys(COLUMNS) | dict(table=table, row=row) | line
 
-# %% ../nbs/run/07_ablate.ipynb #ad53ca3f
-def not_done(out: Path, s: TrainSettings, runs: list, lines: list, table: str) -> list:  # of Run
+# %% ../nbs/run/07_ablate.ipynb #addf3dfb
+def not_done(out: Path, base: Preset, runs: list, lines: list, table: str) -> list:  # of Run
     "The runs that have no line; one that another table of the folder has made gets its line now."
     there, todo = {(line["row"], line["seed"]) for line in lines}, []
     for run in runs:
         if (run.row, run.seed) in there:
             continue
-        line = left_by(out, run, s)
+        line = left_by(out, run, base)
         if line:
             lines.append(whole_line(table, run.row, line))
         else:
             todo.append(run)
     return todo
 
-# %% ../nbs/run/07_ablate.ipynb #0380cd0b
+# %% ../nbs/run/07_ablate.ipynb #7626c7b3
 def in_order(lines: list, order: list) -> list:  # order: names of rows
     "The lines by row, then by seed."
     place = {row: i for i, row in enumerate(order)}
@@ -521,11 +552,11 @@ def in_short(line: dict) -> str:
         told.append(f"{name} {line[f'{key}_before']:.3f} -> {line[f'{key}_after']:.3f}")
     return ", ".join(told)
 
-# %% ../nbs/run/07_ablate.ipynb #f213e790
+# %% ../nbs/run/07_ablate.ipynb #41f9f262
 def run_todo(
     out: Path,
     todo: list,  # of Run
-    s: TrainSettings,
+    base: Preset,
     jobs: int,
     table: str,
     lines: list,  # of the table so far; those of the runs are added
@@ -533,12 +564,12 @@ def run_todo(
 ):
     "The runs that are left, with their progress; each that ends is written to the CSV."
     left, last = len(todo), [line["cpu_seconds"] for line in lines if line["cpu_seconds"]][-1:]
-    total = s.steps * sum(run.trains() for run in todo)
+    total = base.train.steps * sum(run.trains() for run in todo)
     bar = tqdm(total=total, desc=table, unit="step", mininterval=1)
     bar.write(how_long(left, last[0] if last else None, jobs), sys.stderr)
 
     def tick():
-        done = sum(steps_done(out, run, s) for run in todo if run.trains())
+        done = sum(steps_done(out, run, base) for run in todo if run.trains())
         bar.update(done - bar.n)
 
     def tell(run, line, seconds):
@@ -551,9 +582,9 @@ def run_todo(
         bar.write(f"{run.row}, seed {run.seed}: {in_short(line)}; {told}", sys.stderr)
 
     with bar:
-        run_all(out, todo, s, jobs, tell, tick)
+        run_all(out, todo, base, jobs, tell, tick)
 
-# %% ../nbs/run/07_ablate.ipynb #d0f7e13e
+# %% ../nbs/run/07_ablate.ipynb #e27be98e
 MEASURES = {
     "accuracy": "understanding",
     "score": "drawing",
@@ -570,14 +601,14 @@ def rises_of(lines: list, row: str, measure: str) -> dict:  # seed -> after minu
             found[line["seed"]] = line[f"{measure}_after"] - line[f"{measure}_before"]
     return found
 
-# %% ../nbs/run/07_ablate.ipynb #359c436a
+# %% ../nbs/run/07_ablate.ipynb #b7eafbb9
 def differences(lines: list, row: str, reference: str, measure: str) -> list:
     "A row's rise minus the reference's, on each seed that both have."
     own, other = rises_of(lines, row, measure), rises_of(lines, reference, measure)
     both = [seed for seed in sorted(own) if seed in other]
     return [round(own[seed] - other[seed], 9) for seed in both]  # equal runs differ by nothing
 
-# %% ../nbs/run/07_ablate.ipynb #7e888b86
+# %% ../nbs/run/07_ablate.ipynb #7ac95126
 def in_words(values) -> str:  # one number a seed
     "Mean and interval, as a cell."
     mean, half = interval(values)
@@ -585,7 +616,7 @@ def in_words(values) -> str:  # one number a seed
         return "no run"
     return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
 
-# %% ../nbs/run/07_ablate.ipynb #153ef0a2
+# %% ../nbs/run/07_ablate.ipynb #437bb26d
 def markdown_rows(lines: list, rows: list) -> list:  # lines of Markdown; rows: the reference first
     "A row's rises, and what they are above the reference's."
     reference = rows[0]
@@ -602,7 +633,7 @@ def markdown_rows(lines: list, rows: list) -> list:  # lines of Markdown; rows: 
         text.append("| " + " | ".join(cells) + " |")
     return text
 
-# %% ../nbs/run/07_ablate.ipynb #92e933e0
+# %% ../nbs/run/07_ablate.ipynb #2bdbf515
 def power_sentence(lines: list, rows: list, measure: str) -> str:
     "The smallest effect that the table could have seen."
     found = {}
@@ -622,7 +653,7 @@ def power_sentence(lines: list, rows: list, measure: str) -> str:
         "five; a smaller one would mostly be missed."
     )
 
-# %% ../nbs/run/07_ablate.ipynb #f4dbd10a
+# %% ../nbs/run/07_ablate.ipynb #284679c4
 def by_chance(lines: list, rows: list) -> str:
     "How many intervals leave zero out, and how many would by chance."
     clear, n = 0, 0
@@ -638,14 +669,14 @@ def by_chance(lines: list, rows: list) -> str:
         f"chance alone would do that to {0.05 * n:.1f}."
     )
 
-# %% ../nbs/run/07_ablate.ipynb #170ef398
+# %% ../nbs/run/07_ablate.ipynb #fe285618
 def failures(lines: list) -> str:
     "Which runs ended in an error."
     failed = [line for line in lines if line["failed"]]
     told = [f"{line['row']}, seed {line['seed']} ({line['failed']})" for line in failed]
     return f"Failed: {'; '.join(told)}." if told else ""
 
-# %% ../nbs/run/07_ablate.ipynb #54798f55
+# %% ../nbs/run/07_ablate.ipynb #1cffce8b
 def summary(table: str, lines: list, rows: list) -> str:  # Markdown; rows: the reference first
     "A table with what it can and cannot say."
     lines = [line for line in lines if line["row"] in rows]
@@ -663,7 +694,7 @@ def summary(table: str, lines: list, rows: list) -> str:  # Markdown; rows: the 
         parts.append(by_chance(lines, rows))
     return "\n\n".join([part for part in [*parts, failures(lines)] if part]) + "\n"
 
-# %% ../nbs/run/07_ablate.ipynb #8c5802cd
+# %% ../nbs/run/07_ablate.ipynb #8b78180c
 def draw_points(ax, rows: list, values: list, colour: str, shift: float, hollow: bool):
     "A mean and its interval for each row; dots are seeds."
     for y, own in enumerate(values):
@@ -677,7 +708,7 @@ def draw_points(ax, rows: list, values: list, colour: str, shift: float, hollow:
     ax.axvline(0, color="grey", lw=1)
     ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.4, -0.6))
 
-# %% ../nbs/run/07_ablate.ipynb #23e3bd01
+# %% ../nbs/run/07_ablate.ipynb #cce5ec59
 def draw_table(lines: list, rows: list):  # -> Figure; rows: the reference first
     "Rises above, differences from the reference below; filled as trained, hollow decoded better."
     fig = new_figure(9, 1.8 + 0.9 * len(rows))
@@ -697,7 +728,7 @@ def draw_table(lines: list, rows: list):  # -> Figure; rows: the reference first
         axes[1, j].set_title(f"{name}: against {rows[0]}; grey: too small to see", fontsize=10)
     return fig
 
-# %% ../nbs/run/07_ablate.ipynb #5498adbd
+# %% ../nbs/run/07_ablate.ipynb #5811141c
 def write_summary(out: Path, table: str, lines: list, rows: list):
     "OUT/TABLE.md and OUT/TABLE.png."
     there = {line["row"] for line in lines}
@@ -707,7 +738,7 @@ def write_summary(out: Path, table: str, lines: list, rows: list):
     write_whole(out / f"{table}.md", lambda part: part.write_text(text, encoding="utf-8"))
     write_whole(out / f"{table}.png", lambda part: part.write_bytes(picture.getvalue()))
 
-# %% ../nbs/run/07_ablate.ipynb #c34d392b
+# %% ../nbs/run/07_ablate.ipynb #fb396f56
 def said_of(run: Path) -> dict:
     "What a run was started with."
     if not (run / "settings.json").is_file():
@@ -719,7 +750,7 @@ def said_of(run: Path) -> dict:
     notes = read_json(made, "remove it").get("settings", {}) if made.exists() else {}
     return told | {f"pairs: {name}": value for name, value in notes.items()}
 
-# %% ../nbs/run/07_ablate.ipynb #589cfce5
+# %% ../nbs/run/07_ablate.ipynb #94f207f0
 def apart(told: list) -> dict:  # told: settings of each run -> name: value in each
     "The settings that are not the same in all runs."
     names = dict.fromkeys(name for own in told for name in own)
@@ -730,7 +761,7 @@ def apart(told: list) -> dict:  # told: settings of each run -> name: value in e
             differ[name] = values
     return differ
 
-# %% ../nbs/run/07_ablate.ipynb #ad20ae6e
+# %% ../nbs/run/07_ablate.ipynb #da527d65
 LAST = dict(
     reward_u="reward of answers",
     reward_g="reward of drawings",
@@ -739,7 +770,7 @@ LAST = dict(
     ceiling="its ceiling",
 )
 
-# %% ../nbs/run/07_ablate.ipynb #6077d3d6
+# %% ../nbs/run/07_ablate.ipynb #0cd29a24
 def reached(run: Path) -> dict:  # what -> text
     "What a run has come to: held-out scores, and the mean of its last lines."
     file = run / "metrics.jsonl"
@@ -759,13 +790,13 @@ def reached(run: Path) -> dict:  # what -> text
             told[f"{name}, last {len(values)}"] = f"{sum(values) / len(values):.3f}"
     return told
 
-# %% ../nbs/run/07_ablate.ipynb #bc772571
+# %% ../nbs/run/07_ablate.ipynb #3ded4095
 def short_names(runs: list) -> list:
     "Names of run folders that tell them from each other."
     names = [Path(run).name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
-# %% ../nbs/run/07_ablate.ipynb #8628186d
+# %% ../nbs/run/07_ablate.ipynb #d46d08e2
 def side_by_side(runs: list) -> str:  # run folders -> Markdown
     "The settings in which runs differ, and what each has reached."
     runs = [Path(run) for run in runs]
@@ -779,7 +810,7 @@ def side_by_side(runs: list) -> str:  # run folders -> Markdown
     text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     return "\n".join([*text, *("| " + " | ".join(row) + " |" for row in rows)])
 
-# %% ../nbs/run/07_ablate.ipynb #d0b23f13
+# %% ../nbs/run/07_ablate.ipynb #48a7a554
 def draw_runs(runs: list):  # run folders -> Figure
     "Held-out scores above and rewards below, a colour a run."
     fig = new_figure(9, 6)
@@ -797,14 +828,15 @@ def draw_runs(runs: list):  # run folders -> Figure
         finish_panel(ax)
     return fig
 
-# %% ../nbs/run/07_ablate.ipynb #172a9ce7
+# %% ../nbs/run/07_ablate.ipynb #7f9ff38b
 def main(argv: list):  # folder of the tables, changes as JSON, seed
     "One run, as a program."
     torch.set_num_threads(1)
     out = Path(argv[0])
-    s = TrainSettings(**read_json(out / "settings.json", "start the table again"))
-    run_row(out, json.loads(argv[1]), int(argv[2]), s)
+    saved = read_json(out / "settings.json", "start the table again")
+    base = preset(saved.pop("preset"))
+    run_row(out, json.loads(argv[1]), int(argv[2]), replace(base, train=TrainSettings(**saved)))
 
-# %% ../nbs/run/07_ablate.ipynb #78c23115
+# %% ../nbs/run/07_ablate.ipynb #e22b2fbc
 if __name__ == "__main__" and "__file__" in globals():
     main(sys.argv[1:])  # python -m pairuni_nb.ablate, by `start_run`

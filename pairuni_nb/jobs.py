@@ -188,7 +188,7 @@ class Report:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]  # run folder
 
-# %% ../nbs/run/08_jobs.ipynb #52f139b2
+# %% ../nbs/run/08_jobs.ipynb #79a8c718
 @dataclass(frozen=True)
 class Ablate:
     "Train every row of a table on every seed, and say how far each is from its first row."
@@ -199,12 +199,13 @@ class Ablate:
     rows: tuple[str, ...] = ()  # some rows of the table; without them, all
     out: str = "runs/ablate"  # folder of tables, new or begun: what it holds is not run again
     jobs: int = 2  # runs at a time, each a process with one thread
-    steps: int = TrainSettings.steps  # of each run, as in train
-    pairs_per_step: int = TrainSettings.pairs_per_step  # as in train
-    rollouts: int = TrainSettings.rollouts  # as in train
-    eval_items: int = TrainSettings.eval_items  # held-out items a side, as in train
+    preset: str = "nano"  # where runs start: nano or nano-emoji
+    steps: int | None = None  # of each run, as in train; without it, the preset's
+    pairs_per_step: int | None = None  # likewise
+    rollouts: int | None = None  # likewise
+    eval_items: int | None = None  # held-out items a side, likewise
 
-# %% ../nbs/run/08_jobs.ipynb #33dc1628
+# %% ../nbs/run/08_jobs.ipynb #d2eabdb4
 @dataclass(frozen=True)
 class Compare:
     "Runs side by side, finished or not: what differs, and what each has reached."
@@ -723,23 +724,23 @@ def run_report(c: Report):
 
     print(f"written to {write_report(c.run)}")
 
-# %% ../nbs/run/08_jobs.ipynb #c862ec56
+# %% ../nbs/run/08_jobs.ipynb #35208fd7
 def run_ablate(c: Ablate):
     "pairuni ablate"
     check_place(Path(c.out) / "table")
-    s = TrainSettings(
-        steps=c.steps, pairs_per_step=c.pairs_per_step, rollouts=c.rollouts, eval_items=c.eval_items
-    )
+    names = ("steps", "pairs_per_step", "rollouts", "eval_items")
+    given = {name: getattr(c, name) for name in names if getattr(c, name) is not None}
+    s = replace(preset(c.preset).train, **given)
     check(s)
     from pairuni_nb.ablate import ablate
 
     with when_stopped("what is done stays; the same command goes on"):
-        ablate(c.table, c.out, list(c.seeds), list(c.rows), c.jobs, s)
+        ablate(c.table, c.out, list(c.seeds), list(c.rows), c.jobs, s, c.preset)
     file = Path(c.out) / f"{c.table}.md"
     print(file.read_text(encoding="utf-8"))
     print(f"written to {file.with_suffix('.csv')}, {file} and {file.with_suffix('.png')}")
 
-# %% ../nbs/run/08_jobs.ipynb #cc5263f7
+# %% ../nbs/run/08_jobs.ipynb #5762cc8e
 def run_compare(c: Compare):
     "pairuni compare"
     if c.out:

@@ -3,7 +3,7 @@
 from pairuni_nb.ablate import interval, smallest_effect
 import numpy as np
 
-# %% ../nbs/run/07_ablate.ipynb #941228d5
+# %% ../nbs/run/07_ablate.ipynb #c65a5d4a
 def test_the_smallest_effect_is_found_four_times_out_of_five():
     rng = np.random.default_rng(0)
     for n in (3, 5, 10):
@@ -13,4 +13,4 @@ def test_the_smallest_effect_is_found_four_times_out_of_five():
         for _ in range(4000):
             mean, half = interval(rng.normal(effect, 1, n))
             found += mean - half > 0
-        assert 0.75 < found / 4000 < 0.9, (n, found)
+        assert 0.74 < found / 4000 < 0.82, (n, found)

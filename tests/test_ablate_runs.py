@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from scipy import stats
 from pairuni_nb import ablate as a
 from pairuni_nb.cli import main
 from pairuni_nb.run_folder import read_metrics, without_cost
-from pairuni_nb.settings import TrainSettings
+from pairuni_nb.records import save_records
+from pairuni_nb.settings import PRESETS, PairSettings, Preset, TrainSettings, preset
+from pairuni_nb.world import records
 
 TINY = TrainSettings(
     steps=2,
@@ -26,6 +29,7 @@ TINY = TrainSettings(
     rollouts_every=1,
     agreement_every=1,
 )
+BASE = replace(preset("nano"), train=TINY)
 
 
 def line(row, seed, before, after, failed=""):
@@ -106,8 +110,8 @@ def test_a_table_survives_its_file(lines, tmp_path):
 @pytest.mark.parametrize("table", a.TABLES)
 def test_rows_can_be_run_and_no_two_are_one_run(table):
     rows = a.rows_of(table)
-    a.check_ablation([0], 1, TrainSettings(), rows)
-    names = [a.run_name(TrainSettings(), changes, 0) for changes in rows.values()]
+    a.check_ablation([0], 1, preset("nano"), rows)
+    names = [a.run_name(preset("nano"), changes, 0) for changes in rows.values()]
     assert len(set(names)) == len(names) and names[0] == "reference,seed=0"
 
 
@@ -119,6 +123,8 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeyp
         ("ablate control --seeds 1 1", ("seeds are different", "1, 1")),
         ("ablate control --jobs 0", ("jobs", "0")),
         ("ablate control --rollouts 1", ("rollouts", "1")),
+        ("ablate control --preset pico", ("unknown preset 'pico'", "nano-emoji")),
+        ("ablate control --preset nano-emoji", ("data/things", "fetch_emoji.py")),
         ("compare one", ("at least two",)),
         ("compare one two", ("'one' is no run folder",)),
     ):
@@ -127,9 +133,9 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeyp
         assert all(word in said for word in told) and "\n" not in said, said
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="unknown setting 'lrr': .*lr"):
-        a.check_changes(TINY, dict(lrr=1))
+        a.check_changes(BASE, dict(lrr=1))
     with pytest.raises(ValueError, match="lr must be positive"):
-        a.check_changes(TINY, dict(average=[dict(lr=0)]))
+        a.check_changes(BASE, dict(average=[dict(lr=0)]))
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +172,8 @@ def test_a_run_has_its_metrics_and_both_decodings(made):
     for name in ("accuracy", "score"):
         assert lines[0][f"best_{name}_before"] == lines[1][f"best_{name}_before"]
     start = json.loads((out / "runs/start,seed=0.json").read_text())
-    held, sampling = a.held_records(0, TINY.eval_items), a.Sampling.of(TINY)
-    tried = {w: a.decoded(None, held, sampling, 0, (w,))["score"] for w in (2.0, 1.0)}
+    held = a.sources(BASE, 0)[2:]
+    tried = {w: a.decoded(None, BASE, held, 0, (w,))["score"] for w in (2.0, 1.0)}
     assert start["cfg_weight"] == max(tried, key=tried.get) and start["score"] == max(
         tried.values()
     )
@@ -204,7 +210,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     told = []
     for name in ("whole", "broken"):
         (tmp_path / name / "runs").mkdir(parents=True)
-    told.append(a.run_row(tmp_path / "whole", changes, 0, TINY))
+    told.append(a.run_row(tmp_path / "whole", changes, 0, BASE))
     real = a.scene_reward
 
     def stops(*args):  # in the second step: one call is the evaluation's
@@ -215,9 +221,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
 
     monkeypatch.setattr(a, "scene_reward", stops)
     with pytest.raises(KeyboardInterrupt):
-        a.run_row(tmp_path / "broken", changes, 0, TINY)
+        a.run_row(tmp_path / "broken", changes, 0, BASE)
     monkeypatch.setattr(a, "scene_reward", real)
-    told.append(a.run_row(tmp_path / "broken", changes, 0, TINY))
+    told.append(a.run_row(tmp_path / "broken", changes, 0, BASE))
     assert told[1]["cpu_seconds"] is None and told[0]["cpu_seconds"] > 0
     assert told[0] | dict(cpu_seconds=None) == told[1]
     runs = [tmp_path / name / "runs/rewards=shuffled,seed=0" for name in ("whole", "broken")]
@@ -227,8 +233,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
 def test_an_average_is_the_mean_of_weights_and_a_failed_run_is_a_line(tmp_path):
     (tmp_path / "runs").mkdir()
     changes = dict(average=[dict(sides="u"), dict(sides="g")])
-    held = a.held_records(0, TINY.eval_items)
-    found = a.averaged(tmp_path, TINY, changes, 0, held)["model"][0].state_dict()
+    read = a.sources(BASE, 0)
+    found = a.averaged(tmp_path, BASE, changes, 0, read)["model"][0].state_dict()
     parts = []
     for side in "ug":
         folder = tmp_path / "runs" / f"sides={side},seed=0" / "checkpoint"
@@ -237,12 +243,36 @@ def test_an_average_is_the_mean_of_weights_and_a_failed_run_is_a_line(tmp_path):
     for name, value in found.items():
         mean = (parts[0][name] + parts[1][name]) / 2
         torch.testing.assert_close(value, mean.to(value.dtype))
-    failed = a.run_row(tmp_path, dict(lr=1e30), 0, TINY)
+    failed = a.run_row(tmp_path, dict(lr=1e30), 0, BASE)
     assert failed["failed"] and failed["seed"] == 0 and failed["steps"] == TINY.steps
     whole = a.whole_line("t", "wild", failed)
     a.write_table(tmp_path / "t.csv", [whole])
     assert a.read_table(tmp_path / "t.csv")[0]["failed"] == failed["failed"]
     assert a.in_short(whole) == failed["failed"]
+
+
+def test_a_preset_with_data_of_its_own(tmp_path, monkeypatch):
+    things = tmp_path / "things"
+    for part, n in (("u", 30), ("g", 30), ("held-u", 6), ("held-g", 6)):
+        split = "heldout" if n == 6 else "train"
+        save_records(records(part[-1], n, 1, split), things / part)
+    pair = PairSettings(clusters=6)
+    base = Preset(TINY, data=str(things), reward="scene", pair=pair)
+    monkeypatch.setitem(PRESETS, "things", base)
+    (tmp_path / "out").mkdir()
+    a.begin_tables(tmp_path / "out", base, "things", [])
+    a.main([str(tmp_path / "out"), json.dumps(dict(mix="aligned")), "3"])
+    run = tmp_path / "out/runs/mix=aligned,seed=3"
+    assert json.loads((run / "pairs/pairs.json").read_text())["settings"] is not None
+    told = json.loads((run / "settings.json").read_text())
+    assert told["pairs"] == 6 and told["seed"] == 3 and told["steps"] == TINY.steps
+    asked = json.loads((run / "samples/before.json").read_text())["prompts"]
+    held = [r["prompt"] for r in records("g", 6, 1, "heldout")]
+    assert asked == held[: TINY.eval_items]  # the folder's, and no more than were asked for
+    with pytest.raises(ValueError, match="tables with preset things, and now it is nano"):
+        a.ablate("control", tmp_path / "out", [0], s=TINY)
+    with pytest.raises(ValueError, match="nothing in ''"):
+        a.ablate("control", tmp_path / "out", [0], start="janus-pro-1b")
 
 
 def test_what_is_wrong_with_a_folder_is_no_result(tmp_path, monkeypatch):
@@ -253,12 +283,12 @@ def test_what_is_wrong_with_a_folder_is_no_result(tmp_path, monkeypatch):
 
     monkeypatch.setattr(a, "trained", locked)
     with pytest.raises(ValueError, match="another process"):
-        a.run_row(tmp_path, {}, 0, TINY)
+        a.run_row(tmp_path, {}, 0, BASE)
     assert not list((tmp_path / "runs").glob("*.json"))
     run = a.Run("reference", {}, 0)
     (tmp_path / "runs/reference,seed=0.log").write_text("Traceback\nKilled by somebody\n")
     with pytest.raises(ValueError, match="reference,seed=0.*exit code -9; Killed by somebody"):
-        a.finished(tmp_path, run, TINY, -9)
+        a.finished(tmp_path, run, BASE, -9)
 
 
 def test_a_seed_and_a_prompt_decide_how_rewards_are_dealt():
@@ -295,7 +325,7 @@ def test_ctrl_c_saves_what_is_on_its_way(tmp_path):
 def a_run(folder, metrics, **settings):
     "A run folder, as far as `compare` reads it."
     folder.mkdir()
-    said = a.asdict(TrainSettings(**settings)) | dict(model=None, reward="", pairs=100)
+    said = asdict(TrainSettings(**settings)) | dict(model=None, reward="", pairs=100)
     (folder / "settings.json").write_text(json.dumps(said))
     if metrics:
         text = "".join(json.dumps(m) + "\n" for m in metrics)

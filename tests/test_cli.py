@@ -39,12 +39,12 @@ def test_every_setting_is_a_flag():
     c = parse(["sample", "ask", "x.png", "what is it?", "--choices", "a", "b", "--seed", "2"])
     assert c == Sample(Ask("x.png", "what is it?", ("a", "b")), model=Model(seed=2))
 
-# %% ../nbs/run/09_cli.ipynb #9620b3e6
+# %% ../nbs/run/09_cli.ipynb #dcc1687f
 def test_tables_are_asked_for_by_name():
     c = parse("ablate weighting --seeds 3 4 --rows none square --jobs 1 --out here".split())
     assert (c.table, c.seeds, c.rows) == ("weighting", (3, 4), ("none", "square"))
     assert (c.jobs, c.out) == (1, "here")
-    assert c.steps == TrainSettings().steps and c.eval_items == TrainSettings().eval_items
+    assert c.preset == "nano" and c.steps is None
     assert parse("compare a b c".split()).runs == ("a", "b", "c")
 
 # %% ../nbs/run/09_cli.ipynb #328e2457

@@ -394,7 +394,8 @@ def test_the_program_itself():
     bad = call("train", "--weighting", "cubic")
     assert (
         bad.returncode == 2
-        and bad.stderr == "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none\n"
+        and bad.stderr
+        == "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none, square\n"
         and not bad.stdout
     )
 
