@@ -12,7 +12,7 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'WEIGHTED', 'TABLES', 'TR
            'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart',
            'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
 
-# %% ../nbs/run/07_ablate.ipynb #6762c644
+# %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
 import io
 import json
@@ -42,7 +42,7 @@ from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of,
 from .train import train
 from .world import records
 
-# %% ../nbs/run/07_ablate.ipynb #82a5ce61
+# %% ../nbs/run/07_ablate.ipynb #4a6801a3
 # row -> what it changes: fields of TrainSettings or PairSettings, or `rewards`, `average`
 # classifier-free guidance; at weight 1 there is none, guided or cond
 GUIDANCE = {
@@ -53,7 +53,7 @@ GUIDANCE = {
     "1": dict(cfg_weight=1.0),
 }
 
-# %% ../nbs/run/07_ablate.ipynb #bf526b3c
+# %% ../nbs/run/07_ablate.ipynb #b35e4ded
 # how the gradients of both sides become one step
 COMBINE = {how: dict(combine=how) for how in ("sum", "balance", "pcgrad", "pcgrad-each")}
 COMBINE["alternate"] = dict(combine="alternate")
@@ -67,7 +67,7 @@ BATCH = {}
 for n in (16, 4, 1):
     BATCH |= {f"{n} {mix}": dict(pairs_per_step=n, mix=mix) for mix in ("pairs", "random")}
 
-# %% ../nbs/run/07_ablate.ipynb #f6111b1e
+# %% ../nbs/run/07_ablate.ipynb #5f952d04
 WEIGHTED = ("sqrt", "none", "linear", "square")
 TABLES = {
     "data": {mix: dict(mix=mix) for mix in MIXES},  # the pairs to train on (paper, Table 5)
@@ -82,7 +82,7 @@ TABLES = {
     "control": {"reference": {}, "shuffled": dict(rewards="shuffled")},
 }
 
-# %% ../nbs/run/07_ablate.ipynb #75017256
+# %% ../nbs/run/07_ablate.ipynb #8835d142
 TRAIN = {f.name for f in fields(TrainSettings)} - {"seed"}
 PAIR = {f.name for f in fields(PairSettings)} - {"seed"}
 
@@ -98,14 +98,14 @@ def check_changes(base: Preset, changes: dict):
     for part in changes.get("average", []):
         check_changes(base, part)
 
-# %% ../nbs/run/07_ablate.ipynb #c66fae85
+# %% ../nbs/run/07_ablate.ipynb #b46c35c6
 def settings_of(base: Preset, changes: dict, seed: int) -> tuple:  # TrainSettings, PairSettings
     "The settings of one run."
     own = {name: value for name, value in changes.items() if name in TRAIN}
     pair = {name: value for name, value in changes.items() if name in PAIR}
     return replace(base.train, seed=seed, **own), replace(base.pair, seed=seed, **pair)
 
-# %% ../nbs/run/07_ablate.ipynb #f042fd50
+# %% ../nbs/run/07_ablate.ipynb #b7aed72d
 def rows_of(
     table: str,
     names: list = (),  # some of its rows; none: all
@@ -120,7 +120,7 @@ def rows_of(
     wanted = {reference, *names} if names else set(rows)
     return {name: changes for name, changes in rows.items() if name in wanted}
 
-# %% ../nbs/run/07_ablate.ipynb #1127a815
+# %% ../nbs/run/07_ablate.ipynb #9d114550
 def interval(
     x,  # (n,) one number a seed
 ) -> tuple:  # mean, half width; None for the width of one seed, and twice for none
@@ -131,7 +131,7 @@ def interval(
     half = student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
     return float(x.mean()), float(half)
 
-# %% ../nbs/run/07_ablate.ipynb #90c90f5c
+# %% ../nbs/run/07_ablate.ipynb #12850480
 def smallest_effect(
     differences,  # (n,) one a seed
 ) -> float | None:  # None for one seed
@@ -142,7 +142,7 @@ def smallest_effect(
     quantiles = student.ppf([0.975, 0.8], len(x) - 1)
     return float(quantiles.sum() * x.std(ddof=1) / len(x) ** 0.5)
 
-# %% ../nbs/run/07_ablate.ipynb #b4d70598
+# %% ../nbs/run/07_ablate.ipynb #40588d2a
 def sources(
     base: Preset,  # what the reference starts from
     seed: int,
@@ -159,7 +159,7 @@ def sources(
         held = [records(side, n, 10_000 + seed, "heldout") for side in "ug"]
     return u, g, *(rows[: base.train.eval_items] for rows in held)
 
-# %% ../nbs/run/07_ablate.ipynb #6937fa9f
+# %% ../nbs/run/07_ablate.ipynb #c97b5b3f
 def shuffled(
     reward,  # function: (prompts, outputs, truths) -> values
     seed: int,
@@ -173,7 +173,7 @@ def shuffled(
 
     return shuffled_reward
 
-# %% ../nbs/run/07_ablate.ipynb #4c8729fb
+# %% ../nbs/run/07_ablate.ipynb #228c9a3c
 def judge_of(base: Preset):  # function: (prompts, images, truths) -> values
     "The reward of drawings."
     if not base.reward:
@@ -182,7 +182,7 @@ def judge_of(base: Preset):  # function: (prompts, images, truths) -> values
 
     return reward_from(base.reward, "cpu")
 
-# %% ../nbs/run/07_ablate.ipynb #21dcf47a
+# %% ../nbs/run/07_ablate.ipynb #7d4d821a
 def rewards_of(base: Preset, changes: dict, seed: int) -> dict:  # {"u": function, "g": function}
     "What a row is rewarded by."
     rewards = dict(u=answer_accuracy, g=judge_of(base))
@@ -190,7 +190,7 @@ def rewards_of(base: Preset, changes: dict, seed: int) -> dict:  # {"u": functio
         rewards = {task: shuffled(reward, seed) for task, reward in rewards.items()}
     return rewards
 
-# %% ../nbs/run/07_ablate.ipynb #d482701b
+# %% ../nbs/run/07_ablate.ipynb #2ada622e
 def decoded(
     model,  # a checkpoint's folder, (model, processor), or None: the start
     base: Preset,
@@ -212,7 +212,7 @@ def decoded(
             best |= told
     return best
 
-# %% ../nbs/run/07_ablate.ipynb #f4225eb1
+# %% ../nbs/run/07_ablate.ipynb #98c720ea
 def start_decoded(out: Path, base: Preset, held: tuple, seed: int) -> dict:
     "What the untrained model reaches on a seed's held-out items by better decoding; asked once."
     file = out / "runs" / f"start,seed={seed}.json"
@@ -220,7 +220,7 @@ def start_decoded(out: Path, base: Preset, held: tuple, seed: int) -> dict:
         write_json(file, decoded(base.model or None, base, held, seed, (2.0, 1.0)))
     return read_json(file, "remove it")
 
-# %% ../nbs/run/07_ablate.ipynb #65f12be5
+# %% ../nbs/run/07_ablate.ipynb #3c82e517
 def changed(base: Preset, changes: dict) -> dict:
     "Only those changes that change something."
     plain = asdict(base.pair) | asdict(base.train)
@@ -236,7 +236,7 @@ def run_name(base: Preset, changes: dict, seed: int) -> str:
         words.append(f"{name}={value}")
     return ",".join([*(words or ["reference"]), f"seed={seed}"])
 
-# %% ../nbs/run/07_ablate.ipynb #1ac5fc5f
+# %% ../nbs/run/07_ablate.ipynb #d4175e23
 def trained(
     out: Path,
     base: Preset,  # what the reference starts from
@@ -263,7 +263,7 @@ def trained(
         told[name] = float(np.mean(values)) if values else None
     return told | dict(model=folder / "checkpoint")
 
-# %% ../nbs/run/07_ablate.ipynb #400bcc1f
+# %% ../nbs/run/07_ablate.ipynb #0f511595
 def averaged(out: Path, base: Preset, changes: dict, seed: int, read: tuple) -> dict:
     "The mean of the weights of other runs of the seed, which are trained now if they were not yet."
     before, models, runs = None, [], changes["average"]
@@ -283,7 +283,7 @@ def averaged(out: Path, base: Preset, changes: dict, seed: int, read: tuple) -> 
     after = evaluate(policy, *read[2:], sampling, seed, judge)["figures"]
     return dict(before=before, after=after, steps=base.train.steps, model=(whole, processor))
 
-# %% ../nbs/run/07_ablate.ipynb #97477b7b
+# %% ../nbs/run/07_ablate.ipynb #2d4020da
 COLUMNS = (
     "table row seed failed steps pairs cpu_seconds accuracy_before accuracy_after score_before "
     "score_after best_accuracy_before best_accuracy_after best_score_before best_score_after "
@@ -301,7 +301,7 @@ def scores(told: dict, start: dict, end: dict) -> dict:
     line = {name: round(x, 6) if isinstance(x, float) else x for name, x in line.items()}
     return line | dict(best_cfg_weight=start["cfg_weight"])
 
-# %% ../nbs/run/07_ablate.ipynb #52b06301
+# %% ../nbs/run/07_ablate.ipynb #2381f57d
 # what is wrong with a folder says nothing about the row
 NOT_THE_ROWS = ("another process", "cannot resume", "is damaged", "memory")
 
@@ -334,7 +334,7 @@ def run_row(
     write_json(file, line)
     return line
 
-# %% ../nbs/run/07_ablate.ipynb #65e96645
+# %% ../nbs/run/07_ablate.ipynb #052c10e5
 def read_table(file) -> list:  # dicts
     "The lines of a table's CSV: numbers as numbers, None where nothing was measured."
     file, lines = Path(file), []
@@ -351,7 +351,7 @@ def read_table(file) -> list:  # dicts
         lines.append(line)
     return lines
 
-# %% ../nbs/run/07_ablate.ipynb #8bd82afa
+# %% ../nbs/run/07_ablate.ipynb #89c9da40
 def write_table(file, lines: list):
     "The CSV, written whole."
     text = io.StringIO()
@@ -360,7 +360,7 @@ def write_table(file, lines: list):
     writer.writerows(lines)
     write_whole(Path(file), lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
 
-# %% ../nbs/run/07_ablate.ipynb #4d1874d8
+# %% ../nbs/run/07_ablate.ipynb #9c867f26
 class Run(NamedTuple):
     "One row on one seed."
 
@@ -372,7 +372,7 @@ class Run(NamedTuple):
         "An average does not: it waits for those that it is made of."
         return "average" not in self.changes
 
-# %% ../nbs/run/07_ablate.ipynb #fc7ca28c
+# %% ../nbs/run/07_ablate.ipynb #36adff62
 def start_run(out: Path, run: Run, base: Preset) -> subprocess.Popen:
     "A run in a process of its own; what it says goes to a file beside its folder."
     words = [sys.executable, "-m", "pairuni_nb.ablate", str(out), json.dumps(run.changes)]
@@ -386,13 +386,13 @@ def start_run(out: Path, run: Run, base: Preset) -> subprocess.Popen:
             start_new_session=True,  # Ctrl-C reaches it once, through `run_all`
         )
 
-# %% ../nbs/run/07_ablate.ipynb #71b74405
+# %% ../nbs/run/07_ablate.ipynb #769734f8
 def left_by(out: Path, run: Run, base: Preset) -> dict:
     "What a run left when it ended; {} where it did not end yet."
     file = out / "runs" / f"{run_name(base, run.changes, run.seed)}.json"
     return read_json(file, "remove it, and the run is made again") if file.exists() else {}
 
-# %% ../nbs/run/07_ablate.ipynb #f3304655
+# %% ../nbs/run/07_ablate.ipynb #de3db3a7
 def finished(out: Path, run: Run, base: Preset, code: int) -> dict:
     "What a run left, when its process has ended."
     line = left_by(out, run, base)
@@ -406,7 +406,7 @@ def finished(out: Path, run: Run, base: Preset, code: int) -> dict:
         )
     return line
 
-# %% ../nbs/run/07_ablate.ipynb #0650a797
+# %% ../nbs/run/07_ablate.ipynb #e52fcab8
 def run_all(
     out: Path,
     todo: list,  # of Run
@@ -438,14 +438,14 @@ def run_all(
         for _, process, _ in going:
             process.wait()
 
-# %% ../nbs/run/07_ablate.ipynb #d40b961f
+# %% ../nbs/run/07_ablate.ipynb #f09ecbef
 def steps_done(out: Path, run: Run, base: Preset) -> int:
     "Steps of a run so far."
     file = out / "runs" / run_name(base, run.changes, run.seed) / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     return min(base.train.steps, max(0, len(lines) - 1))  # the first line is an evaluation
 
-# %% ../nbs/run/07_ablate.ipynb #e2aafdba
+# %% ../nbs/run/07_ablate.ipynb #0fdd8fca
 def how_long(left: int, seconds: float | None, jobs: int) -> str:
     "Runs that are left, and the time if each takes the last one's."
     runs = f"{left} run{'s' * (left != 1)} left"
@@ -454,7 +454,7 @@ def how_long(left: int, seconds: float | None, jobs: int) -> str:
     minutes = -(-left // jobs) * seconds / 60
     return f"{runs}, about {minutes:.0f} minutes" if minutes > 1 else f"{runs}, about a minute"
 
-# %% ../nbs/run/07_ablate.ipynb #d4c39bbf
+# %% ../nbs/run/07_ablate.ipynb #e0f9d830
 def begin_tables(out: Path, base: Preset, name: str, lines: list):
     "A folder of tables, new or begun with the same settings."
     file, now = out / "settings.json", dict(preset=name) | asdict(base.train)
@@ -470,7 +470,7 @@ def begin_tables(out: Path, base: Preset, name: str, lines: list):
     (out / "runs").mkdir(parents=True, exist_ok=True)
     write_json(file, now)
 
-# %% ../nbs/run/07_ablate.ipynb #2d140013
+# %% ../nbs/run/07_ablate.ipynb #a67b39d4
 def check_ablation(seeds: list, jobs: int, base: Preset, rows: dict):
     "What can be wrong before anything is trained."
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
@@ -486,7 +486,7 @@ def check_ablation(seeds: list, jobs: int, base: Preset, rows: dict):
     for changes in rows.values():
         check_changes(base, changes)
 
-# %% ../nbs/run/07_ablate.ipynb #2264878b
+# %% ../nbs/run/07_ablate.ipynb #8deeea03
 def ablate(
     table: str,  # a name in `tables`
     out,  # folder, new or begun
@@ -517,12 +517,12 @@ def ablate(
         write_summary(out, table, lines, order)
     return lines
 
-# %% ../nbs/run/07_ablate.ipynb #c9f2ada9
+# %% ../nbs/run/07_ablate.ipynb #7d2c18f4
 def whole_line(table: str, row: str, line: dict) -> dict:
     "A line with all columns."
     return dict.fromkeys(COLUMNS) | dict(table=table, row=row) | line
 
-# %% ../nbs/run/07_ablate.ipynb #addf3dfb
+# %% ../nbs/run/07_ablate.ipynb #ec1abc08
 def not_done(out: Path, base: Preset, runs: list, lines: list, table: str) -> list:  # of Run
     "The runs that have no line; one that another table of the folder has made gets its line now."
     there, todo = {(line["row"], line["seed"]) for line in lines}, []
@@ -536,7 +536,7 @@ def not_done(out: Path, base: Preset, runs: list, lines: list, table: str) -> li
             todo.append(run)
     return todo
 
-# %% ../nbs/run/07_ablate.ipynb #7626c7b3
+# %% ../nbs/run/07_ablate.ipynb #7adf17eb
 def in_order(lines: list, order: list) -> list:  # order: names of rows
     "The lines by row, then by seed."
     place = {row: i for i, row in enumerate(order)}
@@ -552,7 +552,7 @@ def in_short(line: dict) -> str:
         told.append(f"{name} {line[f'{key}_before']:.3f} -> {line[f'{key}_after']:.3f}")
     return ", ".join(told)
 
-# %% ../nbs/run/07_ablate.ipynb #41f9f262
+# %% ../nbs/run/07_ablate.ipynb #c5b84077
 def run_todo(
     out: Path,
     todo: list,  # of Run
@@ -584,7 +584,7 @@ def run_todo(
     with bar:
         run_all(out, todo, base, jobs, tell, tick)
 
-# %% ../nbs/run/07_ablate.ipynb #e27be98e
+# %% ../nbs/run/07_ablate.ipynb #be7e8859
 MEASURES = {
     "accuracy": "understanding",
     "score": "drawing",
@@ -601,14 +601,14 @@ def rises_of(lines: list, row: str, measure: str) -> dict:  # seed -> after minu
             found[line["seed"]] = line[f"{measure}_after"] - line[f"{measure}_before"]
     return found
 
-# %% ../nbs/run/07_ablate.ipynb #b7eafbb9
+# %% ../nbs/run/07_ablate.ipynb #f2e0ca97
 def differences(lines: list, row: str, reference: str, measure: str) -> list:
     "A row's rise minus the reference's, on each seed that both have."
     own, other = rises_of(lines, row, measure), rises_of(lines, reference, measure)
     both = [seed for seed in sorted(own) if seed in other]
     return [round(own[seed] - other[seed], 9) for seed in both]  # equal runs differ by nothing
 
-# %% ../nbs/run/07_ablate.ipynb #7ac95126
+# %% ../nbs/run/07_ablate.ipynb #0b94ba72
 def in_words(values) -> str:  # one number a seed
     "Mean and interval, as a cell."
     mean, half = interval(values)
@@ -616,7 +616,7 @@ def in_words(values) -> str:  # one number a seed
         return "no run"
     return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
 
-# %% ../nbs/run/07_ablate.ipynb #437bb26d
+# %% ../nbs/run/07_ablate.ipynb #5862feeb
 def markdown_rows(lines: list, rows: list) -> list:  # lines of Markdown; rows: the reference first
     "A row's rises, and what they are above the reference's."
     reference = rows[0]
@@ -633,8 +633,8 @@ def markdown_rows(lines: list, rows: list) -> list:  # lines of Markdown; rows: 
         text.append("| " + " | ".join(cells) + " |")
     return text
 
-# %% ../nbs/run/07_ablate.ipynb #2bdbf515
-def power_sentence(lines: list, rows: list, measure: str) -> str:
+# %% ../nbs/run/07_ablate.ipynb #57c77c30
+def power_sentence(lines: list, rows: list, measure: str) -> str:  # empty: too few seeds
     "The smallest effect that the table could have seen."
     found = {}
     for row in rows[1:]:
@@ -643,7 +643,7 @@ def power_sentence(lines: list, rows: list, measure: str) -> str:
             found[row] = smallest_effect(apart), len(apart)
     name = MEASURES[measure].capitalize()
     if not found:
-        return f"{name}: one seed has no interval, so a difference may be chance."
+        return ""
     (low, n), (high, _) = min(found.values()), max(found.values())
     if not low:
         return f"{name}: a row's difference is the same on every seed, so nothing tells its spread."
@@ -653,7 +653,7 @@ def power_sentence(lines: list, rows: list, measure: str) -> str:
         "five; a smaller one would mostly be missed."
     )
 
-# %% ../nbs/run/07_ablate.ipynb #284679c4
+# %% ../nbs/run/07_ablate.ipynb #f04c1a96
 def by_chance(lines: list, rows: list) -> str:
     "How many intervals leave zero out, and how many would by chance."
     clear, n = 0, 0
@@ -669,14 +669,14 @@ def by_chance(lines: list, rows: list) -> str:
         f"chance alone would do that to {0.05 * n:.1f}."
     )
 
-# %% ../nbs/run/07_ablate.ipynb #fe285618
+# %% ../nbs/run/07_ablate.ipynb #fe2a2c0b
 def failures(lines: list) -> str:
     "Which runs ended in an error."
     failed = [line for line in lines if line["failed"]]
     told = [f"{line['row']}, seed {line['seed']} ({line['failed']})" for line in failed]
     return f"Failed: {'; '.join(told)}." if told else ""
 
-# %% ../nbs/run/07_ablate.ipynb #1cffce8b
+# %% ../nbs/run/07_ablate.ipynb #86223072
 def summary(table: str, lines: list, rows: list) -> str:  # Markdown; rows: the reference first
     "A table with what it can and cannot say."
     lines = [line for line in lines if line["row"] in rows]
@@ -690,11 +690,13 @@ def summary(table: str, lines: list, rows: list) -> str:  # Markdown; rows: the 
         "\n".join(markdown_rows(lines, rows)),
     ]
     if len(rows) > 1:
-        parts.append("\n".join("- " + power_sentence(lines, rows, m) for m in MEASURES))
+        told = [power_sentence(lines, rows, measure) for measure in MEASURES]
+        bare = "One seed has no interval: each difference may be chance. Give more --seeds."
+        parts.append("\n".join(f"- {line}" for line in told if line) or bare)
         parts.append(by_chance(lines, rows))
     return "\n\n".join([part for part in [*parts, failures(lines)] if part]) + "\n"
 
-# %% ../nbs/run/07_ablate.ipynb #8b78180c
+# %% ../nbs/run/07_ablate.ipynb #da911b3a
 def draw_points(ax, rows: list, values: list, colour: str, shift: float, hollow: bool):
     "A mean and its interval for each row; dots are seeds."
     for y, own in enumerate(values):
@@ -708,7 +710,7 @@ def draw_points(ax, rows: list, values: list, colour: str, shift: float, hollow:
     ax.axvline(0, color="grey", lw=1)
     ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.4, -0.6))
 
-# %% ../nbs/run/07_ablate.ipynb #cce5ec59
+# %% ../nbs/run/07_ablate.ipynb #988e9fa0
 def draw_table(lines: list, rows: list):  # -> Figure; rows: the reference first
     "Rises above, differences from the reference below; filled as trained, hollow decoded better."
     fig = new_figure(9, 1.8 + 0.9 * len(rows))
@@ -728,7 +730,7 @@ def draw_table(lines: list, rows: list):  # -> Figure; rows: the reference first
         axes[1, j].set_title(f"{name}: against {rows[0]}; grey: too small to see", fontsize=10)
     return fig
 
-# %% ../nbs/run/07_ablate.ipynb #5811141c
+# %% ../nbs/run/07_ablate.ipynb #e3c4dc7d
 def write_summary(out: Path, table: str, lines: list, rows: list):
     "OUT/TABLE.md and OUT/TABLE.png."
     there = {line["row"] for line in lines}
@@ -738,7 +740,7 @@ def write_summary(out: Path, table: str, lines: list, rows: list):
     write_whole(out / f"{table}.md", lambda part: part.write_text(text, encoding="utf-8"))
     write_whole(out / f"{table}.png", lambda part: part.write_bytes(picture.getvalue()))
 
-# %% ../nbs/run/07_ablate.ipynb #fb396f56
+# %% ../nbs/run/07_ablate.ipynb #1cb9f38c
 def said_of(run: Path) -> dict:
     "What a run was started with."
     if not (run / "settings.json").is_file():
@@ -750,7 +752,7 @@ def said_of(run: Path) -> dict:
     notes = read_json(made, "remove it").get("settings", {}) if made.exists() else {}
     return told | {f"pairs: {name}": value for name, value in notes.items()}
 
-# %% ../nbs/run/07_ablate.ipynb #94f207f0
+# %% ../nbs/run/07_ablate.ipynb #79146dff
 def apart(told: list) -> dict:  # told: settings of each run -> name: value in each
     "The settings that are not the same in all runs."
     names = dict.fromkeys(name for own in told for name in own)
@@ -761,7 +763,7 @@ def apart(told: list) -> dict:  # told: settings of each run -> name: value in e
             differ[name] = values
     return differ
 
-# %% ../nbs/run/07_ablate.ipynb #da527d65
+# %% ../nbs/run/07_ablate.ipynb #123e6252
 LAST = dict(
     reward_u="reward of answers",
     reward_g="reward of drawings",
@@ -770,7 +772,7 @@ LAST = dict(
     ceiling="its ceiling",
 )
 
-# %% ../nbs/run/07_ablate.ipynb #0cd29a24
+# %% ../nbs/run/07_ablate.ipynb #915cae2a
 def reached(run: Path) -> dict:  # what -> text
     "What a run has come to: held-out scores, and the mean of its last lines."
     file = run / "metrics.jsonl"
@@ -790,13 +792,13 @@ def reached(run: Path) -> dict:  # what -> text
             told[f"{name}, last {len(values)}"] = f"{sum(values) / len(values):.3f}"
     return told
 
-# %% ../nbs/run/07_ablate.ipynb #3ded4095
+# %% ../nbs/run/07_ablate.ipynb #ec471931
 def short_names(runs: list) -> list:
     "Names of run folders that tell them from each other."
     names = [Path(run).name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
-# %% ../nbs/run/07_ablate.ipynb #d46d08e2
+# %% ../nbs/run/07_ablate.ipynb #cfe81163
 def side_by_side(runs: list) -> str:  # run folders -> Markdown
     "The settings in which runs differ, and what each has reached."
     runs = [Path(run) for run in runs]
@@ -810,7 +812,7 @@ def side_by_side(runs: list) -> str:  # run folders -> Markdown
     text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     return "\n".join([*text, *("| " + " | ".join(row) + " |" for row in rows)])
 
-# %% ../nbs/run/07_ablate.ipynb #48a7a554
+# %% ../nbs/run/07_ablate.ipynb #c8ac6198
 def draw_runs(runs: list):  # run folders -> Figure
     "Held-out scores above and rewards below, a colour a run."
     fig = new_figure(9, 6)
@@ -828,7 +830,7 @@ def draw_runs(runs: list):  # run folders -> Figure
         finish_panel(ax)
     return fig
 
-# %% ../nbs/run/07_ablate.ipynb #7f9ff38b
+# %% ../nbs/run/07_ablate.ipynb #4be5bd41
 def main(argv: list):  # folder of the tables, changes as JSON, seed
     "One run, as a program."
     torch.set_num_threads(1)
@@ -837,6 +839,6 @@ def main(argv: list):  # folder of the tables, changes as JSON, seed
     base = preset(saved.pop("preset"))
     run_row(out, json.loads(argv[1]), int(argv[2]), replace(base, train=TrainSettings(**saved)))
 
-# %% ../nbs/run/07_ablate.ipynb #e22b2fbc
+# %% ../nbs/run/07_ablate.ipynb #1cb902b6
 if __name__ == "__main__" and "__file__" in globals():
     main(sys.argv[1:])  # python -m pairuni_nb.ablate, by `start_run`

@@ -188,7 +188,7 @@ class Report:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]  # run folder
 
-# %% ../nbs/run/08_jobs.ipynb #79a8c718
+# %% ../nbs/run/08_jobs.ipynb #619a939a
 @dataclass(frozen=True)
 class Ablate:
     "Train every row of a table on every seed, and say how far each is from its first row."
@@ -205,7 +205,7 @@ class Ablate:
     rollouts: int | None = None  # likewise
     eval_items: int | None = None  # held-out items a side, likewise
 
-# %% ../nbs/run/08_jobs.ipynb #d2eabdb4
+# %% ../nbs/run/08_jobs.ipynb #dc780c0d
 @dataclass(frozen=True)
 class Compare:
     "Runs side by side, finished or not: what differs, and what each has reached."
@@ -724,7 +724,7 @@ def run_report(c: Report):
 
     print(f"written to {write_report(c.run)}")
 
-# %% ../nbs/run/08_jobs.ipynb #35208fd7
+# %% ../nbs/run/08_jobs.ipynb #66dbc553
 def run_ablate(c: Ablate):
     "pairuni ablate"
     check_place(Path(c.out) / "table")
@@ -740,7 +740,7 @@ def run_ablate(c: Ablate):
     print(file.read_text(encoding="utf-8"))
     print(f"written to {file.with_suffix('.csv')}, {file} and {file.with_suffix('.png')}")
 
-# %% ../nbs/run/08_jobs.ipynb #5762cc8e
+# %% ../nbs/run/08_jobs.ipynb #db6ae797
 def run_compare(c: Compare):
     "pairuni compare"
     if c.out:

@@ -3,7 +3,7 @@
 from pairuni_nb.ablate import interval, smallest_effect
 import numpy as np
 
-# %% ../nbs/run/07_ablate.ipynb #c65a5d4a
+# %% ../nbs/run/07_ablate.ipynb #823586b0
 def test_the_smallest_effect_is_found_four_times_out_of_five():
     rng = np.random.default_rng(0)
     for n in (3, 5, 10):

@@ -39,7 +39,7 @@ def test_every_setting_is_a_flag():
     c = parse(["sample", "ask", "x.png", "what is it?", "--choices", "a", "b", "--seed", "2"])
     assert c == Sample(Ask("x.png", "what is it?", ("a", "b")), model=Model(seed=2))
 
-# %% ../nbs/run/09_cli.ipynb #dcc1687f
+# %% ../nbs/run/09_cli.ipynb #886c55a7
 def test_tables_are_asked_for_by_name():
     c = parse("ablate weighting --seeds 3 4 --rows none square --jobs 1 --out here".split())
     assert (c.table, c.seeds, c.rows) == ("weighting", (3, 4), ("none", "square"))

@@ -207,11 +207,10 @@ def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_pa
 
 
 def test_a_weighting_of_your_own_is_a_setting(monkeypatch):
-    import torch
     from pairuni_nb.pair_grpo import WEIGHTINGS
 
-    monkeypatch.setitem(WEIGHTINGS, "square", torch.square)
-    check(TrainSettings(weighting="square"))
+    monkeypatch.setitem(WEIGHTINGS, "cube", lambda s: s**3)
+    check(TrainSettings(weighting="cube"))
 
 
 def test_a_tracker_that_is_not_installed(capsys, tmp_path, monkeypatch):
