@@ -291,6 +291,66 @@ def test_what_is_wrong_with_a_folder_is_no_result(tmp_path, monkeypatch):
         a.finished(tmp_path, run, BASE, -9)
 
 
+class Process:
+    "A run that ends after some looks at it."
+
+    def __init__(self, looks, code=0):
+        self.left, self.returncode, self.stopped = looks, code, False
+
+    def poll(self):
+        self.left -= 1
+        return self.returncode if self.left < 0 else None
+
+    def terminate(self):
+        self.stopped = True
+
+    def wait(self):
+        return self.returncode
+
+
+def schedule(monkeypatch, runs, jobs, codes):
+    "How many runs were on their way when each began, and the processes."
+    begun, made = [], {}
+
+    def start(out, run, base):
+        going = [name for name, process in made.items() if process.left >= 0]
+        begun.append((run.row, going))
+        made[run.row] = Process(len(begun), codes.get(run.row, 0))
+        return made[run.row]
+
+    def finished(out, run, base, code):
+        if code:
+            raise ValueError(f"{run.row} ended without a result")
+        return dict(row=run.row)
+
+    monkeypatch.setattr(a, "start_run", start)
+    monkeypatch.setattr(a, "finished", finished)
+    monkeypatch.setattr(a.time, "sleep", lambda s: None)
+    told = []
+    try:
+        a.run_all(None, runs, BASE, jobs, lambda run, *_: told.append(run.row), lambda: None)
+    except ValueError as e:
+        told.append(str(e))
+    return begun, made, told
+
+
+def test_averages_wait_for_what_they_are_made_of(monkeypatch):
+    runs = [a.Run("average", dict(average=[{}]), 0)]
+    runs += [a.Run(name, {}, 0) for name in "abcd"]
+    begun, _, told = schedule(monkeypatch, runs, 2, {})
+    assert [row for row, _ in begun] == ["a", "b", "c", "d", "average"]
+    assert max(len(going) for _, going in begun) == 1 and begun[-1][1] == []
+    assert sorted(told) == ["a", "average", "b", "c", "d"]
+
+
+def test_a_run_that_dies_stops_the_others_and_nothing_else_begins(monkeypatch):
+    runs = [a.Run(name, {}, 0) for name in "abcd"]
+    begun, made, told = schedule(monkeypatch, runs, 3, dict(a=-9))
+    assert [row for row, _ in begun] == ["a", "b", "c"]
+    assert [made[name].stopped for name in "abc"] == [False, True, True]
+    assert told == ["a ended without a result"]
+
+
 def test_a_seed_and_a_prompt_decide_how_rewards_are_dealt():
     def reward(prompts, outputs, truths):
         return list(range(len(outputs)))
