@@ -8,7 +8,7 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'WEIGHTED', 'TABLES', 'TR
            'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed', 'run_name', 'trained',
            'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run', 'start_run', 'left_by', 'finished',
            'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done',
-           'in_order', 'in_short', 'run_todo', 'rises_of', 'differences', 'in_words', 'markdown_rows', 'power_sentence',
+           'in_order', 'in_short', 'run_todo', 'rises_of', 'differences', 'as_cell', 'markdown_rows', 'power_sentence',
            'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart',
            'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
 
@@ -609,7 +609,7 @@ def differences(lines: list, row: str, reference: str, measure: str) -> list:
     return [round(own[seed] - other[seed], 9) for seed in both]  # equal runs differ by nothing
 
 # %% ../nbs/run/07_ablate.ipynb #0b94ba72
-def in_words(values) -> str:  # one number a seed
+def as_cell(values) -> str:  # one number a seed
     "Mean and interval, as a cell."
     mean, half = interval(values)
     if mean is None:
@@ -628,8 +628,8 @@ def markdown_rows(lines: list, rows: list) -> list:  # lines of Markdown; rows: 
         cells = [row, str(len(rises_of(lines, row, "score")))]
         for measure in MEASURES:
             apart = differences(lines, row, reference, measure)
-            cells.append(in_words(list(rises_of(lines, row, measure).values())))
-            cells.append("" if row == reference else in_words(apart))
+            cells.append(as_cell(list(rises_of(lines, row, measure).values())))
+            cells.append("" if row == reference else as_cell(apart))
         text.append("| " + " | ".join(cells) + " |")
     return text
 
