@@ -287,7 +287,8 @@ def averaged(out: Path, base: Preset, changes: dict, seed: int, read: tuple) -> 
 COLUMNS = (
     "table row seed failed steps pairs cpu_seconds accuracy_before accuracy_after score_before "
     "score_after best_accuracy_before best_accuracy_after best_score_before best_score_after "
-    "best_cfg_weight cos_ug ceiling norm_u norm_g"
+    "best_cfg_weight well_formed_before well_formed_after diversity_before diversity_after "
+    "cos_ug ceiling norm_u norm_g"
 ).split()
 
 
@@ -298,6 +299,9 @@ def scores(told: dict, start: dict, end: dict) -> dict:
         line[f"{name}_before"] = told["before"][f"{name}_mean"]
         line[f"{name}_after"] = told["after"][f"{name}_mean"]
         line[f"best_{name}_before"], line[f"best_{name}_after"] = start[name], end[name]
+    for name in ("well_formed", "diversity"):  # is the rise of form alone, or of surer drawings?
+        for when in ("before", "after"):
+            line[f"{name}_{when}"] = told[when][f"{name}_mean"]
     line = {name: round(x, 6) if isinstance(x, float) else x for name, x in line.items()}
     return line | dict(best_cfg_weight=start["cfg_weight"])
 
