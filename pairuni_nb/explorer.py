@@ -95,7 +95,7 @@ def _title(numbers):
     elif numbers.weighting == "none":
         text = "No weighting: w = 1, Pair-GRPO takes GRPO's step"
     else:
-        weight = {"sqrt": "w = √s", "linear": "w = s"}[numbers.weighting]
+        weight = {"sqrt": "w = √s", "linear": "w = s", "square": "w = s²"}[numbers.weighting]
         text = (
             f"Retrieved pair, s = {numbers.similarity:.2f}: {weight} = {numbers.weight:.2f}, "
             f"Pair-GRPO takes {numbers.weight:.0%} of GRPO's step"

@@ -33,7 +33,12 @@ def group_advantage(
 
 # %% ../nbs/02_pair_grpo.ipynb #b6c30600
 # name -> function of s_p (P,)
-WEIGHTINGS = {"sqrt": torch.sqrt, "linear": torch.clone, "none": torch.ones_like}
+WEIGHTINGS = {
+    "sqrt": torch.sqrt,
+    "linear": torch.clone,
+    "none": torch.ones_like,
+    "square": torch.square,
+}
 
 
 def pair_weight(

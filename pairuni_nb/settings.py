@@ -71,7 +71,7 @@ class CompletionSettings:
 class TrainSettings:
     "One run of Pair-GRPO. Defaults are the laptop's (janus-nano)."
 
-    # weight of a retrieved pair: sqrt or linear in its similarity (paper: sqrt),
+    # weight of a retrieved pair: sqrt, linear or square of its similarity (paper: sqrt),
     # or none: plain GRPO
     weighting: str = "sqrt"
     steps: int = 90  # optimiser steps (paper: at most 1200)

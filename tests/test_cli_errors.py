@@ -175,13 +175,12 @@ def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_pa
 
 
 def test_a_weighting_of_your_own_is_a_setting(monkeypatch):
-    import torch
     from pairuni_nb.pair_grpo import WEIGHTINGS
 
-    job = Train(settings=TrainSettings(weighting="square"))
-    with pytest.raises(ValueError, match="unknown weighting 'square'"):
+    job = Train(settings=TrainSettings(weighting="cube"))
+    with pytest.raises(ValueError, match="unknown weighting 'cube'"):
         check_train(job)
-    monkeypatch.setitem(WEIGHTINGS, "square", torch.square)
+    monkeypatch.setitem(WEIGHTINGS, "cube", lambda s: s**3)
     assert check_train(job) == job
 
 
@@ -314,7 +313,7 @@ def test_the_program_itself():
         shown = python(PROGRAM + "sys.exit(code)", *argv)
         assert shown.returncode == 0 and "train" in shown.stdout
     bad = python(PROGRAM + "sys.exit(code)", "train", "--weighting", "cubic")
-    said = "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none\n"
+    said = "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none, square\n"
     assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", said)
 
 

@@ -76,24 +76,24 @@ def test_a_damaged_state_is_one_sentence(tmp_path):
 def test_rewards_by_another_name_and_unknown_weightings_are_refused(pairs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="rewards are named image: name them u"):
         train(pairs, tmp_path / "run", S, rewards=dict(image=scene_reward), device="cpu")
-    with pytest.raises(ValueError, match="unknown weighting 'square'"):
-        train(pairs, tmp_path / "run", TrainSettings(weighting="square"), device="cpu")
+    with pytest.raises(ValueError, match="unknown weighting 'cube'"):
+        train(pairs, tmp_path / "run", TrainSettings(weighting="cube"), device="cpu")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_weighting_of_your_own_trains_and_the_bar_ends(pairs, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(pair_grpo.WEIGHTINGS, "square", torch.square)
+    monkeypatch.setitem(pair_grpo.WEIGHTINGS, "cube", lambda s: s**3)
     two = pairs.select([i for i, kind in enumerate(pairs["kind"]) if kind == "retrieved"][:2])
     first_wins = lambda prompts, outputs, truths: [1.0 - i % 2 for i in range(len(outputs))]
-    s, rewards = replace(S, weighting="square"), dict(u=first_wins, g=first_wins)
+    s, rewards = replace(S, weighting="cube"), dict(u=first_wins, g=first_wins)
     train(two, tmp_path / "run", s, rewards=rewards, device="cpu")
     assert "2/2" in capfd.readouterr().err
-    # two groups of the rewards 1 and 0: advantages are plus and minus 0.5/sqrt(0.5), times s_p^2
-    squares = [(s_p**2 * 0.5 / 0.5**0.5) ** 2 for s_p in two["similarity"]]
+    # two groups of the rewards 1 and 0: advantages are plus and minus 0.5/sqrt(0.5), times s_p^3
+    cubes = [(s_p**3 * 0.5 / 0.5**0.5) ** 2 for s_p in two["similarity"]]
     steps = [line for line in read_metrics(tmp_path / "run") if "adv_std_u" in line]
     for line in steps:
         for task in "ug":
-            expected = (2 * sum(squares) / 3) ** 0.5
+            expected = (2 * sum(cubes) / 3) ** 0.5
             assert line[f"adv_std_{task}"] == pytest.approx(expected, rel=1e-3)
     assert max(two["similarity"]) < 0.99 and len(steps) == 2
 

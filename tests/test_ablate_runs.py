@@ -1,0 +1,414 @@
+"""Tables of runs: what they say against scipy, that they go on, and that a failed run is a line."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from pairuni_nb import ablate as a
+from pairuni_nb.cli import main
+from pairuni_nb.run_folder import read_metrics, without_cost
+from pairuni_nb.records import save_records
+from pairuni_nb.settings import PRESETS, PairSettings, Preset, TrainSettings, preset
+from pairuni_nb.world import records
+
+TINY = TrainSettings(
+    steps=2,
+    rollouts=2,
+    pairs_per_step=2,
+    eval_items=4,
+    save_every=1,
+    rollouts_every=1,
+    agreement_every=1,
+)
+BASE = replace(preset("nano"), train=TINY)
+
+
+def line(row, seed, before, after, failed=""):
+    "A line of a table with one score for all measures."
+    own = dict.fromkeys(a.COLUMNS) | dict(table="t", row=row, seed=seed, steps=3, failed=failed)
+    for measure in a.MEASURES if not failed else ():
+        own |= {f"{measure}_before": before, f"{measure}_after": after}
+    return own
+
+
+@pytest.fixture
+def lines():
+    "Two rows on four seeds, in no order; row b lacks seed 2 and has seed 9."
+    rng = np.random.default_rng(3)
+    before = dict(zip([0, 1, 2, 3, 4, 9], rng.uniform(0.2, 0.6, 6)))
+    ours = [line("a", s, before[s], before[s] + rng.normal(0.1, 0.05)) for s in (3, 0, 2, 1, 4)]
+    theirs = [line("b", s, before[s], before[s] + rng.normal(0.1, 0.05)) for s in (9, 4, 1, 3, 0)]
+    return ours + theirs
+
+
+def scores_by_seed(lines, row):
+    return {x["seed"]: x["score_after"] - x["score_before"] for x in lines if x["row"] == row}
+
+
+def test_the_paired_difference_is_scipys(lines):
+    one, other = scores_by_seed(lines, "a"), scores_by_seed(lines, "b")
+    both = sorted(set(one) & set(other))
+    test = stats.ttest_rel([other[s] for s in both], [one[s] for s in both])
+    low, high = test.confidence_interval(0.95)
+    mean, half = a.interval(a.differences(lines, "b", "a", "score"))
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [4, 5, 8])
+def test_the_smallest_effect_has_a_power_of_80_percent(n):
+    "By the noncentral t; a normal quantile, ddof 0 or a forgotten sqrt(n) leaves the band."
+    x = np.random.default_rng(n).normal(size=n)
+    delta = a.smallest_effect(x) / (x.std(ddof=1) / n**0.5)
+    power = 1 - stats.nct.cdf(stats.t.ppf(0.975, n - 1), n - 1, delta)
+    assert 0.783 < power < 0.801
+
+
+def test_one_seed_has_no_interval_and_says_so(lines):
+    few = [x for x in lines if x["seed"] == 0]
+    text = a.summary("t", few, ["a", "b"])
+    assert text.count("One seed has no interval") == 1
+    assert "±" not in text and "leave zero out" not in text
+    assert a.interval([0.5]) == (0.5, None) and a.smallest_effect([0.5]) is None
+    a.draw_table(few, ["a", "b"])
+
+
+def test_failed_runs_are_named_and_counted_nowhere(lines):
+    text = a.summary("t", lines, ["a", "b"])
+    broken = [x for x in lines if (x["row"], x["seed"]) != ("b", 4)]
+    broken.append(line("b", 4, None, None, "the gradient of this step is not finite"))
+    told = a.summary("t", broken, ["a", "b"])
+    assert "Failed: b, seed 4 (the gradient of this step is not finite)." in told
+    assert "| b | 5 |" in text and "| b | 4 |" in told and "Failed" not in text
+    a.draw_table(broken, ["a", "b"])
+
+
+def test_equal_runs_say_that_nothing_tells_their_spread(lines):
+    same = [x | dict(row="b") for x in lines if x["row"] == "a"]
+    text = a.summary("t", same + [x for x in lines if x["row"] == "a"], ["a", "b"])
+    assert "nothing tells its spread" in text and "0 of 4 intervals" in text
+
+
+def test_a_table_survives_its_file(lines, tmp_path):
+    lines.append(line("b", 2, None, None, 'not finite, "again"'))
+    a.write_table(tmp_path / "t.csv", lines)
+    assert a.read_table(tmp_path / "t.csv") == lines
+    assert a.read_table(tmp_path / "none.csv") == []
+    (tmp_path / "x.csv").write_text("row,seed\na,1\n")
+    with pytest.raises(ValueError, match="has no column .*accuracy_after"):
+        a.read_table(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("table", a.TABLES)
+def test_rows_can_be_run_and_no_two_are_one_run(table):
+    rows = a.rows_of(table)
+    a.check_ablation([0], 1, preset("nano"), rows)
+    names = [a.run_name(preset("nano"), changes, 0) for changes in rows.values()]
+    assert len(set(names)) == len(names) and names[0] == "reference,seed=0"
+
+
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, told in (
+        ("ablate wieght", ("unknown table 'wieght'", "weighting", "control")),
+        ("ablate combine --rows mean", ("row of combine 'mean'", "pcgrad-each")),
+        ("ablate control --seeds 1 1", ("seeds are different", "1, 1")),
+        ("ablate control --jobs 0", ("jobs", "0")),
+        ("ablate control --rollouts 1", ("rollouts", "1")),
+        ("ablate control --preset pico", ("unknown preset 'pico'", "nano-emoji")),
+        ("ablate control --preset nano-emoji", ("data/things", "fetch_emoji.py")),
+        ("compare one", ("at least two",)),
+        ("compare one two", ("'one' is no run folder",)),
+    ):
+        assert main(words.split()) == 2
+        said = capsys.readouterr().err.strip()
+        assert all(word in said for word in told) and "\n" not in said, said
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="unknown setting 'lrr': .*lr"):
+        a.check_changes(BASE, dict(lrr=1))
+    with pytest.raises(ValueError, match="lr must be positive"):
+        a.check_changes(BASE, dict(average=[dict(lr=0)]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "A table of two rows on one seed, and its lines."
+    out = tmp_path_factory.mktemp("tables")
+    return out, a.ablate("weighting", out, [0], ["none"], 2, TINY)
+
+
+def test_all_rows_of_a_seed_see_the_same(made):
+    out, lines = made
+    runs = [out / "runs" / name for name in ("reference,seed=0", "weighting=none,seed=0")]
+    assert [x["row"] for x in lines] == ["sqrt", "none"]
+    for file in ("samples/before.json", "split.json"):
+        assert runs[0].joinpath(file).read_text() == runs[1].joinpath(file).read_text()
+    told = [json.loads((run / "settings.json").read_text()) for run in runs]
+    assert told[0]["pairs_sha256"] == told[1]["pairs_sha256"]
+    weights = []
+    for task in "ug":
+        u = [json.loads((run / f"rollouts/000001/{task}.json").read_text()) for run in runs]
+        assert u[0]["prompts"] == u[1]["prompts"] and u[0]["rewards"] == u[1]["rewards"]
+        weights.append([x["weights"] for x in u])
+    assert weights[0][0] != weights[0][1] and set(weights[0][1]) == {1.0}
+
+
+def test_a_run_has_its_metrics_and_both_decodings(made):
+    out, lines = made
+    reference = lines[0]
+    metrics = read_metrics(out / "runs/reference,seed=0")
+    for name in ("cos_ug", "norm_u"):
+        values = [m[name] for m in metrics if name in m]
+        assert len(values) == 2 and reference[name] == pytest.approx(np.mean(values), abs=1e-5)
+    assert reference["accuracy_after"] == pytest.approx(metrics[-1]["eval_accuracy_mean"], abs=1e-5)
+    for name in ("accuracy", "score"):
+        assert lines[0][f"best_{name}_before"] == lines[1][f"best_{name}_before"]
+    start = json.loads((out / "runs/start,seed=0.json").read_text())
+    held = a.sources(BASE, 0)[2:]
+    tried = {w: a.decoded(None, BASE, held, 0, (w,))["score"] for w in (2.0, 1.0)}
+    assert start["cfg_weight"] == max(tried, key=tried.get) and start["score"] == max(
+        tried.values()
+    )
+
+
+def test_nothing_is_run_twice(made, tmp_path, monkeypatch, capsys):
+    out, lines = made
+    shutil.copytree(out, tmp_path / "copy")
+    out = tmp_path / "copy"
+
+    def forbidden(*args):
+        raise AssertionError("this run was made already")
+
+    monkeypatch.setattr(a, "start_run", forbidden)
+    assert a.ablate("weighting", out, [0], ["none"], 2, TINY) == lines
+    assert "One seed has no interval" in (out / "weighting.md").read_text()
+    (out / "weighting.csv").unlink()  # from what the runs left
+    assert a.ablate("weighting", out, [0], ["none"], 2, TINY) == lines
+    twin = a.ablate("control", out, [0], ["reference"], 2, TINY)  # another table's reference
+    assert [x["score_after"] for x in twin] == [lines[0]["score_after"]]
+    with pytest.raises(ValueError, match="tables with steps 2, and now it is 5"):
+        a.ablate("weighting", out, [0], ["none"], 2, TrainSettings(steps=5))
+    shutil.rmtree(out / "runs")  # from the CSV alone
+    (out / "settings.json").unlink()
+    with pytest.raises(ValueError, match="tables with steps 2, and now it is 5"):
+        a.ablate("weighting", out, [0], ["none"], 2, TrainSettings(steps=5))
+    assert a.ablate("weighting", out, [0], ["none"], 2, TINY) == lines
+    with pytest.raises(AssertionError):
+        a.ablate("weighting", out, [0, 1], ["none"], 2, TINY)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    changes, calls = dict(rewards="shuffled"), []
+    told = []
+    for name in ("whole", "broken"):
+        (tmp_path / name / "runs").mkdir(parents=True)
+    told.append(a.run_row(tmp_path / "whole", changes, 0, BASE))
+    real = a.scene_reward
+
+    def stops(*args):  # in the second step: one call is the evaluation's
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(a, "scene_reward", stops)
+    with pytest.raises(KeyboardInterrupt):
+        a.run_row(tmp_path / "broken", changes, 0, BASE)
+    monkeypatch.setattr(a, "scene_reward", real)
+    told.append(a.run_row(tmp_path / "broken", changes, 0, BASE))
+    assert told[1]["cpu_seconds"] is None and told[0]["cpu_seconds"] > 0
+    assert told[0] | dict(cpu_seconds=None) == told[1]
+    runs = [tmp_path / name / "runs/rewards=shuffled,seed=0" for name in ("whole", "broken")]
+    assert without_cost(read_metrics(runs[0])) == without_cost(read_metrics(runs[1]))
+
+
+def test_an_average_is_the_mean_of_weights_and_a_failed_run_is_a_line(tmp_path):
+    (tmp_path / "runs").mkdir()
+    changes = dict(average=[dict(sides="u"), dict(sides="g")])
+    read = a.sources(BASE, 0)
+    found = a.averaged(tmp_path, BASE, changes, 0, read)["model"][0].state_dict()
+    parts = []
+    for side in "ug":
+        folder = tmp_path / "runs" / f"sides={side},seed=0" / "checkpoint"
+        parts.append(a.load_janus(folder)[0].state_dict())
+    assert any(not torch.equal(parts[0][name], parts[1][name]) for name in found)
+    for name, value in found.items():
+        mean = (parts[0][name] + parts[1][name]) / 2
+        torch.testing.assert_close(value, mean.to(value.dtype))
+    failed = a.run_row(tmp_path, dict(lr=1e30), 0, BASE)
+    assert failed["failed"] and failed["seed"] == 0 and failed["steps"] == TINY.steps
+    whole = a.whole_line("t", "wild", failed)
+    a.write_table(tmp_path / "t.csv", [whole])
+    assert a.read_table(tmp_path / "t.csv")[0]["failed"] == failed["failed"]
+    assert a.in_short(whole) == failed["failed"]
+
+
+def test_a_preset_with_data_of_its_own(tmp_path, monkeypatch):
+    things = tmp_path / "things"
+    for part, n in (("u", 30), ("g", 30), ("held-u", 6), ("held-g", 6)):
+        split = "heldout" if n == 6 else "train"
+        save_records(records(part[-1], n, 1, split), things / part)
+    pair = PairSettings(clusters=6)
+    base = Preset(TINY, data=str(things), reward="scene", pair=pair)
+    monkeypatch.setitem(PRESETS, "things", base)
+    (tmp_path / "out").mkdir()
+    a.begin_tables(tmp_path / "out", base, "things", [])
+    a.main([str(tmp_path / "out"), json.dumps(dict(mix="aligned")), "3"])
+    run = tmp_path / "out/runs/mix=aligned,seed=3"
+    assert json.loads((run / "pairs/pairs.json").read_text())["settings"] is not None
+    told = json.loads((run / "settings.json").read_text())
+    assert told["pairs"] == 6 and told["seed"] == 3 and told["steps"] == TINY.steps
+    asked = json.loads((run / "samples/before.json").read_text())["prompts"]
+    held = [r["prompt"] for r in records("g", 6, 1, "heldout")]
+    assert asked == held[: TINY.eval_items]  # the folder's, and no more than were asked for
+    with pytest.raises(ValueError, match="tables with preset things, and now it is nano"):
+        a.ablate("control", tmp_path / "out", [0], s=TINY)
+    with pytest.raises(ValueError, match="nothing in ''"):
+        a.ablate("control", tmp_path / "out", [0], start="janus-pro-1b")
+
+
+def test_what_is_wrong_with_a_folder_is_no_result(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+
+    def locked(*args):
+        raise ValueError("another process is writing to the run in 'x': wait for it")
+
+    monkeypatch.setattr(a, "trained", locked)
+    with pytest.raises(ValueError, match="another process"):
+        a.run_row(tmp_path, {}, 0, BASE)
+    assert not list((tmp_path / "runs").glob("*.json"))
+    run = a.Run("reference", {}, 0)
+    (tmp_path / "runs/reference,seed=0.log").write_text("Traceback\nKilled by somebody\n")
+    with pytest.raises(ValueError, match="reference,seed=0.*exit code -9; Killed by somebody"):
+        a.finished(tmp_path, run, BASE, -9)
+
+
+class Process:
+    "A run that ends after some looks at it."
+
+    def __init__(self, looks, code=0):
+        self.left, self.returncode, self.stopped = looks, code, False
+
+    def poll(self):
+        self.left -= 1
+        return self.returncode if self.left < 0 else None
+
+    def terminate(self):
+        self.stopped = True
+
+    def wait(self):
+        return self.returncode
+
+
+def schedule(monkeypatch, runs, jobs, codes):
+    "How many runs were on their way when each began, and the processes."
+    begun, made = [], {}
+
+    def start(out, run, base):
+        going = [name for name, process in made.items() if process.left >= 0]
+        begun.append((run.row, going))
+        made[run.row] = Process(len(begun), codes.get(run.row, 0))
+        return made[run.row]
+
+    def finished(out, run, base, code):
+        if code:
+            raise ValueError(f"{run.row} ended without a result")
+        return dict(row=run.row)
+
+    monkeypatch.setattr(a, "start_run", start)
+    monkeypatch.setattr(a, "finished", finished)
+    monkeypatch.setattr(a.time, "sleep", lambda s: None)
+    told = []
+    try:
+        a.run_all(None, runs, BASE, jobs, lambda run, *_: told.append(run.row), lambda: None)
+    except ValueError as e:
+        told.append(str(e))
+    return begun, made, told
+
+
+def test_averages_wait_for_what_they_are_made_of(monkeypatch):
+    runs = [a.Run("average", dict(average=[{}]), 0)]
+    runs += [a.Run(name, {}, 0) for name in "abcd"]
+    begun, _, told = schedule(monkeypatch, runs, 2, {})
+    assert [row for row, _ in begun] == ["a", "b", "c", "d", "average"]
+    assert max(len(going) for _, going in begun) == 1 and begun[-1][1] == []
+    assert sorted(told) == ["a", "average", "b", "c", "d"]
+
+
+def test_a_run_that_dies_stops_the_others_and_nothing_else_begins(monkeypatch):
+    runs = [a.Run(name, {}, 0) for name in "abcd"]
+    begun, made, told = schedule(monkeypatch, runs, 3, dict(a=-9))
+    assert [row for row, _ in begun] == ["a", "b", "c"]
+    assert [made[name].stopped for name in "abc"] == [False, True, True]
+    assert told == ["a ended without a result"]
+
+
+def test_a_seed_and_a_prompt_decide_how_rewards_are_dealt():
+    def reward(prompts, outputs, truths):
+        return list(range(len(outputs)))
+
+    dealt = a.shuffled(reward, 0)(["p"] * 20, [""] * 20, None)
+    assert sorted(dealt) == list(range(20)) and dealt != list(range(20))
+    assert dealt == a.shuffled(reward, 0)(["p"] * 20, [""] * 20, None)
+    assert dealt != a.shuffled(reward, 1)(["p"] * 20, [""] * 20, None)
+    assert dealt != a.shuffled(reward, 0)(["q"] * 20, [""] * 20, None)
+
+
+def test_ctrl_c_saves_what_is_on_its_way(tmp_path):
+    words = "-m pairuni_nb.cli ablate control --rows reference --seeds 0 --steps 500 --rollouts 2"
+    words += " --pairs-per-step 2 --eval-items 4 --out tables --jobs 1"
+    job = subprocess.Popen(
+        [sys.executable, *words.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    run = tmp_path / "tables/runs/reference,seed=0"
+    try:
+        until = time.monotonic() + 300
+        while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < 3:
+            assert job.poll() is None and time.monotonic() < until
+            time.sleep(0.2)
+    finally:
+        job.send_signal(signal.SIGINT)
+        said = job.communicate(timeout=120)[1]
+    assert job.returncode == 130 and "the same command goes on" in said
+    assert (run / "state.pt").exists() and not (run / "result.json").exists()
+    assert not (run / ".lock").exists() and not (tmp_path / "tables/control.csv").exists()
+
+
+def a_run(folder, metrics, **settings):
+    "A run folder, as far as `compare` reads it."
+    folder.mkdir()
+    said = asdict(TrainSettings(**settings)) | dict(model=None, reward="", pairs=100)
+    (folder / "settings.json").write_text(json.dumps(said))
+    if metrics:
+        text = "".join(json.dumps(m) + "\n" for m in metrics)
+        (folder / "metrics.jsonl").write_text(text)
+    return folder
+
+
+def test_compare_shows_what_differs_and_takes_unfinished_runs(tmp_path):
+    scores = dict(eval_accuracy_mean=0.25, eval_accuracy_ci=0.1, sec_eval=1.0)
+    steps = [dict(step=i, reward_u=i / 10, reward_g=0.5, grad_norm=2.0) for i in range(1, 13)]
+    one = a_run(tmp_path / "one", [dict(step=0) | scores, *steps], lr=1e-4)
+    later = scores | dict(eval_accuracy_mean=0.5)
+    two = a_run(tmp_path / "two", [dict(step=0) | scores, dict(step=90) | later], lr=2e-4)
+    three = a_run(tmp_path / "three", [], lr=1e-4)
+    text = a.side_by_side([one, two, three])
+    rows = {}
+    for row in text.splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        rows[cells[0]] = cells[1:]
+    assert rows["lr"] == ["0.0001", "0.0002", "0.0001"]
+    assert "steps_per" not in rows and "seed" not in rows and "rollouts" not in rows
+    assert rows["steps"] == ["12 of 90", "90 of 90", "nothing measured yet"]
+    assert rows["understanding, held out"] == ["0.250", "0.250 -> 0.500 (step 90)", ""]
+    assert rows["reward of answers, last 10"] == ["0.750", "", ""]
+    a.draw_runs([one, two, three])
+    assert a.short_names([one, tmp_path / "other" / "one"])[0] == str(one)
