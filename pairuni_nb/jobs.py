@@ -534,7 +534,7 @@ def run_train(
         return resume(c.resume, None, None, c.device, c.reward_device, c.tracker)
     c = check_train(c)
     device = check_device(c.device)
-    from pairuni_nb.janus import janus_config
+    from pairuni_nb.janus import family_config
     from pairuni_nb.processes import join_processes
     from pairuni_nb.run_folder import check_run
 
@@ -546,7 +546,7 @@ def run_train(
     check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
     # now, so that a wrong name or a bad record leaves no run folder
-    janus_config(c.model)
+    family_config(c.model)
     held = own_held(c.held_u, c.held_g)
     rewards = named_rewards(c.reward_u, c.reward, c.reward_device)
     if group.is_main_process:

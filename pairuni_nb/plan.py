@@ -167,9 +167,9 @@ def shape_named(
     "The shape of a checkpoint, from its config alone."
     if model in KNOWN_SHAPES:
         return KNOWN_SHAPES[model]
-    from pairuni_nb.janus import janus_config
+    from pairuni_nb.janus import family_config
 
-    return shape_of(janus_config(model))
+    return shape_of(family_config(model))
 
 
 # preset -> shape, work
