@@ -534,7 +534,7 @@ def run_train(
         return resume(c.resume, None, None, c.device, c.reward_device, c.tracker)
     c = check_train(c)
     device = check_device(c.device)
-    from pairuni_nb.janus import family_config
+    from pairuni_nb.emu3 import checkpoint_config
     from pairuni_nb.processes import join_processes
     from pairuni_nb.run_folder import check_run
 
@@ -546,7 +546,7 @@ def run_train(
     check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
     # now, so that a wrong name or a bad record leaves no run folder
-    family_config(c.model)
+    checkpoint_config(c.model)
     held = own_held(c.held_u, c.held_g)
     rewards = named_rewards(c.reward_u, c.reward, c.reward_device)
     if group.is_main_process:
@@ -728,10 +728,10 @@ def own_sampling(m: Model, policy) -> dict:
     return {name: value for name, value in said.items() if value is not None}
 
 # %% ../nbs/run/07_jobs.ipynb #f7e192d4
-def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
-    "A Janus and how to sample from it: what is asked for, else what its checkpoint says."
-    from pairuni_nb.janus import load_janus
-    from pairuni_nb.rollout import FORM_WANTED, JanusPolicy, Sampling
+def load_model(m: Model) -> tuple:  # Policy, Sampling
+    "A model and how to sample from it: what is asked for, else what its checkpoint says."
+    from pairuni_nb.emu3 import load_checkpoint, policy_for
+    from pairuni_nb.rollout import FORM_WANTED, Sampling
     from pairuni_nb.run_folder import from_run, is_run
 
     if m.seed < 0:
@@ -742,8 +742,8 @@ def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
         asked["instruction"] = FORM_WANTED
     Sampling(**asked)  # first: it checks its numbers
     device = check_device(m.device)
-    load = from_run if is_run(m.checkpoint) else load_janus
-    policy = JanusPolicy(*load(m.checkpoint or None, device))
+    load = from_run if is_run(m.checkpoint) else load_checkpoint
+    policy = policy_for(*load(m.checkpoint or None, device))
     return policy, Sampling(**(own_sampling(m, policy) | asked))
 
 # %% ../nbs/run/07_jobs.ipynb #4fdd8731

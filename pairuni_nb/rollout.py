@@ -11,6 +11,7 @@ __all__ = ['FORM_WANTED', 'STRETCH', 'Sampling', 'draw', 'noise', 'positions', '
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -313,7 +314,7 @@ def patch_to(cls):
 
     return add
 
-# %% ../nbs/11_rollout.ipynb #2876c1d8
+# %% ../nbs/11_rollout.ipynb #f6593f79
 class Policy(nn.Module):
     "A model that reads and draws, as RL sees it: what every family does alike."
 
@@ -349,6 +350,10 @@ class Policy(nn.Module):
     def language_model(self) -> nn.Module:
         return getattr(self.model.model, self.trunk_name)
 
+    def put_language_model(self, model: nn.Module):
+        "Another one in its place, as LoRA wraps it."
+        setattr(self.model.model, self.trunk_name, model)
+
     def forced(self, task: str) -> dict:  # place -> token
         "Tokens that the family's layout sets, and nobody chooses."
         return {}
@@ -374,6 +379,10 @@ class JanusPolicy(Policy):
         for head in (model.lm_head, model.model.generation_head):
             head.float()
         self.picture_pixels = model.config.vision_config.image_size**2
+
+    def train_tower(self):
+        "Let training move the vision tower too."
+        self.model.model.vision_model.requires_grad_(True)
 
     def decode(self, tokens: Tensor) -> Tensor:  # (n, N) -> (n, H, W, 3), about -1 to 1
         "Pixels of image tokens."
@@ -976,3 +985,19 @@ def images(
         x = self.decode(tokens).float()  # (n, H, W, 3), about -1 to 1
         drawn.append(((x + 1) * 127.5).round().clamp(0, 255).byte())
     return torch.cat(drawn).cpu().numpy()
+
+# %% ../nbs/11_rollout.ipynb #c4a760c4
+@patch_to(JanusPolicy)
+def frozen_eyes(self):  # function: images -> (n, D) unit rows
+    "Features of images by a copy of the vision tower as it is now."
+    tower = deepcopy(self.model.model.vision_model)
+    processor = self.processor.image_processor
+
+    @torch.no_grad()
+    def features(images):
+        images = [Image.fromarray(np.asarray(image)) for image in images]
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        states = tower(pixels.to(self.device, tower.dtype)).last_hidden_state
+        return F.normalize(states.float().mean(1), dim=1).cpu()
+
+    return features
