@@ -8,7 +8,7 @@ __all__ = ['MARKS', 'EMU3', 'EMU3_TEMPLATE', 'layout', 'visual_token', 'emu3_tok
            'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples', 'load_emu3',
            'checkpoint_config', 'load_checkpoint', 'policy_for']
 
-# %% ../nbs/16_emu3.ipynb #47b18aaf
+# %% ../nbs/16_emu3.ipynb #bee79bfb
 from functools import partial
 
 import numpy as np
@@ -50,11 +50,11 @@ from pairuni_nb.rollout import (
 )
 from .world import SIZE
 
-# %% ../nbs/16_emu3.ipynb #37f570c8
+# %% ../nbs/16_emu3.ipynb #09dd6c70
 # P prompts, R rollouts, L prompt tokens, T completion tokens, C codes of the VQ autoencoder,
 # V vocabulary, D width
 
-# %% ../nbs/16_emu3.ipynb #517bd225
+# %% ../nbs/16_emu3.ipynb #1ed910d9
 MARKS = ("<|extra_200|>", "<|extra_201|>", "<|image end|>")  # end of row, of frame, of picture
 
 
@@ -64,7 +64,7 @@ def layout(height: int, width: int) -> dict:  # place -> 0 end of row; 1, 2, 3 w
     end = height * (width + 1)
     return rows | {end + i: 1 + i for i in range(3)}
 
-# %% ../nbs/16_emu3.ipynb #6adabdce
+# %% ../nbs/16_emu3.ipynb #724e1ea8
 EMU3 = dict(
     bos_token="<|extra_203|>",
     eos_token="<|extra_204|>",
@@ -81,7 +81,7 @@ def visual_token(code: int) -> str:
     "The word that stands for a code."
     return f"<|visual token {code:06d}|>"
 
-# %% ../nbs/16_emu3.ipynb #0cd3db64
+# %% ../nbs/16_emu3.ipynb #65eb0c82
 def emu3_tokenizer(
     texts: list,  # sentences to learn the merges from
     vocab: int = 640,  # size of the vocabulary, but for four tags and the codes
@@ -100,7 +100,7 @@ def emu3_tokenizer(
         **three,
     )
 
-# %% ../nbs/16_emu3.ipynb #b8088421
+# %% ../nbs/16_emu3.ipynb #6ef47d3f
 EMU3_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -122,7 +122,7 @@ def emu3_processor(
     tok = emu3_tokenizer(texts or world_texts(), **kw)
     return Emu3Processor(images, tok, chat_template=EMU3_TEMPLATE)
 
-# %% ../nbs/16_emu3.ipynb #07bb78de
+# %% ../nbs/16_emu3.ipynb #a2d86d73
 def _emu3_text(tok, width, layers):
     "The language model of nano-emu3."
     return dict(
@@ -140,7 +140,7 @@ def _emu3_text(tok, width, layers):
         eos_token_id=tok.eos_token_id,
     )
 
-# %% ../nbs/16_emu3.ipynb #255eecbe
+# %% ../nbs/16_emu3.ipynb #021e9738
 def _emu3_vq(codes):
     "The VQ autoencoder of nano-emu3."
     return dict(
@@ -155,7 +155,7 @@ def _emu3_vq(codes):
         temporal_downsample_factor=1,  # pictures alone, no films
     )
 
-# %% ../nbs/16_emu3.ipynb #2a2b02ec
+# %% ../nbs/16_emu3.ipynb #0e162cdb
 def new_emu3(
     processor: Emu3Processor, seed: int = 0, width: int = 128, layers: int = 4
 ) -> Emu3ForConditionalGeneration:
@@ -175,7 +175,7 @@ def new_emu3(
     model.generation_config = GenerationConfig(**ids, guidance_scale=5, max_new_tokens=24)
     return model.eval()
 
-# %% ../nbs/16_emu3.ipynb #63a9486e
+# %% ../nbs/16_emu3.ipynb #e1e588af
 def visual_words(
     words: dict | None,  # word -> id, of an Emu3's config
     codes: int,  # C
@@ -198,11 +198,11 @@ def visual_words(
         )
     return first, [words[mark] for mark in MARKS]
 
-# %% ../nbs/16_emu3.ipynb #9ba4af73
+# %% ../nbs/16_emu3.ipynb #543c251f
 class Emu3Policy(Policy):
     "An Emu3 as RL sees it. A drawing's tokens: 0 .. C-1 its codes, then four marks."
 
-    family, trunk_name = "emu3", "text_model"
+    family, named, trunk_name = "emu3", "an Emu3", "text_model"
     recorded_stepper = JanusPolicy.recorded_stepper
 
     def read_checkpoint(self):
@@ -223,7 +223,7 @@ class Emu3Policy(Policy):
         self.model.model.vqmodel.requires_grad_(False)
         self.model.lm_head.float()
 
-# %% ../nbs/16_emu3.ipynb #ffa1346d
+# %% ../nbs/16_emu3.ipynb #63246e7a
 @patch_to(Emu3Policy)
 def _read_grid(self):
     "Height and width of a drawing in codes, and the tokens that open it."
@@ -237,7 +237,7 @@ def _read_grid(self):
     opening = self._ids([""], return_for_image_generation=True)["input_ids"][0, 1:]
     self.register_buffer("boi", opening, persistent=False)
 
-# %% ../nbs/16_emu3.ipynb #feebb99b
+# %% ../nbs/16_emu3.ipynb #524ea086
 @patch_to(Emu3Policy)
 def _ids(self, texts, images=None, **kwargs):
     "Ids, left padding; a drawing's size."
@@ -246,7 +246,7 @@ def _ids(self, texts, images=None, **kwargs):
     padded = dict(padding=True, padding_side="left", return_tensors="pt")
     return self.processor(text=texts, images=images, **padded, **kwargs).to(self.device)
 
-
+# %% ../nbs/16_emu3.ipynb #ea5c8827
 @patch_to(Emu3Policy)
 def check_texts(self, texts: list):
     "No text holds the word that stands for an image."
@@ -255,7 +255,7 @@ def check_texts(self, texts: list):
         if token in text:
             raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
 
-# %% ../nbs/16_emu3.ipynb #cc616459
+# %% ../nbs/16_emu3.ipynb #8cdf161a
 @patch_to(Emu3Policy)
 def text_prompts(
     self,
@@ -283,7 +283,7 @@ def text_prompts(
         ids = ids.masked_scatter(ids == self.model.config.image_token_id, seen.to(ids))
     return TextPrompts(ids, mask, None)
 
-# %% ../nbs/16_emu3.ipynb #3dbfb81b
+# %% ../nbs/16_emu3.ipynb #533f4b3f
 @patch_to(Emu3Policy)
 def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     "Prompts to draw; each ends in what opens the picture."
@@ -291,7 +291,7 @@ def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     batch = self._ids(list(prompts), return_for_image_generation=True)
     return ImagePrompts(batch["input_ids"], batch["attention_mask"])
 
-# %% ../nbs/16_emu3.ipynb #99709392
+# %% ../nbs/16_emu3.ipynb #af039da1
 @patch_to(Emu3Policy)
 def embed(self, task: str, tokens: Tensor) -> Tensor:  # (R, T) -> (R, T, D)
     "Tokens as trunk inputs, from the one table."
@@ -305,7 +305,7 @@ def embed_prompts(self, prompts: TextPrompts | ImagePrompts) -> Tensor:  # (P, L
     "Prompts as trunk inputs: all of them are ids."
     return self.embed("u", prompts.input_ids)
 
-# %% ../nbs/16_emu3.ipynb #91fd0b92
+# %% ../nbs/16_emu3.ipynb #15a0fea5
 @patch_to(Emu3Policy)
 def head(
     self,
@@ -328,7 +328,7 @@ def vocabulary(self, task: str) -> int:
     "How many tokens the task's head knows."
     return self.codes if task == "g" else self.model.lm_head.out_features
 
-# %% ../nbs/16_emu3.ipynb #e06f9e24
+# %% ../nbs/16_emu3.ipynb #0bf2d3ab
 @patch_to(Emu3Policy)
 def forced(self, task: str) -> dict:  # place -> token
     "A drawing's ends of rows, and the three tokens that close it."
@@ -342,7 +342,7 @@ def decode(self, tokens: Tensor) -> Tensor:  # (n, T) -> (n, H, W, 3), about -1 
     pixels = self.model.model.vqmodel.decode(codes.view(-1, self.height, self.width))
     return pixels.permute(0, 2, 3, 1)
 
-# %% ../nbs/16_emu3.ipynb #54b626f6
+# %% ../nbs/16_emu3.ipynb #4b62cc83
 @patch_to(Emu3Policy)
 def train_tower(self):
     "There is none."
@@ -351,7 +351,7 @@ def train_tower(self):
         "to train: leave train_vision off"
     )
 
-
+# %% ../nbs/16_emu3.ipynb #8c18af6e
 @patch_to(Emu3Policy)
 def frozen_eyes(self):  # function: images -> (n, D) unit rows
     "Features of images by the VQ autoencoder, which is never trained."
@@ -368,7 +368,7 @@ def frozen_eyes(self):  # function: images -> (n, D) unit rows
 
     return features
 
-# %% ../nbs/16_emu3.ipynb #4ac12228
+# %% ../nbs/16_emu3.ipynb #2a4cbf1f
 def film_latents(vq: nn.Module, pixels: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, D, h, w)
     "What an Emu3's VQ autoencoder rounds to codes."
     film = vq.encoder(pixels[:, None])  # (B, 1, D, h, w)
@@ -380,7 +380,7 @@ def from_film_latents(vq: nn.Module, latents: Tensor) -> Tensor:  # (B, D, h, w)
     film = latents[:, :, None]  # (B, D, 1, h, w)
     return vq.decoder(vq.post_quant_conv(film).transpose(1, 2), film.transpose(1, 2))
 
-# %% ../nbs/16_emu3.ipynb #bc5e1ac5
+# %% ../nbs/16_emu3.ipynb #c680c726
 @torch.no_grad()
 def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B, h w)
     "Pixels (B, 3, H, W) to codes."
@@ -390,7 +390,7 @@ def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B,
         parts += [codes.flatten() for codes in vq.encode(x, sizes).image_tokens]
     return torch.stack(parts)
 
-
+# %% ../nbs/16_emu3.ipynb #9d01abd6
 @torch.no_grad()
 def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  # (B, H, W, 3) uint8
     "Codes (B, h w) of square pictures to pixels, clamped."
@@ -398,7 +398,7 @@ def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  #
     pixels = torch.cat([vq.decode(x.view(-1, side, side)) for x in codes.split(chunk)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
-# %% ../nbs/16_emu3.ipynb #a630211e
+# %% ../nbs/16_emu3.ipynb #af8fae36
 def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
     "Teach an Emu3's VQ autoencoder the toy world."
     check = partial(survival, there=film_codes, back=film_images)
@@ -413,7 +413,7 @@ def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
         up=from_film_latents,
     )
 
-# %% ../nbs/16_emu3.ipynb #6784a50c
+# %% ../nbs/16_emu3.ipynb #0091faa8
 def examples(
     prompts: TextPrompts | ImagePrompts,  # P of them
     tokens: Tensor,  # (P, T)
@@ -429,7 +429,7 @@ def mean_loss(policy: Policy, told: Rollouts) -> Tensor:  # scalar
     "Mean cross-entropy of the tokens that count."
     return -policy(told).sum() / told.mask.sum()
 
-# %% ../nbs/16_emu3.ipynb #aa013867
+# %% ../nbs/16_emu3.ipynb #d8017f11
 def text_examples(policy: Policy, questions: list, images: list, answers: list) -> Rollouts:
     "Answers, each with its end, to questions about images."
     tok = policy.processor.tokenizer
@@ -443,7 +443,7 @@ def text_examples(policy: Policy, questions: list, images: list, answers: list) 
         mask[i, : len(row)] = True
     return examples(policy.text_prompts(questions, images), tokens, mask)
 
-# %% ../nbs/16_emu3.ipynb #bba3e730
+# %% ../nbs/16_emu3.ipynb #adef24cb
 def drawing_examples(
     policy: Emu3Policy,
     captions: list,
@@ -462,7 +462,7 @@ def drawing_examples(
         tokens[:, place] = token
     return examples(ImagePrompts(ids, mask), tokens, learn)
 
-# %% ../nbs/16_emu3.ipynb #66ef10bd
+# %% ../nbs/16_emu3.ipynb #ea9e9cd8
 def load_emu3(
     path: str,  # a folder or a name on the hub
     device: str = "cpu",
@@ -473,7 +473,7 @@ def load_emu3(
     classes = Emu3ForConditionalGeneration, Emu3Processor
     return load_weights(path, config, *classes, device, dtype)
 
-# %% ../nbs/16_emu3.ipynb #816ce256
+# %% ../nbs/16_emu3.ipynb #606d9388
 def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
     "The config of a checkpoint that can be trained; one sentence when it cannot."
     kind = config_said(path)["model_type"]
@@ -488,7 +488,7 @@ def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
         "choose one whose config says model_type 'janus' or 'emu3'"
     )
 
-# %% ../nbs/16_emu3.ipynb #c829279d
+# %% ../nbs/16_emu3.ipynb #c47b3281
 def load_checkpoint(
     path: str = None,  # a folder or a name on the hub; None: the janus-nano of this package
     device: str = "cpu",

@@ -167,9 +167,15 @@ def shape_named(
     "The shape of a checkpoint, from its config alone."
     if model in KNOWN_SHAPES:
         return KNOWN_SHAPES[model]
-    from pairuni_nb.janus import family_config
+    from pairuni_nb.emu3 import checkpoint_config
 
-    return shape_of(family_config(model))
+    config = checkpoint_config(model)
+    if config.model_type != "janus":
+        raise ValueError(
+            f"the plan counts a Janus alone, and '{model}' is an '{config.model_type}' checkpoint: "
+            "name a Janus with --model"
+        )
+    return shape_of(config)
 
 
 # preset -> shape, work

@@ -314,11 +314,11 @@ def patch_to(cls):
 
     return add
 
-# %% ../nbs/11_rollout.ipynb #f6593f79
+# %% ../nbs/11_rollout.ipynb #7d99820c
 class Policy(nn.Module):
     "A model that reads and draws, as RL sees it: what every family does alike."
 
-    family = ""  # as config.json names it
+    family, named = "", ""  # as config.json names it, and as we do
     trunk_name = "language_model"  # of its language model
 
     def __init__(
@@ -332,8 +332,7 @@ class Policy(nn.Module):
         super().__init__()
         kind = model.config.model_type
         if kind != self.family:
-            named = self.family.capitalize()
-            raise ValueError(f"a policy needs a {named} checkpoint, and this one is '{kind}'")
+            raise ValueError(f"a policy needs {self.named} checkpoint, and this one is '{kind}'")
         self.model = model
         self.processor = processor
         self.precision = precision
@@ -367,7 +366,7 @@ class Policy(nn.Module):
 class JanusPolicy(Policy):
     "A Janus model as RL sees it: sample text, sample images, score both."
 
-    family = "janus"
+    family, named = "janus", "a Janus"
 
     def read_checkpoint(self):
         "Its special tokens and its grid; what stays frozen, and what stays float32."
@@ -986,7 +985,7 @@ def images(
         drawn.append(((x + 1) * 127.5).round().clamp(0, 255).byte())
     return torch.cat(drawn).cpu().numpy()
 
-# %% ../nbs/11_rollout.ipynb #c4a760c4
+# %% ../nbs/11_rollout.ipynb #bba26232
 @patch_to(JanusPolicy)
 def frozen_eyes(self):  # function: images -> (n, D) unit rows
     "Features of images by a copy of the vision tower as it is now."
