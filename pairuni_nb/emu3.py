@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MARKS', 'EMU3', 'EMU3_TEMPLATE', 'layout', 'visual_token', 'emu3_tokenizer', 'emu3_processor', 'new_emu3',
            'visual_words', 'Emu3Policy', 'film_latents', 'from_film_latents', 'film_codes', 'film_images',
-           'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples', 'load_emu3',
-           'checkpoint_config', 'load_checkpoint', 'policy_for']
+           'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples', 'warm_start_emu3',
+           'load_emu3', 'checkpoint_config', 'load_checkpoint', 'policy_for']
 
-# %% ../nbs/16_emu3.ipynb #bee79bfb
+# %% ../nbs/16_emu3.ipynb #41b0691f
 from functools import partial
 
 import numpy as np
@@ -26,12 +26,19 @@ from transformers import (
 )
 
 from pairuni_nb.janus import (
+    DESCRIBE,
+    answer_text,
     byte_bpe,
     checkpoint_path,
     config_said,
+    crammed_scene,
+    draw_scenes,
     family_config,
     load_janus,
     load_weights,
+    misanswer,
+    miscaption,
+    rehearse,
     survival,
     train_vq,
     world_texts,
@@ -48,13 +55,13 @@ from pairuni_nb.rollout import (
     patch_to,
     unconditional,
 )
-from .world import SIZE
+from .world import SIZE, caption, question, question_text, render, sample_scene, to_pil
 
-# %% ../nbs/16_emu3.ipynb #09dd6c70
+# %% ../nbs/16_emu3.ipynb #7894b42e
 # P prompts, R rollouts, L prompt tokens, T completion tokens, C codes of the VQ autoencoder,
 # V vocabulary, D width
 
-# %% ../nbs/16_emu3.ipynb #1ed910d9
+# %% ../nbs/16_emu3.ipynb #3132a905
 MARKS = ("<|extra_200|>", "<|extra_201|>", "<|image end|>")  # end of row, of frame, of picture
 
 
@@ -64,7 +71,7 @@ def layout(height: int, width: int) -> dict:  # place -> 0 end of row; 1, 2, 3 w
     end = height * (width + 1)
     return rows | {end + i: 1 + i for i in range(3)}
 
-# %% ../nbs/16_emu3.ipynb #724e1ea8
+# %% ../nbs/16_emu3.ipynb #92501565
 EMU3 = dict(
     bos_token="<|extra_203|>",
     eos_token="<|extra_204|>",
@@ -81,7 +88,7 @@ def visual_token(code: int) -> str:
     "The word that stands for a code."
     return f"<|visual token {code:06d}|>"
 
-# %% ../nbs/16_emu3.ipynb #65eb0c82
+# %% ../nbs/16_emu3.ipynb #2ce87f0c
 def emu3_tokenizer(
     texts: list,  # sentences to learn the merges from
     vocab: int = 640,  # size of the vocabulary, but for four tags and the codes
@@ -100,7 +107,7 @@ def emu3_tokenizer(
         **three,
     )
 
-# %% ../nbs/16_emu3.ipynb #6ef47d3f
+# %% ../nbs/16_emu3.ipynb #e87b8783
 EMU3_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -122,7 +129,7 @@ def emu3_processor(
     tok = emu3_tokenizer(texts or world_texts(), **kw)
     return Emu3Processor(images, tok, chat_template=EMU3_TEMPLATE)
 
-# %% ../nbs/16_emu3.ipynb #a2d86d73
+# %% ../nbs/16_emu3.ipynb #dc98a415
 def _emu3_text(tok, width, layers):
     "The language model of nano-emu3."
     return dict(
@@ -140,7 +147,7 @@ def _emu3_text(tok, width, layers):
         eos_token_id=tok.eos_token_id,
     )
 
-# %% ../nbs/16_emu3.ipynb #021e9738
+# %% ../nbs/16_emu3.ipynb #d9f8da2b
 def _emu3_vq(codes):
     "The VQ autoencoder of nano-emu3."
     return dict(
@@ -155,7 +162,7 @@ def _emu3_vq(codes):
         temporal_downsample_factor=1,  # pictures alone, no films
     )
 
-# %% ../nbs/16_emu3.ipynb #0e162cdb
+# %% ../nbs/16_emu3.ipynb #36ea25c4
 def new_emu3(
     processor: Emu3Processor, seed: int = 0, width: int = 128, layers: int = 4
 ) -> Emu3ForConditionalGeneration:
@@ -175,7 +182,7 @@ def new_emu3(
     model.generation_config = GenerationConfig(**ids, guidance_scale=5, max_new_tokens=24)
     return model.eval()
 
-# %% ../nbs/16_emu3.ipynb #e1e588af
+# %% ../nbs/16_emu3.ipynb #fe47513c
 def visual_words(
     words: dict | None,  # word -> id, of an Emu3's config
     codes: int,  # C
@@ -198,7 +205,7 @@ def visual_words(
         )
     return first, [words[mark] for mark in MARKS]
 
-# %% ../nbs/16_emu3.ipynb #543c251f
+# %% ../nbs/16_emu3.ipynb #ed3b19dd
 class Emu3Policy(Policy):
     "An Emu3 as RL sees it. A drawing's tokens: 0 .. C-1 its codes, then four marks."
 
@@ -223,7 +230,7 @@ class Emu3Policy(Policy):
         self.model.model.vqmodel.requires_grad_(False)
         self.model.lm_head.float()
 
-# %% ../nbs/16_emu3.ipynb #63246e7a
+# %% ../nbs/16_emu3.ipynb #9d08ac98
 @patch_to(Emu3Policy)
 def _read_grid(self):
     "Height and width of a drawing in codes, and the tokens that open it."
@@ -237,7 +244,7 @@ def _read_grid(self):
     opening = self._ids([""], return_for_image_generation=True)["input_ids"][0, 1:]
     self.register_buffer("boi", opening, persistent=False)
 
-# %% ../nbs/16_emu3.ipynb #524ea086
+# %% ../nbs/16_emu3.ipynb #7620f55b
 @patch_to(Emu3Policy)
 def _ids(self, texts, images=None, **kwargs):
     "Ids, left padding; a drawing's size."
@@ -246,7 +253,7 @@ def _ids(self, texts, images=None, **kwargs):
     padded = dict(padding=True, padding_side="left", return_tensors="pt")
     return self.processor(text=texts, images=images, **padded, **kwargs).to(self.device)
 
-# %% ../nbs/16_emu3.ipynb #ea5c8827
+# %% ../nbs/16_emu3.ipynb #f594ee32
 @patch_to(Emu3Policy)
 def check_texts(self, texts: list):
     "No text holds the word that stands for an image."
@@ -255,7 +262,7 @@ def check_texts(self, texts: list):
         if token in text:
             raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
 
-# %% ../nbs/16_emu3.ipynb #8cdf161a
+# %% ../nbs/16_emu3.ipynb #b6d3ca46
 @patch_to(Emu3Policy)
 def text_prompts(
     self,
@@ -283,7 +290,7 @@ def text_prompts(
         ids = ids.masked_scatter(ids == self.model.config.image_token_id, seen.to(ids))
     return TextPrompts(ids, mask, None)
 
-# %% ../nbs/16_emu3.ipynb #533f4b3f
+# %% ../nbs/16_emu3.ipynb #d78cb02b
 @patch_to(Emu3Policy)
 def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     "Prompts to draw; each ends in what opens the picture."
@@ -291,7 +298,7 @@ def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     batch = self._ids(list(prompts), return_for_image_generation=True)
     return ImagePrompts(batch["input_ids"], batch["attention_mask"])
 
-# %% ../nbs/16_emu3.ipynb #af039da1
+# %% ../nbs/16_emu3.ipynb #7981ab3f
 @patch_to(Emu3Policy)
 def embed(self, task: str, tokens: Tensor) -> Tensor:  # (R, T) -> (R, T, D)
     "Tokens as trunk inputs, from the one table."
@@ -305,7 +312,7 @@ def embed_prompts(self, prompts: TextPrompts | ImagePrompts) -> Tensor:  # (P, L
     "Prompts as trunk inputs: all of them are ids."
     return self.embed("u", prompts.input_ids)
 
-# %% ../nbs/16_emu3.ipynb #15a0fea5
+# %% ../nbs/16_emu3.ipynb #d1cf1118
 @patch_to(Emu3Policy)
 def head(
     self,
@@ -328,7 +335,7 @@ def vocabulary(self, task: str) -> int:
     "How many tokens the task's head knows."
     return self.codes if task == "g" else self.model.lm_head.out_features
 
-# %% ../nbs/16_emu3.ipynb #0bf2d3ab
+# %% ../nbs/16_emu3.ipynb #d6be66a8
 @patch_to(Emu3Policy)
 def forced(self, task: str) -> dict:  # place -> token
     "A drawing's ends of rows, and the three tokens that close it."
@@ -342,7 +349,7 @@ def decode(self, tokens: Tensor) -> Tensor:  # (n, T) -> (n, H, W, 3), about -1 
     pixels = self.model.model.vqmodel.decode(codes.view(-1, self.height, self.width))
     return pixels.permute(0, 2, 3, 1)
 
-# %% ../nbs/16_emu3.ipynb #4b62cc83
+# %% ../nbs/16_emu3.ipynb #ee1e785e
 @patch_to(Emu3Policy)
 def train_tower(self):
     "There is none."
@@ -351,7 +358,7 @@ def train_tower(self):
         "to train: leave train_vision off"
     )
 
-# %% ../nbs/16_emu3.ipynb #8c18af6e
+# %% ../nbs/16_emu3.ipynb #f8205059
 @patch_to(Emu3Policy)
 def frozen_eyes(self):  # function: images -> (n, D) unit rows
     "Features of images by the VQ autoencoder, which is never trained."
@@ -368,7 +375,7 @@ def frozen_eyes(self):  # function: images -> (n, D) unit rows
 
     return features
 
-# %% ../nbs/16_emu3.ipynb #2a4cbf1f
+# %% ../nbs/16_emu3.ipynb #5be340c9
 def film_latents(vq: nn.Module, pixels: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, D, h, w)
     "What an Emu3's VQ autoencoder rounds to codes."
     film = vq.encoder(pixels[:, None])  # (B, 1, D, h, w)
@@ -380,7 +387,7 @@ def from_film_latents(vq: nn.Module, latents: Tensor) -> Tensor:  # (B, D, h, w)
     film = latents[:, :, None]  # (B, D, 1, h, w)
     return vq.decoder(vq.post_quant_conv(film).transpose(1, 2), film.transpose(1, 2))
 
-# %% ../nbs/16_emu3.ipynb #c680c726
+# %% ../nbs/16_emu3.ipynb #7b8efa03
 @torch.no_grad()
 def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B, h w)
     "Pixels (B, 3, H, W) to codes."
@@ -390,7 +397,7 @@ def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B,
         parts += [codes.flatten() for codes in vq.encode(x, sizes).image_tokens]
     return torch.stack(parts)
 
-# %% ../nbs/16_emu3.ipynb #9d01abd6
+# %% ../nbs/16_emu3.ipynb #d086afaf
 @torch.no_grad()
 def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  # (B, H, W, 3) uint8
     "Codes (B, h w) of square pictures to pixels, clamped."
@@ -398,7 +405,7 @@ def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  #
     pixels = torch.cat([vq.decode(x.view(-1, side, side)) for x in codes.split(chunk)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
-# %% ../nbs/16_emu3.ipynb #af8fae36
+# %% ../nbs/16_emu3.ipynb #bf68c046
 def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
     "Teach an Emu3's VQ autoencoder the toy world."
     check = partial(survival, there=film_codes, back=film_images)
@@ -413,7 +420,7 @@ def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
         up=from_film_latents,
     )
 
-# %% ../nbs/16_emu3.ipynb #0091faa8
+# %% ../nbs/16_emu3.ipynb #498f795e
 def examples(
     prompts: TextPrompts | ImagePrompts,  # P of them
     tokens: Tensor,  # (P, T)
@@ -429,7 +436,7 @@ def mean_loss(policy: Policy, told: Rollouts) -> Tensor:  # scalar
     "Mean cross-entropy of the tokens that count."
     return -policy(told).sum() / told.mask.sum()
 
-# %% ../nbs/16_emu3.ipynb #d8017f11
+# %% ../nbs/16_emu3.ipynb #3a534895
 def text_examples(policy: Policy, questions: list, images: list, answers: list) -> Rollouts:
     "Answers, each with its end, to questions about images."
     tok = policy.processor.tokenizer
@@ -443,7 +450,7 @@ def text_examples(policy: Policy, questions: list, images: list, answers: list) 
         mask[i, : len(row)] = True
     return examples(policy.text_prompts(questions, images), tokens, mask)
 
-# %% ../nbs/16_emu3.ipynb #adef24cb
+# %% ../nbs/16_emu3.ipynb #daf57f30
 def drawing_examples(
     policy: Emu3Policy,
     captions: list,
@@ -462,7 +469,64 @@ def drawing_examples(
         tokens[:, place] = token
     return examples(ImagePrompts(ids, mask), tokens, learn)
 
-# %% ../nbs/16_emu3.ipynb #ea9e9cd8
+# %% ../nbs/16_emu3.ipynb #12446a85
+def _question_examples(policy, rng, n, noise):
+    "n questions, a share of them answered wrongly."
+    scenes = [sample_scene(rng, "uug"[i % 3], "train") for i in range(n)]
+    asked = [question(scene, rng) for scene in scenes]
+    told = [misanswer(q, rng) if rng.random() < noise else q for q in asked]
+    texts = [question_text(q["question"], q["choices"]) for q in asked]
+    return text_examples(policy, texts, to_pil(render(scenes)), [answer_text(q) for q in told])
+
+# %% ../nbs/16_emu3.ipynb #bb90a656
+def _caption_examples(policy, rng, n):
+    "n captions, half of them of crammed scenes."
+    scenes = [crammed_scene(rng) for _ in range(n // 2)]
+    scenes += [sample_scene(rng, "ug"[i % 2], "train") for i in range(n - len(scenes))]
+    told = [" " + caption(scene) for scene in scenes]
+    return text_examples(policy, [DESCRIBE] * n, to_pil(render(scenes)), told)
+
+# %% ../nbs/16_emu3.ipynb #7efa8da0
+def _drawing_examples(policy, rng, n, noise, pool):
+    "n drawings from a pool of (scene, codes), a share of them asked for wrongly."
+    drawn = [pool[i] for i in rng.integers(0, len(pool), n)]
+    captions = []
+    for scene, _ in drawn:
+        captions.append(miscaption(scene, rng) if rng.random() < noise else caption(scene))
+    dropped = torch.from_numpy(rng.random(n) < 0.1)
+    return drawing_examples(policy, captions, torch.stack([c for _, c in drawn]).long(), dropped)
+
+# %% ../nbs/16_emu3.ipynb #205cc8dd
+def warm_start_emu3(
+    policy: Emu3Policy,  # changed in place; its VQ autoencoder stays as it is
+    steps: int = 600,
+    lr: float = 2e-3,
+    seed: int = 0,
+    questions: int = 24,  # examples a step
+    captions: int = 16,  # examples a step
+    drawings: int = 40,  # examples a step
+    noise: float = 0.0,  # share of answers and prompts that are wrong in one fact
+    pool: int = 12000,  # scenes encoded to codes beforehand
+    log=print,
+):
+    "Teach both tasks together: questions, captions and drawing in every step."
+    rng, vq = np.random.default_rng([seed, 4]), policy.model.model.vqmodel
+    pooled = []
+    for _ in range(pool // 200):
+        scenes, pixels = draw_scenes(rng, 200, "gugg")
+        pooled += zip(scenes, film_codes(vq, pixels))
+
+    def losses():
+        told = dict(
+            questions=_question_examples(policy, rng, questions, noise),
+            captions=_caption_examples(policy, rng, captions),
+            drawing=_drawing_examples(policy, rng, drawings, noise, pooled),
+        )
+        return {name: mean_loss(policy, each) for name, each in told.items()}
+
+    rehearse(policy.model, losses, steps, lr, log)
+
+# %% ../nbs/16_emu3.ipynb #d1762f42
 def load_emu3(
     path: str,  # a folder or a name on the hub
     device: str = "cpu",
@@ -473,7 +537,7 @@ def load_emu3(
     classes = Emu3ForConditionalGeneration, Emu3Processor
     return load_weights(path, config, *classes, device, dtype)
 
-# %% ../nbs/16_emu3.ipynb #606d9388
+# %% ../nbs/16_emu3.ipynb #df8f382d
 def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
     "The config of a checkpoint that can be trained; one sentence when it cannot."
     kind = config_said(path)["model_type"]
@@ -488,7 +552,7 @@ def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
         "choose one whose config says model_type 'janus' or 'emu3'"
     )
 
-# %% ../nbs/16_emu3.ipynb #c47b3281
+# %% ../nbs/16_emu3.ipynb #457b948a
 def load_checkpoint(
     path: str = None,  # a folder or a name on the hub; None: the janus-nano of this package
     device: str = "cpu",

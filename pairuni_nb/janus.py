@@ -6,10 +6,10 @@
 __all__ = ['OURS', 'BOS', 'EOS', 'PAD', 'BOI', 'IMAGE', 'EOI', 'CHAT_TEMPLATE', 'IMAGE_BLOCK', 'DESCRIBE', 'nano_folder',
            'checkpoint_path', 'check_files', 'check_no_pickle', 'config_said', 'family_config', 'first_line',
            'load_weights', 'load_janus', 'byte_bpe', 'nano_tokenizer', 'world_texts', 'nano_processor', 'nano_config',
-           'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle', 'descend', 'train_vision', 'draw_crammed', 'draw_mixed',
-           'to_tokens', 'to_images', 'spread_codes', 'move_codes', 'survival', 'to_latents', 'from_latents', 'train_vq',
-           'user_turn', 'answer_text', 'text_loss', 'image_loss', 'misanswer', 'miscaption', 'rehearse', 'warm_start',
-           'make_nano', 'random_janus_pro']
+           'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle', 'descend', 'train_vision', 'crammed_scene',
+           'draw_crammed', 'draw_mixed', 'to_tokens', 'to_images', 'spread_codes', 'move_codes', 'survival',
+           'to_latents', 'from_latents', 'train_vq', 'user_turn', 'answer_text', 'text_loss', 'image_loss', 'misanswer',
+           'miscaption', 'rehearse', 'warm_start', 'make_nano', 'random_janus_pro']
 
 # %% ../nbs/10_janus.ipynb #b38722f7
 from importlib.resources import files
@@ -428,7 +428,7 @@ def train_vision(
             log(f"vision {step}: loss {loss.item():.3f}, filled cells named {named:.3f}")
 
 # %% ../nbs/10_janus.ipynb #a9b97ef5
-def _crammed_scene(rng):
+def crammed_scene(rng):
     "Random cells, half of them full."
     style = str(rng.choice(STYLES))
     cells = [ITEMS[i] if rng.random() < 0.5 else None for i in rng.integers(1, len(ITEMS), 9)]
@@ -437,7 +437,7 @@ def _crammed_scene(rng):
 # %% ../nbs/10_janus.ipynb #8e6991fa
 def draw_crammed(rng: np.random.Generator, n: int) -> Tensor:  # (n, 3, 48, 48)
     "Scenes whose cells are random and half full: no captions, every item often."
-    return to_pixels(render([_crammed_scene(rng) for _ in range(n)]))
+    return to_pixels(render([crammed_scene(rng) for _ in range(n)]))
 
 
 def draw_mixed(rng: np.random.Generator, n: int) -> Tensor:  # (n, 3, 48, 48)
@@ -636,15 +636,16 @@ def miscaption(scene: Scene, rng: np.random.Generator) -> str:
 
 # %% ../nbs/10_janus.ipynb #c1a5724c
 def rehearse(
-    model: JanusForConditionalGeneration,  # changed in place; its eyes and VQ stay as they are
+    model: nn.Module,  # changed in place; its eyes and VQ stay as they are
     losses,  # function: a fresh batch's losses by name
     steps: int,
     lr: float,
     log=print,
 ):
     "Go down the sum of several losses at once."
-    for part in (model.model.vision_model, model.model.vqmodel):
-        part.requires_grad_(False)
+    for name in ("vision_model", "vqmodel"):
+        if hasattr(model.model, name):
+            getattr(model.model, name).requires_grad_(False)
     params = [p for p in model.parameters() if p.requires_grad]
     opt, schedule = one_cycle(params, lr, steps, 0.02)
     for step in range(1, steps + 1):

@@ -205,7 +205,7 @@ def train(
     pairs,  # Dataset of pair rows (09_pairing)
     out,  # run folder
     s: TrainSettings,
-    model: str = None,  # a Janus checkpoint's folder or name; None: this package's janus-nano
+    model: str = None,  # a checkpoint's folder or name; None: this package's janus-nano
     rewards: dict = None,  # {"u": function, "g": function}; missing ones are the defaults
     device: str = "auto",  # "auto", "cpu" or "cuda"
     tracker: str = None,  # "tensorboard", "wandb" or "trackio"
