@@ -4,17 +4,20 @@ from pairuni_nb.emu3 import Emu3Policy, drawing_examples, emu3_processor, film_c
 from pairuni_nb.janus import draw_scenes
 from pairuni_nb.rollout import Rollouts
 from pairuni_nb.rollout import Sampling
+from pairuni_nb.rollout import patch_to
 from pairuni_nb.rollout import unconditional
+from pairuni_nb.world import question_text
 from pairuni_nb.world import render
 from pairuni_nb.world import to_pil
+from torch import Tensor
 from torch import nn
 import numpy as np
 import torch
 
-# %% ../nbs/16_emu3.ipynb #ac14717a
+# %% ../nbs/16_emu3.ipynb #dd245828
 from pairuni_nb.rollout import gap, noise
 
-# %% ../nbs/16_emu3.ipynb #68ff0fd6
+# %% ../nbs/16_emu3.ipynb #a7125295
 def lively_emu3(**settings):
     "A nano-emu3 with lively random weights; no training involved"
     processor = emu3_processor()
@@ -25,7 +28,7 @@ def lively_emu3(**settings):
             weight.data.normal_(0, 1.2 / weight.shape[1] ** 0.5, generator=generator)
     return policy
 
-# %% ../nbs/16_emu3.ipynb #e46cf991
+# %% ../nbs/16_emu3.ipynb #baa906af
 def test_log_probs_are_those_of_generate():
     policy = lively_emu3()
     words = policy.model.config.vocabulary_map
@@ -69,7 +72,7 @@ def test_log_probs_are_those_of_generate():
     assert scores[mask].std() > 0.3
     assert (scores[~mask] == 0).all()
 
-# %% ../nbs/16_emu3.ipynb #4e3867b1
+# %% ../nbs/16_emu3.ipynb #e6200dc6
 def test_codes_are_the_nearest_latents():
     vq = new_emu3(emu3_processor()).model.vqmodel
     unit = nn.functional.normalize(vq.quantize.embedding.weight.data, dim=1)
@@ -86,7 +89,7 @@ def test_codes_are_the_nearest_latents():
     drawn = torch.from_numpy(film_images(vq, codes)).permute(0, 3, 1, 2)
     assert ((again + 1) * 127.5 - drawn).abs().max() < 0.51
 
-# %% ../nbs/16_emu3.ipynb #55cbcf6d
+# %% ../nbs/16_emu3.ipynb #d48ad597
 def test_the_loss_is_transformers_own():
     policy = lively_emu3()
     scenes, _ = draw_scenes(np.random.default_rng(0), 3)
@@ -101,7 +104,7 @@ def test_the_loss_is_transformers_own():
     assert len(told.mask.sum(1).unique()) > 1
     assert abs(ours - theirs) < 1e-4
 
-# %% ../nbs/16_emu3.ipynb #ecdf8320
+# %% ../nbs/16_emu3.ipynb #e6412787
 def test_a_hidden_caption_is_the_prompt_that_says_nothing():
     policy = lively_emu3()
     codes = torch.arange(72).view(2, 36)
@@ -116,3 +119,124 @@ def test_a_hidden_caption_is_the_prompt_that_says_nothing():
     assert not told.mask[:, [6, 13, 41, 42, 43, 44]].any()
     with torch.no_grad():
         assert abs(mean_loss(policy, told) + policy(told)[told.mask].mean()) < 1e-5
+
+# %% ../nbs/16_emu3.ipynb #782eb5ea
+import re
+from dataclasses import dataclass, replace
+
+from pairuni_nb.rollout import draw
+from pairuni_nb.world import ITEMS, Scene
+
+
+@dataclass(frozen=True)
+class Bags:
+    "Prompts as sets of words."
+
+    task: str
+    words: Tensor  # (P, V) 1 where a prompt has the word
+
+    def __len__(self):
+        return len(self.words)
+
+# %% ../nbs/16_emu3.ipynb #79ee8fd5
+class BagPolicy(nn.Module):
+    "Words in, one answer or nine cells out."
+
+    pad, image_tokens, device = 0, 9, torch.device("cpu")
+
+    def __init__(self, texts, answers):
+        super().__init__()
+        self.words = sorted({word for text in texts for word in re.findall(r"[\w-]+", text)})
+        self.answers = answers
+        self.say = nn.Linear(len(self.words), len(answers))
+        self.draw = nn.Linear(len(self.words), 9 * len(ITEMS))
+
+    def prompts(self, task, texts):
+        rows = []
+        for text in texts:
+            there = set(re.findall(r"[\w-]+", text))
+            rows.append([float(word in there) for word in self.words])
+        return Bags(task, torch.tensor(rows))
+
+    def text_prompts(self, questions, images=None):
+        return self.prompts("u", questions)
+
+    def image_prompts(self, captions):
+        return self.prompts("g", captions)
+
+    def length(self, task, sampling):
+        return 9 if task == "g" else 1
+
+# %% ../nbs/16_emu3.ipynb #53ec3e3c
+@patch_to(BagPolicy)
+def logits(self, prompts):  # -> (P, T, what can be said)
+    head = self.say if prompts.task == "u" else self.draw
+    return head(prompts.words).view(len(prompts), self.length(prompts.task, None), -1)
+
+
+@patch_to(BagPolicy)
+def forward(self, rollouts, rows=None):
+    if rows is not None:
+        rollouts = rollouts.index(rows)
+    logits = self.logits(rollouts.prompts)[rollouts.group] / rollouts.sampling.temperature
+    return logits.log_softmax(-1).gather(-1, rollouts.tokens[..., None])[..., 0]
+
+# %% ../nbs/16_emu3.ipynb #ee2d31e2
+@patch_to(BagPolicy)
+@torch.no_grad()
+def sample(self, prompts, k, noise, sampling, rows=None, gb=8.0):
+    group = torch.arange(len(prompts)).repeat_interleave(k)
+    probs = (self.logits(prompts) / sampling.temperature).softmax(-1)[group]  # (R, T, ..)
+    tokens = torch.stack([draw(p, u) for p, u in zip(probs.unbind(1), noise.T)], 1)
+    mask, none = torch.ones(tokens.shape, dtype=torch.bool), torch.zeros(tokens.shape)
+    drawn = Rollouts(prompts, k, group, tokens, mask, mask[:, 0], none, none, sampling)
+    logp = self(drawn)
+    drawn = replace(drawn, logp=logp, sample_logp=logp)
+    return drawn if rows is None else drawn.index(rows)
+
+# %% ../nbs/16_emu3.ipynb #86e080ed
+@patch_to(BagPolicy)
+def texts(self, rollouts):
+    said = [self.answers[token] for token in rollouts.tokens[:, 0].tolist()]
+    return [f"<think>I see words alone</think><answer>{text}</answer>" for text in said]
+
+
+@patch_to(BagPolicy)
+def images(self, rollouts):
+    scenes = []
+    for row in rollouts.tokens.tolist():
+        scenes.append(Scene("placed", "plain", tuple(ITEMS[token] for token in row)))
+    return render(scenes)
+
+# %% ../nbs/16_emu3.ipynb #d041120b
+from accelerate import Accelerator
+
+from pairuni_nb.pairing import make_pairs
+from pairuni_nb.rewards import answer_accuracy, scene_reward
+from pairuni_nb.settings import TrainSettings
+from pairuni_nb.step import rows_of_step, train_step
+from pairuni_nb.world import records
+
+# %% ../nbs/16_emu3.ipynb #11a51dae
+def train_bag(steps, lr):  # -> (steps, 2) rewards of answers and of drawings
+    us, gs = records("u", 400, 0), records("g", 400, 0)
+    pairs, _ = make_pairs(us, gs, clusters=100)
+    texts = [question_text(r["question"], r["choices"]) for r in us] + [r["prompt"] for r in gs]
+    torch.manual_seed(0)
+    bag = BagPolicy(texts, sorted({r["answer"] for r in us}))
+    opt = torch.optim.Adam(bag.parameters(), lr=lr)
+    s, lines = TrainSettings(cfg_weight=1.0, max_new_tokens=1), []
+    rewards, accelerator = dict(u=answer_accuracy, g=scene_reward), Accelerator(cpu=True)
+    for step in range(steps):
+        ids = rows_of_step(len(pairs), s.pairs_per_step, 0, step)
+        rows = [pairs[i] for i in ids]
+        told, _ = train_step(bag, opt, rows, ids, step, s, rewards, accelerator)
+        lines.append((told["reward_u"], told["reward_g"]))
+        assert max(told["gap_u"], told["gap_g"]) < 1e-5
+    return np.array(lines)
+
+# %% ../nbs/16_emu3.ipynb #0e0ef195
+def test_a_policy_without_a_transformer_learns():
+    lines = train_bag(60, 0.03)
+    assert (lines[-20:].mean(0) > lines[:10].mean(0) + [0.15, 0.02]).all()
+    assert (train_bag(10, 0.0)[-1] < 0.1).all()
