@@ -84,13 +84,13 @@ class Train:
     Alone it does the main job: toy pairs, the small Janus of this package, a report.
     """
 
-    # where all other flags start: nano, nano-emoji, janus-pro-1b, janus-pro-7b
+    # where all other flags start: nano, nano-emoji, nano-emu3, janus-pro-1b, janus-pro-7b
     # or janus-pro-1b-24gb
     preset: str = "nano"
     pairs: str = ""  # folder that `pairuni pair` wrote; without one, the preset's
     held_u: str = ""  # U records to score instead of a tenth of the pairs: as in pairuni pair
     held_g: str = ""  # G records to score, likewise
-    model: str = ""  # Janus checkpoint, a folder or a name; without one, janus-nano
+    model: str = ""  # checkpoint of a Janus or an Emu3, a folder or a name; without one, janus-nano
     # of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, a weighted sum
     # of these, or module:function of yours; without one, what the pairs allow
     reward: str = ""
@@ -107,8 +107,8 @@ class Train:
 class Plan:
     "Does a run fit your GPU, and how long does it take? Nothing is loaded."
 
-    # where all other flags start, as in train: nano, nano-emoji, janus-pro-1b, janus-pro-7b or
-    # janus-pro-1b-24gb
+    # where all other flags start, as in train: nano, nano-emoji, nano-emu3, janus-pro-1b,
+    # janus-pro-7b or janus-pro-1b-24gb
     preset: str = "janus-pro-1b"
     model: str = ""  # Janus checkpoint, of which only config.json is read
     card: str = "H100"  # RTX 4090, A100 80GB or H100 80GB, by a part of its name
@@ -120,7 +120,8 @@ class Plan:
 class Model:
     "A checkpoint and how to sample from it."
 
-    # Janus checkpoint, a folder or a name; a run folder, or a save in one; without one, janus-nano
+    # checkpoint of a Janus or an Emu3, a folder or a name; a run folder, or a save in one;
+    # without one, janus-nano
     checkpoint: str = ""
     seed: int = 0  # of sampling, and of the held-out items
     # of sampling, 0 is greedy; without it, what the checkpoint says, else 1
