@@ -6,9 +6,9 @@
 __all__ = ['MARKS', 'EMU3', 'EMU3_TEMPLATE', 'layout', 'visual_token', 'emu3_tokenizer', 'emu3_processor', 'new_emu3',
            'visual_words', 'Emu3Policy', 'film_latents', 'from_film_latents', 'film_codes', 'film_images',
            'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples', 'warm_start_emu3',
-           'load_emu3', 'checkpoint_config', 'load_checkpoint', 'policy_for']
+           'make_emu3', 'load_emu3', 'checkpoint_config', 'load_checkpoint', 'policy_for']
 
-# %% ../nbs/16_emu3.ipynb #8fde6fdf
+# %% ../nbs/16_emu3.ipynb #ee149ab9
 from functools import partial
 
 import numpy as np
@@ -57,11 +57,11 @@ from pairuni_nb.rollout import (
 )
 from .world import SIZE, caption, question, question_text, render, sample_scene, to_pil
 
-# %% ../nbs/16_emu3.ipynb #e10234e1
+# %% ../nbs/16_emu3.ipynb #d6e6d49e
 # P prompts, R rollouts, L prompt tokens, T completion tokens, C codes of the VQ autoencoder,
 # V vocabulary, D width
 
-# %% ../nbs/16_emu3.ipynb #2f67bb3c
+# %% ../nbs/16_emu3.ipynb #ad555374
 MARKS = ("<|extra_200|>", "<|extra_201|>", "<|image end|>")  # end of row, of frame, of picture
 
 
@@ -71,7 +71,7 @@ def layout(height: int, width: int) -> dict:  # place -> 0 end of row; 1, 2, 3 w
     end = height * (width + 1)
     return rows | {end + i: 1 + i for i in range(3)}
 
-# %% ../nbs/16_emu3.ipynb #a1aba018
+# %% ../nbs/16_emu3.ipynb #ff9050cd
 EMU3 = dict(
     bos_token="<|extra_203|>",
     eos_token="<|extra_204|>",
@@ -88,7 +88,7 @@ def visual_token(code: int) -> str:
     "The word that stands for a code."
     return f"<|visual token {code:06d}|>"
 
-# %% ../nbs/16_emu3.ipynb #5c722337
+# %% ../nbs/16_emu3.ipynb #2455891c
 def emu3_tokenizer(
     texts: list,  # sentences to learn the merges from
     vocab: int = 640,  # size of the vocabulary, but for four tags and the codes
@@ -107,7 +107,7 @@ def emu3_tokenizer(
         **three,
     )
 
-# %% ../nbs/16_emu3.ipynb #380e7645
+# %% ../nbs/16_emu3.ipynb #eff73012
 EMU3_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -129,7 +129,7 @@ def emu3_processor(
     tok = emu3_tokenizer(texts or world_texts(), **kw)
     return Emu3Processor(images, tok, chat_template=EMU3_TEMPLATE)
 
-# %% ../nbs/16_emu3.ipynb #ac28c8ed
+# %% ../nbs/16_emu3.ipynb #2e5bbce0
 def _emu3_text(tok, width, layers):
     "The language model of nano-emu3."
     return dict(
@@ -147,7 +147,7 @@ def _emu3_text(tok, width, layers):
         eos_token_id=tok.eos_token_id,
     )
 
-# %% ../nbs/16_emu3.ipynb #9dddf1b7
+# %% ../nbs/16_emu3.ipynb #93897d38
 def _emu3_vq(codes):
     "The VQ autoencoder of nano-emu3."
     return dict(
@@ -162,7 +162,7 @@ def _emu3_vq(codes):
         temporal_downsample_factor=1,  # pictures alone, no films
     )
 
-# %% ../nbs/16_emu3.ipynb #e2a31aad
+# %% ../nbs/16_emu3.ipynb #319a6a93
 def new_emu3(
     processor: Emu3Processor, seed: int = 0, width: int = 128, layers: int = 4
 ) -> Emu3ForConditionalGeneration:
@@ -182,7 +182,7 @@ def new_emu3(
     model.generation_config = GenerationConfig(**ids, guidance_scale=5, max_new_tokens=24)
     return model.eval()
 
-# %% ../nbs/16_emu3.ipynb #b413fce2
+# %% ../nbs/16_emu3.ipynb #3e121c96
 def visual_words(
     words: dict | None,  # word -> id, of an Emu3's config
     codes: int,  # C
@@ -205,7 +205,7 @@ def visual_words(
         )
     return first, [words[mark] for mark in MARKS]
 
-# %% ../nbs/16_emu3.ipynb #b101f33c
+# %% ../nbs/16_emu3.ipynb #4b6f1366
 class Emu3Policy(Policy):
     "An Emu3 as RL sees it. A drawing's tokens: 0 .. C-1 its codes, then four marks."
 
@@ -230,7 +230,7 @@ class Emu3Policy(Policy):
         self.model.model.vqmodel.requires_grad_(False)
         self.model.lm_head.float()
 
-# %% ../nbs/16_emu3.ipynb #a54ca587
+# %% ../nbs/16_emu3.ipynb #5a9db180
 @patch_to(Emu3Policy)
 def _read_grid(self):
     "Height and width of a drawing in codes, and the tokens that open it."
@@ -244,7 +244,7 @@ def _read_grid(self):
     opening = self._ids([""], return_for_image_generation=True)["input_ids"][0, 1:]
     self.register_buffer("boi", opening, persistent=False)
 
-# %% ../nbs/16_emu3.ipynb #ad578b32
+# %% ../nbs/16_emu3.ipynb #4cc5ffe2
 @patch_to(Emu3Policy)
 def _ids(self, texts, images=None, **kwargs):
     "Ids, left padding; a drawing's size."
@@ -253,7 +253,7 @@ def _ids(self, texts, images=None, **kwargs):
     padded = dict(padding=True, padding_side="left", return_tensors="pt")
     return self.processor(text=texts, images=images, **padded, **kwargs).to(self.device)
 
-# %% ../nbs/16_emu3.ipynb #09f6cb26
+# %% ../nbs/16_emu3.ipynb #915bbe43
 @patch_to(Emu3Policy)
 def check_texts(self, texts: list):
     "No text holds the word that stands for an image."
@@ -262,7 +262,7 @@ def check_texts(self, texts: list):
         if token in text:
             raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
 
-# %% ../nbs/16_emu3.ipynb #16faea3a
+# %% ../nbs/16_emu3.ipynb #a894048a
 @patch_to(Emu3Policy)
 def text_prompts(
     self,
@@ -290,7 +290,7 @@ def text_prompts(
         ids = ids.masked_scatter(ids == self.model.config.image_token_id, seen.to(ids))
     return TextPrompts(ids, mask, None)
 
-# %% ../nbs/16_emu3.ipynb #632b8442
+# %% ../nbs/16_emu3.ipynb #08bf55fe
 @patch_to(Emu3Policy)
 def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     "Prompts to draw; each ends in what opens the picture."
@@ -298,7 +298,7 @@ def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     batch = self._ids(list(prompts), return_for_image_generation=True)
     return ImagePrompts(batch["input_ids"], batch["attention_mask"])
 
-# %% ../nbs/16_emu3.ipynb #5d44590a
+# %% ../nbs/16_emu3.ipynb #ccad6a60
 @patch_to(Emu3Policy)
 def embed(self, task: str, tokens: Tensor) -> Tensor:  # (R, T) -> (R, T, D)
     "Tokens as trunk inputs, from the one table."
@@ -312,7 +312,7 @@ def embed_prompts(self, prompts: TextPrompts | ImagePrompts) -> Tensor:  # (P, L
     "Prompts as trunk inputs: all of them are ids."
     return self.embed("u", prompts.input_ids)
 
-# %% ../nbs/16_emu3.ipynb #4430789b
+# %% ../nbs/16_emu3.ipynb #66748793
 @patch_to(Emu3Policy)
 def head(
     self,
@@ -335,7 +335,7 @@ def vocabulary(self, task: str) -> int:
     "How many tokens the task's head knows."
     return self.codes if task == "g" else self.model.lm_head.out_features
 
-# %% ../nbs/16_emu3.ipynb #b79baa57
+# %% ../nbs/16_emu3.ipynb #ba1e685c
 @patch_to(Emu3Policy)
 def forced(self, task: str) -> dict:  # place -> token
     "A drawing's ends of rows, and the three tokens that close it."
@@ -349,7 +349,7 @@ def decode(self, tokens: Tensor) -> Tensor:  # (n, T) -> (n, H, W, 3), about -1 
     pixels = self.model.model.vqmodel.decode(codes.view(-1, self.height, self.width))
     return pixels.permute(0, 2, 3, 1)
 
-# %% ../nbs/16_emu3.ipynb #c00a5fb0
+# %% ../nbs/16_emu3.ipynb #e90cb2f9
 @patch_to(Emu3Policy)
 def train_tower(self):
     "There is none."
@@ -358,7 +358,7 @@ def train_tower(self):
         "to train: leave train_vision off"
     )
 
-# %% ../nbs/16_emu3.ipynb #3260b8e4
+# %% ../nbs/16_emu3.ipynb #161c7668
 @patch_to(Emu3Policy)
 def frozen_eyes(self):  # function: images -> (n, D) unit rows
     "Features of images by the VQ autoencoder, which is never trained."
@@ -375,7 +375,7 @@ def frozen_eyes(self):  # function: images -> (n, D) unit rows
 
     return features
 
-# %% ../nbs/16_emu3.ipynb #6ba2dcf3
+# %% ../nbs/16_emu3.ipynb #7dc1f2d1
 def film_latents(vq: nn.Module, pixels: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, D, h, w)
     "What an Emu3's VQ autoencoder rounds to codes."
     film = vq.encoder(pixels[:, None])  # (B, 1, D, h, w)
@@ -387,7 +387,7 @@ def from_film_latents(vq: nn.Module, latents: Tensor) -> Tensor:  # (B, D, h, w)
     film = latents[:, :, None]  # (B, D, 1, h, w)
     return vq.decoder(vq.post_quant_conv(film).transpose(1, 2), film.transpose(1, 2))
 
-# %% ../nbs/16_emu3.ipynb #56664cf3
+# %% ../nbs/16_emu3.ipynb #4bd90488
 @torch.no_grad()
 def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B, h w)
     "Pixels (B, 3, H, W) to codes."
@@ -397,7 +397,7 @@ def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B,
         parts += [codes.flatten() for codes in vq.encode(x, sizes).image_tokens]
     return torch.stack(parts)
 
-# %% ../nbs/16_emu3.ipynb #5c18323e
+# %% ../nbs/16_emu3.ipynb #539cb496
 @torch.no_grad()
 def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  # (B, H, W, 3) uint8
     "Codes (B, h w) of square pictures to pixels, clamped."
@@ -405,7 +405,7 @@ def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  #
     pixels = torch.cat([vq.decode(x.view(-1, side, side)) for x in codes.split(chunk)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
-# %% ../nbs/16_emu3.ipynb #7bb48e66
+# %% ../nbs/16_emu3.ipynb #a64b0f95
 def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
     "Teach an Emu3's VQ autoencoder the toy world."
     check = partial(survival, there=film_codes, back=film_images)
@@ -420,7 +420,7 @@ def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
         up=from_film_latents,
     )
 
-# %% ../nbs/16_emu3.ipynb #95bc253b
+# %% ../nbs/16_emu3.ipynb #074d03fc
 def examples(
     prompts: TextPrompts | ImagePrompts,  # P of them
     tokens: Tensor,  # (P, T)
@@ -436,7 +436,7 @@ def mean_loss(policy: Policy, told: Rollouts) -> Tensor:  # scalar
     "Mean cross-entropy of the tokens that count."
     return -policy(told).sum() / told.mask.sum()
 
-# %% ../nbs/16_emu3.ipynb #6ff175e4
+# %% ../nbs/16_emu3.ipynb #01ed13b6
 def text_examples(policy: Policy, questions: list, images: list, answers: list) -> Rollouts:
     "Answers, each with its end, to questions about images."
     tok = policy.processor.tokenizer
@@ -450,7 +450,7 @@ def text_examples(policy: Policy, questions: list, images: list, answers: list) 
         mask[i, : len(row)] = True
     return examples(policy.text_prompts(questions, images), tokens, mask)
 
-# %% ../nbs/16_emu3.ipynb #171b202c
+# %% ../nbs/16_emu3.ipynb #23404232
 def drawing_examples(
     policy: Emu3Policy,
     captions: list,
@@ -469,7 +469,7 @@ def drawing_examples(
         tokens[:, place] = token
     return examples(ImagePrompts(ids, mask), tokens, learn)
 
-# %% ../nbs/16_emu3.ipynb #47db9ee0
+# %% ../nbs/16_emu3.ipynb #121ced16
 def _question_examples(policy, rng, n, noise):
     "n questions, a share of them answered wrongly."
     scenes = [sample_scene(rng, "uug"[i % 3], "train") for i in range(n)]
@@ -478,7 +478,7 @@ def _question_examples(policy, rng, n, noise):
     texts = [question_text(q["question"], q["choices"]) for q in asked]
     return text_examples(policy, texts, to_pil(render(scenes)), [answer_text(q) for q in told])
 
-# %% ../nbs/16_emu3.ipynb #dc7e5523
+# %% ../nbs/16_emu3.ipynb #450ceb8c
 def _caption_examples(policy, rng, n):
     "n captions, half of them of crammed scenes."
     scenes = [crammed_scene(rng) for _ in range(n // 2)]
@@ -486,7 +486,7 @@ def _caption_examples(policy, rng, n):
     told = [" " + caption(scene) for scene in scenes]
     return text_examples(policy, [DESCRIBE] * n, to_pil(render(scenes)), told)
 
-# %% ../nbs/16_emu3.ipynb #fc6c00bb
+# %% ../nbs/16_emu3.ipynb #41cd2f08
 def _drawing_examples(policy, rng, n, noise, pool):
     "n drawings from a pool of (scene, codes), a share of them asked for wrongly."
     drawn = [pool[i] for i in rng.integers(0, len(pool), n)]
@@ -496,7 +496,7 @@ def _drawing_examples(policy, rng, n, noise, pool):
     dropped = torch.from_numpy(rng.random(n) < 0.1)
     return drawing_examples(policy, captions, torch.stack([c for _, c in drawn]).long(), dropped)
 
-# %% ../nbs/16_emu3.ipynb #c7bc0be6
+# %% ../nbs/16_emu3.ipynb #ede44199
 def warm_start_emu3(
     policy: Emu3Policy,  # changed in place; its VQ autoencoder stays as it is
     steps: int = 600,
@@ -526,7 +526,23 @@ def warm_start_emu3(
 
     rehearse(policy.model, losses, steps, lr, log)
 
-# %% ../nbs/16_emu3.ipynb #0adabacb
+# %% ../nbs/16_emu3.ipynb #0e9eaa30
+def make_emu3(
+    out,  # folder to write
+    seed: int = 0,
+    log=print,
+):
+    "Make nano-emu3 from nothing: codes, then both tasks. About 20 minutes on one CPU core."
+    processor = emu3_processor()
+    policy = Emu3Policy(new_emu3(processor, seed), processor)
+    train_film_vq(policy.model.model.vqmodel, seed=seed, log=log)
+    warm_start_emu3(policy, seed=seed, log=log)
+    half = dict(questions=12, captions=4, drawings=56, noise=0.25, seed=seed + 1)
+    warm_start_emu3(policy, 300, 1.5e-3, **half, log=log)
+    policy.model.save_pretrained(out)
+    processor.save_pretrained(out)
+
+# %% ../nbs/16_emu3.ipynb #087903ae
 def load_emu3(
     path: str,  # a folder or a name on the hub
     device: str = "cpu",
@@ -537,7 +553,7 @@ def load_emu3(
     classes = Emu3ForConditionalGeneration, Emu3Processor
     return load_weights(path, config, *classes, device, dtype)
 
-# %% ../nbs/16_emu3.ipynb #97723a1e
+# %% ../nbs/16_emu3.ipynb #fd2a35dd
 def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
     "The config of a checkpoint that can be trained; one sentence when it cannot."
     kind = config_said(path)["model_type"]
@@ -552,7 +568,7 @@ def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
         "choose one whose config says model_type 'janus' or 'emu3'"
     )
 
-# %% ../nbs/16_emu3.ipynb #75119fbd
+# %% ../nbs/16_emu3.ipynb #1a2401bb
 def load_checkpoint(
     path: str = None,  # a folder or a name on the hub; None: the janus-nano of this package
     device: str = "cpu",
