@@ -171,7 +171,7 @@ PRESETS = {
         data="data/things",
         pair=PairSettings(encoder="efficientnet-lite0"),
     ),
-    "nano-emu3": Preset(TrainSettings(steps=60), "nano-emu3"),
+    "nano-emu3": Preset(TrainSettings(steps=60, cfg_weight=3.0), "nano-emu3"),
     "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
     "janus-pro-7b": Preset(PRO_7B, "deepseek-community/Janus-Pro-7B", data="", devices=8),
     "janus-pro-1b-24gb": Preset(PRO_24GB, "deepseek-community/Janus-Pro-1B", data="", card="4090"),

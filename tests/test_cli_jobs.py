@@ -492,6 +492,7 @@ def test_one_item_has_no_score(capsys, tmp_path):
     [
         (["train"], 90),
         (["train", "--preset", "nano-emoji"], 60),
+        (["train", "--preset", "nano-emu3"], 60),
         (["plan", "--preset=nano-emoji"], 60),
         (["plan"], 1200),
     ],

@@ -14,10 +14,10 @@ from torch import nn
 import numpy as np
 import torch
 
-# %% ../nbs/16_emu3.ipynb #dd245828
+# %% ../nbs/16_emu3.ipynb #255ba2fb
 from pairuni_nb.rollout import gap, noise
 
-# %% ../nbs/16_emu3.ipynb #a7125295
+# %% ../nbs/16_emu3.ipynb #46618632
 def lively_emu3(**settings):
     "A nano-emu3 with lively random weights; no training involved"
     processor = emu3_processor()
@@ -28,7 +28,7 @@ def lively_emu3(**settings):
             weight.data.normal_(0, 1.2 / weight.shape[1] ** 0.5, generator=generator)
     return policy
 
-# %% ../nbs/16_emu3.ipynb #baa906af
+# %% ../nbs/16_emu3.ipynb #5be3aec9
 def test_log_probs_are_those_of_generate():
     policy = lively_emu3()
     words = policy.model.config.vocabulary_map
@@ -72,7 +72,7 @@ def test_log_probs_are_those_of_generate():
     assert scores[mask].std() > 0.3
     assert (scores[~mask] == 0).all()
 
-# %% ../nbs/16_emu3.ipynb #e6200dc6
+# %% ../nbs/16_emu3.ipynb #cf59d2f9
 def test_codes_are_the_nearest_latents():
     vq = new_emu3(emu3_processor()).model.vqmodel
     unit = nn.functional.normalize(vq.quantize.embedding.weight.data, dim=1)
@@ -89,7 +89,7 @@ def test_codes_are_the_nearest_latents():
     drawn = torch.from_numpy(film_images(vq, codes)).permute(0, 3, 1, 2)
     assert ((again + 1) * 127.5 - drawn).abs().max() < 0.51
 
-# %% ../nbs/16_emu3.ipynb #d48ad597
+# %% ../nbs/16_emu3.ipynb #c6a6b217
 def test_the_loss_is_transformers_own():
     policy = lively_emu3()
     scenes, _ = draw_scenes(np.random.default_rng(0), 3)
@@ -104,7 +104,7 @@ def test_the_loss_is_transformers_own():
     assert len(told.mask.sum(1).unique()) > 1
     assert abs(ours - theirs) < 1e-4
 
-# %% ../nbs/16_emu3.ipynb #e6412787
+# %% ../nbs/16_emu3.ipynb #794bcad8
 def test_a_hidden_caption_is_the_prompt_that_says_nothing():
     policy = lively_emu3()
     codes = torch.arange(72).view(2, 36)
@@ -120,7 +120,7 @@ def test_a_hidden_caption_is_the_prompt_that_says_nothing():
     with torch.no_grad():
         assert abs(mean_loss(policy, told) + policy(told)[told.mask].mean()) < 1e-5
 
-# %% ../nbs/16_emu3.ipynb #782eb5ea
+# %% ../nbs/16_emu3.ipynb #2300f706
 import re
 from dataclasses import dataclass, replace
 
@@ -138,7 +138,7 @@ class Bags:
     def __len__(self):
         return len(self.words)
 
-# %% ../nbs/16_emu3.ipynb #79ee8fd5
+# %% ../nbs/16_emu3.ipynb #345e3951
 class BagPolicy(nn.Module):
     "Words in, one answer or nine cells out."
 
@@ -167,7 +167,7 @@ class BagPolicy(nn.Module):
     def length(self, task, sampling):
         return 9 if task == "g" else 1
 
-# %% ../nbs/16_emu3.ipynb #53ec3e3c
+# %% ../nbs/16_emu3.ipynb #b0a08ba0
 @patch_to(BagPolicy)
 def logits(self, prompts):  # -> (P, T, what can be said)
     head = self.say if prompts.task == "u" else self.draw
@@ -181,7 +181,7 @@ def forward(self, rollouts, rows=None):
     logits = self.logits(rollouts.prompts)[rollouts.group] / rollouts.sampling.temperature
     return logits.log_softmax(-1).gather(-1, rollouts.tokens[..., None])[..., 0]
 
-# %% ../nbs/16_emu3.ipynb #ee2d31e2
+# %% ../nbs/16_emu3.ipynb #29b30354
 @patch_to(BagPolicy)
 @torch.no_grad()
 def sample(self, prompts, k, noise, sampling, rows=None, gb=8.0):
@@ -194,7 +194,7 @@ def sample(self, prompts, k, noise, sampling, rows=None, gb=8.0):
     drawn = replace(drawn, logp=logp, sample_logp=logp)
     return drawn if rows is None else drawn.index(rows)
 
-# %% ../nbs/16_emu3.ipynb #86e080ed
+# %% ../nbs/16_emu3.ipynb #94853b80
 @patch_to(BagPolicy)
 def texts(self, rollouts):
     said = [self.answers[token] for token in rollouts.tokens[:, 0].tolist()]
@@ -208,7 +208,7 @@ def images(self, rollouts):
         scenes.append(Scene("placed", "plain", tuple(ITEMS[token] for token in row)))
     return render(scenes)
 
-# %% ../nbs/16_emu3.ipynb #d041120b
+# %% ../nbs/16_emu3.ipynb #d1d401b8
 from accelerate import Accelerator
 
 from pairuni_nb.pairing import make_pairs
@@ -217,7 +217,7 @@ from pairuni_nb.settings import TrainSettings
 from pairuni_nb.step import rows_of_step, train_step
 from pairuni_nb.world import records
 
-# %% ../nbs/16_emu3.ipynb #11a51dae
+# %% ../nbs/16_emu3.ipynb #3eec3b91
 def train_bag(steps, lr):  # -> (steps, 2) rewards of answers and of drawings
     us, gs = records("u", 400, 0), records("g", 400, 0)
     pairs, _ = make_pairs(us, gs, clusters=100)
@@ -235,7 +235,7 @@ def train_bag(steps, lr):  # -> (steps, 2) rewards of answers and of drawings
         assert max(told["gap_u"], told["gap_g"]) < 1e-5
     return np.array(lines)
 
-# %% ../nbs/16_emu3.ipynb #0e0ef195
+# %% ../nbs/16_emu3.ipynb #626744ef
 def test_a_policy_without_a_transformer_learns():
     lines = train_bag(60, 0.03)
     assert (lines[-20:].mean(0) > lines[:10].mean(0) + [0.15, 0.02]).all()

@@ -57,7 +57,7 @@ def test_a_checkpoint_comes_back_as_it_was(folder):
     assert torch.equal(policy.words, ours.words)
     assert torch.equal(policy.boi, ours.boi)
     own = model.generation_config
-    assert (own.guidance_scale, own.max_new_tokens) == (5, 24)
+    assert (own.guidance_scale, own.max_new_tokens) == (3, 24)
 
 
 def test_without_a_name_it_is_janus_nano():
