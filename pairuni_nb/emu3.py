@@ -8,7 +8,7 @@ __all__ = ['MARKS', 'EMU3', 'EMU3_TEMPLATE', 'layout', 'visual_token', 'emu3_tok
            'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples', 'warm_start_emu3',
            'make_emu3', 'load_emu3', 'checkpoint_config', 'load_checkpoint', 'policy_for']
 
-# %% ../nbs/16_emu3.ipynb #509f166d
+# %% ../nbs/16_emu3.ipynb #59ced983
 from functools import partial
 
 import numpy as np
@@ -57,11 +57,11 @@ from pairuni_nb.rollout import (
 )
 from .world import SIZE, caption, question, question_text, render, sample_scene, to_pil
 
-# %% ../nbs/16_emu3.ipynb #de5f6d21
+# %% ../nbs/16_emu3.ipynb #d9e04518
 # P prompts, R rollouts, L prompt tokens, T completion tokens, C codes of the VQ autoencoder,
 # V vocabulary, D width
 
-# %% ../nbs/16_emu3.ipynb #13a0e743
+# %% ../nbs/16_emu3.ipynb #6047388f
 MARKS = ("<|extra_200|>", "<|extra_201|>", "<|image end|>")  # end of row, of frame, of picture
 
 
@@ -71,7 +71,7 @@ def layout(height: int, width: int) -> dict:  # place -> 0 end of row; 1, 2, 3 w
     end = height * (width + 1)
     return rows | {end + i: 1 + i for i in range(3)}
 
-# %% ../nbs/16_emu3.ipynb #315fcf4a
+# %% ../nbs/16_emu3.ipynb #14f8157a
 EMU3 = dict(
     bos_token="<|extra_203|>",
     eos_token="<|extra_204|>",
@@ -88,7 +88,7 @@ def visual_token(code: int) -> str:
     "The word that stands for a code."
     return f"<|visual token {code:06d}|>"
 
-# %% ../nbs/16_emu3.ipynb #bb11d8d6
+# %% ../nbs/16_emu3.ipynb #4130d691
 def emu3_tokenizer(
     texts: list,  # sentences to learn the merges from
     vocab: int = 640,  # size of the vocabulary, but for four tags and the codes
@@ -107,7 +107,7 @@ def emu3_tokenizer(
         **three,
     )
 
-# %% ../nbs/16_emu3.ipynb #cd59cb90
+# %% ../nbs/16_emu3.ipynb #264e3378
 EMU3_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -129,7 +129,7 @@ def emu3_processor(
     tok = emu3_tokenizer(texts or world_texts(), **kw)
     return Emu3Processor(images, tok, chat_template=EMU3_TEMPLATE)
 
-# %% ../nbs/16_emu3.ipynb #de8b009b
+# %% ../nbs/16_emu3.ipynb #2a20095b
 def _emu3_text(tok, width, layers):
     "The language model of nano-emu3."
     return dict(
@@ -147,7 +147,7 @@ def _emu3_text(tok, width, layers):
         eos_token_id=tok.eos_token_id,
     )
 
-# %% ../nbs/16_emu3.ipynb #bee2730e
+# %% ../nbs/16_emu3.ipynb #69439d81
 def _emu3_vq(codes):
     "The VQ autoencoder of nano-emu3."
     return dict(
@@ -162,7 +162,7 @@ def _emu3_vq(codes):
         temporal_downsample_factor=1,  # pictures alone, no films
     )
 
-# %% ../nbs/16_emu3.ipynb #eeec9e18
+# %% ../nbs/16_emu3.ipynb #8fc8014a
 def new_emu3(
     processor: Emu3Processor, seed: int = 0, width: int = 128, layers: int = 4
 ) -> Emu3ForConditionalGeneration:
@@ -182,7 +182,7 @@ def new_emu3(
     model.generation_config = GenerationConfig(**ids, guidance_scale=3, max_new_tokens=24)
     return model.eval()
 
-# %% ../nbs/16_emu3.ipynb #7e769e07
+# %% ../nbs/16_emu3.ipynb #ed118c32
 def visual_words(
     words: dict | None,  # word -> id, of an Emu3's config
     codes: int,  # C
@@ -205,7 +205,7 @@ def visual_words(
         )
     return first, [words[mark] for mark in MARKS]
 
-# %% ../nbs/16_emu3.ipynb #398076ee
+# %% ../nbs/16_emu3.ipynb #3b21cd8a
 class Emu3Policy(Policy):
     "An Emu3 as RL sees it. A drawing's tokens: 0 .. C-1 its codes, then four marks."
 
@@ -230,7 +230,7 @@ class Emu3Policy(Policy):
         self.model.model.vqmodel.requires_grad_(False)
         self.model.lm_head.float()
 
-# %% ../nbs/16_emu3.ipynb #bb63345f
+# %% ../nbs/16_emu3.ipynb #7f7678ad
 @patch_to(Emu3Policy)
 def _read_grid(self):
     "Height and width of a drawing in codes, and the tokens that open it."
@@ -244,7 +244,7 @@ def _read_grid(self):
     opening = self._ids([""], return_for_image_generation=True)["input_ids"][0, 1:]
     self.register_buffer("boi", opening, persistent=False)
 
-# %% ../nbs/16_emu3.ipynb #598c0d91
+# %% ../nbs/16_emu3.ipynb #d66f936f
 @patch_to(Emu3Policy)
 def _ids(self, texts, images=None, **kwargs):
     "Ids, left padding; a drawing's size."
@@ -253,7 +253,7 @@ def _ids(self, texts, images=None, **kwargs):
     padded = dict(padding=True, padding_side="left", return_tensors="pt")
     return self.processor(text=texts, images=images, **padded, **kwargs).to(self.device)
 
-# %% ../nbs/16_emu3.ipynb #dd2ef39d
+# %% ../nbs/16_emu3.ipynb #7a45ecbd
 @patch_to(Emu3Policy)
 def check_texts(self, texts: list):
     "No text holds the word that stands for an image."
@@ -262,7 +262,7 @@ def check_texts(self, texts: list):
         if token in text:
             raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
 
-# %% ../nbs/16_emu3.ipynb #0d3b6af9
+# %% ../nbs/16_emu3.ipynb #726bfe2f
 @patch_to(Emu3Policy)
 def text_prompts(
     self,
@@ -290,7 +290,7 @@ def text_prompts(
         ids = ids.masked_scatter(ids == self.model.config.image_token_id, seen.to(ids))
     return TextPrompts(ids, mask, None)
 
-# %% ../nbs/16_emu3.ipynb #bef0e443
+# %% ../nbs/16_emu3.ipynb #8be4b5eb
 @patch_to(Emu3Policy)
 def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     "Prompts to draw; each ends in what opens the picture."
@@ -298,7 +298,7 @@ def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     batch = self._ids(list(prompts), return_for_image_generation=True)
     return ImagePrompts(batch["input_ids"], batch["attention_mask"])
 
-# %% ../nbs/16_emu3.ipynb #3d1f48fc
+# %% ../nbs/16_emu3.ipynb #3062464c
 @patch_to(Emu3Policy)
 def embed(self, task: str, tokens: Tensor) -> Tensor:  # (R, T) -> (R, T, D)
     "Tokens as trunk inputs, from the one table."
@@ -312,7 +312,7 @@ def embed_prompts(self, prompts: TextPrompts | ImagePrompts) -> Tensor:  # (P, L
     "Prompts as trunk inputs: all of them are ids."
     return self.embed("u", prompts.input_ids)
 
-# %% ../nbs/16_emu3.ipynb #69a39cd9
+# %% ../nbs/16_emu3.ipynb #fab5e6df
 @patch_to(Emu3Policy)
 def head(
     self,
@@ -335,7 +335,7 @@ def vocabulary(self, task: str) -> int:
     "How many tokens the task's head knows."
     return self.codes if task == "g" else self.model.lm_head.out_features
 
-# %% ../nbs/16_emu3.ipynb #9c60e7c9
+# %% ../nbs/16_emu3.ipynb #80fefd0b
 @patch_to(Emu3Policy)
 def forced(self, task: str) -> dict:  # place -> token
     "A drawing's ends of rows, and the three tokens that close it."
@@ -349,7 +349,7 @@ def decode(self, tokens: Tensor) -> Tensor:  # (n, T) -> (n, H, W, 3), about -1 
     pixels = self.model.model.vqmodel.decode(codes.view(-1, self.height, self.width))
     return pixels.permute(0, 2, 3, 1)
 
-# %% ../nbs/16_emu3.ipynb #ac564f9c
+# %% ../nbs/16_emu3.ipynb #f0849fc5
 @patch_to(Emu3Policy)
 def train_tower(self):
     "There is none."
@@ -358,7 +358,7 @@ def train_tower(self):
         "to train: leave train_vision off"
     )
 
-# %% ../nbs/16_emu3.ipynb #35e85e2a
+# %% ../nbs/16_emu3.ipynb #02043f93
 @patch_to(Emu3Policy)
 def frozen_eyes(self):  # function: images -> (n, D) unit rows
     "Features of images by the VQ autoencoder, which is never trained."
@@ -375,7 +375,7 @@ def frozen_eyes(self):  # function: images -> (n, D) unit rows
 
     return features
 
-# %% ../nbs/16_emu3.ipynb #649e80e5
+# %% ../nbs/16_emu3.ipynb #89ad8d96
 def film_latents(vq: nn.Module, pixels: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, D, h, w)
     "What an Emu3's VQ autoencoder rounds to codes."
     film = vq.encoder(pixels[:, None])  # (B, 1, D, h, w)
@@ -387,7 +387,7 @@ def from_film_latents(vq: nn.Module, latents: Tensor) -> Tensor:  # (B, D, h, w)
     film = latents[:, :, None]  # (B, D, 1, h, w)
     return vq.decoder(vq.post_quant_conv(film).transpose(1, 2), film.transpose(1, 2))
 
-# %% ../nbs/16_emu3.ipynb #f21d0f77
+# %% ../nbs/16_emu3.ipynb #c631f4ab
 @torch.no_grad()
 def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B, h w)
     "Pixels (B, 3, H, W) to codes."
@@ -397,7 +397,7 @@ def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B,
         parts += [codes.flatten() for codes in vq.encode(x, sizes).image_tokens]
     return torch.stack(parts)
 
-# %% ../nbs/16_emu3.ipynb #be1d8b1a
+# %% ../nbs/16_emu3.ipynb #9d06172c
 @torch.no_grad()
 def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  # (B, H, W, 3) uint8
     "Codes (B, h w) of square pictures to pixels, clamped."
@@ -405,7 +405,7 @@ def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  #
     pixels = torch.cat([vq.decode(x.view(-1, side, side)) for x in codes.split(chunk)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
-# %% ../nbs/16_emu3.ipynb #9976c8ae
+# %% ../nbs/16_emu3.ipynb #b98d61d6
 def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
     "Teach an Emu3's VQ autoencoder the toy world."
     check = partial(survival, there=film_codes, back=film_images)
@@ -420,7 +420,7 @@ def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
         up=from_film_latents,
     )
 
-# %% ../nbs/16_emu3.ipynb #98196674
+# %% ../nbs/16_emu3.ipynb #2e8eab5d
 def examples(
     prompts: TextPrompts | ImagePrompts,  # P of them
     tokens: Tensor,  # (P, T)
@@ -436,7 +436,7 @@ def mean_loss(policy: Policy, told: Rollouts) -> Tensor:  # scalar
     "Mean cross-entropy of the tokens that count."
     return -policy(told).sum() / told.mask.sum()
 
-# %% ../nbs/16_emu3.ipynb #6f54b9dc
+# %% ../nbs/16_emu3.ipynb #fff560e8
 def text_examples(policy: Policy, questions: list, images: list, answers: list) -> Rollouts:
     "Answers, each with its end, to questions about images."
     tok = policy.processor.tokenizer
@@ -450,7 +450,7 @@ def text_examples(policy: Policy, questions: list, images: list, answers: list) 
         mask[i, : len(row)] = True
     return examples(policy.text_prompts(questions, images), tokens, mask)
 
-# %% ../nbs/16_emu3.ipynb #abbd5684
+# %% ../nbs/16_emu3.ipynb #f9d963d8
 def drawing_examples(
     policy: Emu3Policy,
     captions: list,
@@ -469,7 +469,7 @@ def drawing_examples(
         tokens[:, place] = token
     return examples(ImagePrompts(ids, mask), tokens, learn)
 
-# %% ../nbs/16_emu3.ipynb #c22a7fa9
+# %% ../nbs/16_emu3.ipynb #1ed8ec0b
 def _question_examples(policy, rng, n, noise):
     "n questions, a share of them answered wrongly."
     scenes = [sample_scene(rng, "uug"[i % 3], "train") for i in range(n)]
@@ -478,7 +478,7 @@ def _question_examples(policy, rng, n, noise):
     texts = [question_text(q["question"], q["choices"]) for q in asked]
     return text_examples(policy, texts, to_pil(render(scenes)), [answer_text(q) for q in told])
 
-# %% ../nbs/16_emu3.ipynb #c30ff5ae
+# %% ../nbs/16_emu3.ipynb #b830df25
 def _caption_examples(policy, rng, n):
     "n captions, half of them of crammed scenes."
     scenes = [crammed_scene(rng) for _ in range(n // 2)]
@@ -486,7 +486,7 @@ def _caption_examples(policy, rng, n):
     told = [" " + caption(scene) for scene in scenes]
     return text_examples(policy, [DESCRIBE] * n, to_pil(render(scenes)), told)
 
-# %% ../nbs/16_emu3.ipynb #f638d7ec
+# %% ../nbs/16_emu3.ipynb #0ac574d1
 def _drawing_examples(policy, rng, n, noise, pool):
     "n drawings from a pool of (scene, codes), a share of them asked for wrongly."
     drawn = [pool[i] for i in rng.integers(0, len(pool), n)]
@@ -496,7 +496,7 @@ def _drawing_examples(policy, rng, n, noise, pool):
     dropped = torch.from_numpy(rng.random(n) < 0.1)
     return drawing_examples(policy, captions, torch.stack([c for _, c in drawn]).long(), dropped)
 
-# %% ../nbs/16_emu3.ipynb #1d74a3ca
+# %% ../nbs/16_emu3.ipynb #3387fc67
 def warm_start_emu3(
     policy: Emu3Policy,  # changed in place; its VQ autoencoder stays as it is
     steps: int = 600,
@@ -526,7 +526,7 @@ def warm_start_emu3(
 
     rehearse(policy.model, losses, steps, lr, log)
 
-# %% ../nbs/16_emu3.ipynb #4f6684dd
+# %% ../nbs/16_emu3.ipynb #28944036
 def make_emu3(
     out,  # folder to write
     seed: int = 0,
@@ -542,7 +542,7 @@ def make_emu3(
     policy.model.save_pretrained(out)
     processor.save_pretrained(out)
 
-# %% ../nbs/16_emu3.ipynb #37421a0f
+# %% ../nbs/16_emu3.ipynb #4ec41c34
 def load_emu3(
     path: str,  # a folder or a name on the hub
     device: str = "cpu",
@@ -553,7 +553,7 @@ def load_emu3(
     classes = Emu3ForConditionalGeneration, Emu3Processor
     return load_weights(path, config, *classes, device, dtype)
 
-# %% ../nbs/16_emu3.ipynb #fd173392
+# %% ../nbs/16_emu3.ipynb #3636bb9f
 def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
     "The config of a checkpoint that can be trained; one sentence when it cannot."
     kind = config_said(path)["model_type"]
@@ -568,7 +568,7 @@ def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
         "choose one whose config says model_type 'janus' or 'emu3'"
     )
 
-# %% ../nbs/16_emu3.ipynb #60815705
+# %% ../nbs/16_emu3.ipynb #b39e6249
 def load_checkpoint(
     path: str = None,  # a folder or a name on the hub; None: the janus-nano of this package
     device: str = "cpu",
