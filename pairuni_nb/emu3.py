@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'EMU3', 'EMU3_TEMPLATE', 'layout', 'visual_token', 'emu3_tokenizer', 'emu3_processor', 'new_emu3',
-           'visual_words', 'Emu3Policy', 'film_latents', 'from_film_latents', 'film_codes', 'film_images',
-           'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples', 'warm_start_emu3',
-           'make_emu3', 'load_emu3', 'checkpoint_config', 'load_checkpoint', 'policy_for']
+           'visual_words', 'Emu3Policy', 'drawing_size', 'film_latents', 'from_film_latents', 'film_codes',
+           'film_images', 'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples',
+           'warm_start_emu3', 'make_emu3', 'load_emu3', 'checkpoint_config', 'emu3_side', 'load_checkpoint',
+           'policy_for']
 
 # %% ../nbs/16_emu3.ipynb #59ced983
 from functools import partial
@@ -231,13 +232,18 @@ class Emu3Policy(Policy):
         self.model.lm_head.float()
 
 # %% ../nbs/16_emu3.ipynb #7f7678ad
+def drawing_size(processor: Emu3Processor, factor: int) -> tuple:  # pixels; height, width in codes
+    "The size of a drawing."
+    least, most = (getattr(processor.image_processor, f"{end}_pixels") for end in ("min", "max"))
+    area = min(max(processor.image_area, least), most)
+    return area, *processor.calculate_generate_size("1:1", area, factor)
+
+# %% ../nbs/16_emu3.ipynb #150e6844
 @patch_to(Emu3Policy)
 def _read_grid(self):
     "Height and width of a drawing in codes, and the tokens that open it."
-    processor, factor = self.processor, self.model.model.vqmodel.vision_spatial_factor
-    least, most = (getattr(processor.image_processor, f"{end}_pixels") for end in ("min", "max"))
-    self.area = min(max(processor.image_area, least), most)
-    self.height, self.width = processor.calculate_generate_size("1:1", self.area, factor)
+    factor = self.model.model.vqmodel.vision_spatial_factor
+    self.area, self.height, self.width = drawing_size(self.processor, factor)
     self.places = layout(self.height, self.width)
     self.image_tokens = self.height * (self.width + 1) + 3
     self.picture_pixels = self.height * self.width * factor**2
@@ -567,6 +573,12 @@ def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
         f"'{checkpoint_path(path)}' is a '{kind}' checkpoint, not a Janus or an Emu3: "
         "choose one whose config says model_type 'janus' or 'emu3'"
     )
+
+# %% ../nbs/16_emu3.ipynb #1ea74a44
+def emu3_side(path: str) -> int:
+    "Codes a side of what an Emu3's checkpoint draws."
+    factor = 2 ** (len(checkpoint_config(path).vq_config.channel_multiplier) - 1)
+    return drawing_size(Emu3Processor.from_pretrained(checkpoint_path(path)), factor)[1]
 
 # %% ../nbs/16_emu3.ipynb #b39e6249
 def load_checkpoint(

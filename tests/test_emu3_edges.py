@@ -138,6 +138,10 @@ def test_there_is_no_tower_to_train(capsys, folder, tmp_path):
     assert not out.exists()
 
 
-def test_the_plan_says_that_it_counts_a_janus(capsys, folder):
-    said = refused(capsys, "plan", "--preset", "nano", "--model", folder)
-    assert "counts a Janus alone" in said
+def test_the_plan_counts_an_emu3_by_arithmetic_alone(capsys, folder):
+    assert main(["plan", "--preset", "nano-emu3", "--model", str(folder)]) == 0
+    small = capsys.readouterr().out
+    assert main(["plan", "--preset", "janus-pro-7b", "--model", "BAAI/Emu3-Gen-hf"]) == 0
+    real = capsys.readouterr().out
+    assert "8,762,751,807 parameters" in real
+    assert "1,400,443 parameters" in small
