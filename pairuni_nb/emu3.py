@@ -238,7 +238,7 @@ def drawing_size(processor: Emu3Processor, factor: int) -> tuple:  # pixels; hei
     area = min(max(processor.image_area, least), most)
     return area, *processor.calculate_generate_size("1:1", area, factor)
 
-# %% ../nbs/16_emu3.ipynb #150e6844
+# %% ../nbs/16_emu3.ipynb #57909b9e
 @patch_to(Emu3Policy)
 def _read_grid(self):
     "Height and width of a drawing in codes, and the tokens that open it."
@@ -574,7 +574,7 @@ def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
         "choose one whose config says model_type 'janus' or 'emu3'"
     )
 
-# %% ../nbs/16_emu3.ipynb #1ea74a44
+# %% ../nbs/16_emu3.ipynb #a05ecace
 def emu3_side(path: str) -> int:
     "Codes a side of what an Emu3's checkpoint draws."
     factor = 2 ** (len(checkpoint_config(path).vq_config.channel_multiplier) - 1)
