@@ -268,6 +268,24 @@ def check_texts(self, texts: list):
         if token in text:
             raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
 
+# %% ../nbs/16_emu3.ipynb #8a66b46c
+@patch_to(Emu3Policy)
+@torch.no_grad()
+def read_pictures(
+    self,
+    pixels: Tensor,  # (P, 3, H, W), smaller ones padded
+    sizes: Tensor,  # (P, 2) heights and widths without padding
+) -> Tensor:  # ids, one picture after the other
+    "What the VQ autoencoder reads, pictures of one size at a time: padding would change the codes."
+    ids = {}
+    for height, width in sizes.unique(dim=0).tolist():
+        rows = (sizes == sizes.new_tensor([height, width])).all(1).nonzero()[:, 0]
+        for few in rows.split(max(1, 2**21 // (height * width))):
+            own = pixels[few, :, :height, :width]
+            read = self.model.model.get_image_tokens(own, sizes[few]).view(len(few), -1)
+            ids |= dict(zip(few.tolist(), read))
+    return torch.cat([ids[i] for i in range(len(pixels))])
+
 # %% ../nbs/16_emu3.ipynb #726bfe2f
 @patch_to(Emu3Policy)
 def text_prompts(
@@ -291,8 +309,7 @@ def text_prompts(
     batch = self._ids(text, images)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if images is not None:
-        with torch.no_grad():
-            seen = self.model.model.get_image_tokens(batch["pixel_values"], batch["image_sizes"])
+        seen = self.read_pictures(batch["pixel_values"], batch["image_sizes"])
         ids = ids.masked_scatter(ids == self.model.config.image_token_id, seen.to(ids))
     return TextPrompts(ids, mask, None)
 

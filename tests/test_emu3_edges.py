@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pairuni_nb.cli import main
 from pairuni_nb.emu3 import (
@@ -117,6 +119,20 @@ def test_a_generation_config_without_an_end(folder):
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="names no eos token id"):
         Emu3Policy(model, processor)
+
+
+def test_a_picture_is_read_the_same_beside_a_larger_one():
+    policy = policy_for(*load_checkpoint("nano-emu3"))
+    rng = np.random.default_rng(0)
+    sizes = [(48, 48), (96, 32), (30, 70), (48, 48)]
+    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes]
+    asked = ["what colour is top?"] * 4
+    together = policy.text_prompts(asked, pictures)
+    assert len(together.attention_mask.sum(1).unique()) == 3
+    for i, picture in enumerate(pictures):
+        alone = policy.text_prompts(asked[:1], [picture]).input_ids[0]
+        assert torch.equal(together.input_ids[i, -len(alone) :], alone)
+        assert policy.model.config.image_token_id not in alone
 
 
 def test_a_layout_by_hand():
