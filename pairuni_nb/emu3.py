@@ -235,7 +235,8 @@ class Emu3Policy(Policy):
 def drawing_size(processor: Emu3Processor, factor: int) -> tuple:  # pixels; height, width in codes
     "The size of a drawing."
     least, most = (getattr(processor.image_processor, f"{end}_pixels") for end in ("min", "max"))
-    area = min(max(processor.image_area, least), most)
+    usual = getattr(processor, "image_area", 720 * 720)  # older transformers say nothing
+    area = min(max(usual, least), most)
     return area, *processor.calculate_generate_size("1:1", area, factor)
 
 # %% ../nbs/16_emu3.ipynb #57909b9e

@@ -135,6 +135,21 @@ def test_a_picture_is_read_the_same_beside_a_larger_one():
         assert policy.model.config.image_token_id not in alone
 
 
+def test_the_frame_of_a_prompt():
+    policy = policy_for(*load_checkpoint("nano-emu3"))
+    told = policy.processor.tokenizer.decode
+    opens = "<|image start|>6*6<|image token|>"
+    drawn = policy.image_prompts(["a red star top"]).input_ids[0]
+    assert told(drawn) == f"<|extra_203|>a red star top{opens}"
+    white = Image.new("RGB", (48, 48), "white")
+    asked = policy.text_prompts(["how many?\none, two"], [white]).input_ids[0]
+    text = told(asked)
+    assert text.startswith(f"<|extra_203|>USER: {opens}<|visual token")
+    assert text.endswith("<|extra_200|><|extra_201|><|image end|>how many?\none, two ASSISTANT:")
+    assert (asked == policy.words[policy.codes]).sum() == 6  # ends of rows
+    assert told(policy.text_prompts(["why?"]).input_ids[0]) == "<|extra_203|>USER: why? ASSISTANT:"
+
+
 def test_a_layout_by_hand():
     assert layout(1, 1) == {1: 0, 2: 1, 3: 2, 4: 3}
     assert sorted(layout(6, 6)) == [6, 13, 20, 27, 34, 41, 42, 43, 44]
