@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     Emu3Config,
