@@ -3,11 +3,14 @@
     export OMP_NUM_THREADS=1
     python benchmarks/nano_emu3.py run pair-grpo --seeds 0 1 2
     python benchmarks/nano_emu3.py run shuffled --seeds 0
+    python benchmarks/nano_emu3.py decoding --seeds 0 1 2
     python benchmarks/nano_emu3.py table
 
 Each seed has its own pairs, rollout noise and fresh held-out set. `shuffled` deals each step's
-rewards to random rollouts: if that rises, something other than the reward teaches. Rows that the
-CSV already holds are not run again; run folders stay in runs/nano_emu3.
+rewards to random rollouts: if that rises, something other than the reward teaches. `decoding`
+scores drawings before and after under other guidance weights (200 items), for a run under guidance
+could look good by mending that alone. Rows that a CSV already holds are not run again; run folders
+stay in runs/nano_emu3.
 """
 
 import argparse
@@ -19,7 +22,7 @@ import torch
 from evidence import KEYS, append, read, shuffled, table
 
 from pairuni_nb.emu3 import load_checkpoint, policy_for
-from pairuni_nb.evaluate import evaluate
+from pairuni_nb.evaluate import evaluate, evaluate_g
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import Sampling
@@ -29,6 +32,7 @@ from pairuni_nb.world import records
 
 HERE = Path(__file__).parent
 CSV, RUNS = HERE / "nano_emu3.csv", HERE.parent / "runs" / "nano_emu3"
+DECODING = HERE / "nano_emu3_decoding.csv"
 NAME = "nano-emu3"
 
 
@@ -59,6 +63,20 @@ def run(condition, seed):
     return row
 
 
+def decode(seed):
+    "Drawings of the start and of what came of it, under three guidance weights."
+    held = records("g", 200, 10_000 + seed, "heldout")
+    for model, checkpoint in (
+        ("start", NAME),
+        ("pair-grpo", RUNS / f"pair-grpo-{seed}" / "checkpoint"),
+    ):
+        policy = policy_for(*load_checkpoint(str(checkpoint)))
+        for w in (1.0, 2.0, 3.0):
+            mean, half = evaluate_g(policy, held, Sampling(1.0, w), seed)["score"]
+            scored = dict(score=round(mean, 4), half_width=round(half, 4))
+            append(DECODING, dict(model=model, seed=seed, cfg_weight=w) | scored)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,12 +84,18 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
     runs.add_argument("condition", choices=("pair-grpo", "shuffled"))
-    runs.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    for command in (runs, commands.add_parser("decoding")):
+        command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     commands.add_parser("table")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.command == "table":
         return table(read(CSV))
+    if args.command == "decoding":
+        held = {int(r["seed"]) for r in read(DECODING)}
+        for seed in set(args.seeds) - held:
+            decode(seed)
+        return
     done = [(r["condition"], int(r["seed"])) for r in read(CSV)]
     for seed in args.seeds:
         if (args.condition, seed) not in done:
