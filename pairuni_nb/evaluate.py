@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .pairing import stored_rows
 from .records import to_rgb
 from .rewards import answer_accuracy, reward_matrix, scene_reward, well_formed
-from .rollout import JanusPolicy, Sampling, noise
+from .rollout import Policy, Sampling, noise
 from .step import side_rows
 from .world import question_text, records
 
@@ -146,7 +146,7 @@ def is_toy(pairs) -> bool:
 
 # %% ../nbs/15_evaluate.ipynb #3d86759c
 def evaluate_u(
-    policy: JanusPolicy,
+    policy: Policy,
     rows: list,  # U records
     sampling: Sampling,
     seed: int = 0,
@@ -177,7 +177,7 @@ def evaluate_u(
 
 # %% ../nbs/15_evaluate.ipynb #a7196581
 def evaluate_g(
-    policy: JanusPolicy,
+    policy: Policy,
     rows: list,  # G records
     sampling: Sampling,
     seed: int = 0,
@@ -209,7 +209,7 @@ FIGURES = ("accuracy", "well_formed", "accuracy_formed", "score", "full", "diver
 
 
 def evaluate(
-    policy: JanusPolicy,
+    policy: Policy,
     u_rows: list,
     g_rows: list,
     sampling: Sampling,

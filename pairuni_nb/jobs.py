@@ -86,13 +86,13 @@ class Train:
     Alone it does the main job: toy pairs, the small Janus of this package, a report.
     """
 
-    # where all other flags start: nano, nano-emoji, janus-pro-1b, janus-pro-7b
+    # where all other flags start: nano, nano-emoji, nano-emu3, janus-pro-1b, janus-pro-7b
     # or janus-pro-1b-24gb
     preset: str = "nano"
     pairs: str = ""  # folder that `pairuni pair` wrote; without one, the preset's
     held_u: str = ""  # U records to score instead of a tenth of the pairs: as in pairuni pair
     held_g: str = ""  # G records to score, likewise
-    model: str = ""  # Janus checkpoint, a folder or a name; without one, janus-nano
+    model: str = ""  # checkpoint of a Janus or an Emu3, a folder or a name; without one, janus-nano
     # of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, a weighted sum
     # of these, or module:function of yours; without one, what the pairs allow
     reward: str = ""
@@ -109,8 +109,8 @@ class Train:
 class Plan:
     "Does a run fit your GPU, and how long does it take? Nothing is loaded."
 
-    # where all other flags start, as in train: nano, nano-emoji, janus-pro-1b, janus-pro-7b or
-    # janus-pro-1b-24gb
+    # where all other flags start, as in train: nano, nano-emoji, nano-emu3, janus-pro-1b,
+    # janus-pro-7b or janus-pro-1b-24gb
     preset: str = "janus-pro-1b"
     model: str = ""  # Janus checkpoint, of which only config.json is read
     card: str = "H100"  # RTX 4090, A100 80GB or H100 80GB, by a part of its name
@@ -122,7 +122,8 @@ class Plan:
 class Model:
     "A checkpoint and how to sample from it."
 
-    # Janus checkpoint, a folder or a name; a run folder, or a save in one; without one, janus-nano
+    # checkpoint of a Janus or an Emu3, a folder or a name; a run folder, or a save in one;
+    # without one, janus-nano
     checkpoint: str = ""
     seed: int = 0  # of sampling, and of the held-out items
     # of sampling, 0 is greedy; without it, what the checkpoint says, else 1
@@ -590,7 +591,7 @@ def run_train(
     check_flags(c, argv)
     device = check_device(c.device)
     check_gpu(c, device)
-    from pairuni_nb.janus import janus_config
+    from pairuni_nb.emu3 import checkpoint_config
     from pairuni_nb.processes import join_processes
 
     group = join_processes(device)
@@ -600,7 +601,7 @@ def run_train(
     check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
     # now, so that a wrong name or a bad record leaves no run folder
-    janus_config(c.model)
+    checkpoint_config(c.model)
     held = own_held(c.held_u, c.held_g)
     rewards = named_rewards(c.reward_u, c.reward, c.reward_device)
     if group.is_main_process:
@@ -815,10 +816,10 @@ def own_sampling(m: Model, policy) -> dict:
     return {name: value for name, value in said.items() if value is not None}
 
 # %% ../nbs/run/08_jobs.ipynb #f7e192d4
-def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
-    "A Janus and how to sample from it: what is asked for, else what its checkpoint says."
-    from pairuni_nb.janus import load_janus
-    from pairuni_nb.rollout import FORM_WANTED, JanusPolicy, Sampling
+def load_model(m: Model) -> tuple:  # Policy, Sampling
+    "A model and how to sample from it: what is asked for, else what its checkpoint says."
+    from pairuni_nb.emu3 import load_checkpoint, policy_for
+    from pairuni_nb.rollout import FORM_WANTED, Sampling
     from pairuni_nb.run_folder import from_run, run_of
 
     if m.seed < 0:
@@ -831,8 +832,8 @@ def load_model(m: Model) -> tuple:  # JanusPolicy, Sampling
         asked["instruction"] = FORM_WANTED
     Sampling(**asked)  # first: it checks its numbers
     device = check_device(m.device)
-    load = from_run if run_of(m.checkpoint) else load_janus
-    policy = JanusPolicy(*load(m.checkpoint or None, device))
+    load = from_run if run_of(m.checkpoint) else load_checkpoint
+    policy = policy_for(*load(m.checkpoint or None, device))
     return policy, Sampling(**(own_sampling(m, policy) | asked))
 
 # %% ../nbs/run/08_jobs.ipynb #4fdd8731

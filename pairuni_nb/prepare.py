@@ -13,22 +13,22 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 
-from .janus import load_janus
+from .emu3 import load_checkpoint, policy_for
 from .processes import shard
-from .rollout import JanusPolicy
+from .rollout import Policy
 from .settings import TrainSettings
 
 # %% ../nbs/run/00_prepare.ipynb #87712931
-def round_frozen(policy: JanusPolicy) -> JanusPolicy:
+def round_frozen(policy: Policy) -> Policy:
     "Keep the frozen matrices of a bfloat16 trunk as autocast would cast them at every use."
     if policy.precision == "bf16":
-        for module in policy.model.model.language_model.modules():
+        for module in policy.language_model.modules():
             if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
                 module.to(torch.bfloat16)
     return policy
 
 # %% ../nbs/run/00_prepare.ipynb #89088828
-def add_lora(policy: JanusPolicy, rank: int) -> JanusPolicy:
+def add_lora(policy: Policy, rank: int) -> Policy:
     "Freeze the model and add what LoRA trains to its language model."
     try:
         from peft import LoraConfig, get_peft_model
@@ -37,39 +37,37 @@ def add_lora(policy: JanusPolicy, rank: int) -> JanusPolicy:
             "LoRA needs peft: pip install 'pairuni_nb[lora]', or set lora_rank to 0"
         ) from e
     policy.requires_grad_(False)
-    core = policy.model.model
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-    core.language_model = get_peft_model(core.language_model, config)
+    policy.put_language_model(get_peft_model(policy.language_model, config))
     return policy
 
 # %% ../nbs/run/00_prepare.ipynb #1c2b3f46
-def without_lora(policy: JanusPolicy) -> Callable:  # scores: (rollouts, rows) -> (rows, T)
+def without_lora(policy: Policy) -> Callable:  # scores: (rollouts, rows) -> (rows, T)
     "The model as it was."
 
     def score(rollouts, rows):
-        with policy.model.model.language_model.disable_adapter():
+        with policy.language_model.disable_adapter():
             return policy(rollouts, rows)
 
     return score
 
 # %% ../nbs/run/00_prepare.ipynb #db8440f5
-def merge_lora(policy: JanusPolicy):
+def merge_lora(policy: Policy):
     "Add what LoRA learned to the weights."
-    core = policy.model.model
-    if hasattr(core.language_model, "merge_and_unload"):
-        core.language_model = core.language_model.merge_and_unload()
+    if hasattr(policy.language_model, "merge_and_unload"):
+        policy.put_language_model(policy.language_model.merge_and_unload())
 
 # %% ../nbs/run/00_prepare.ipynb #d5d23f49
 class Prepared(NamedTuple):
     "What a run trains and samples with."
 
     policy: torch.nn.Module  # to train: perhaps split, perhaps wrapped
-    janus: JanusPolicy  # to sample from
+    janus: Policy  # to sample from
     opt: torch.optim.Optimizer
     ref: Callable | None  # frozen start: (rollouts, rows) -> log-probs (rows, T)
 
 # %% ../nbs/run/00_prepare.ipynb #11e8c976
-def reference(policy: JanusPolicy, s: TrainSettings) -> Callable | None:
+def reference(policy: Policy, s: TrainSettings) -> Callable | None:
     "The frozen start, where a KL asks for it."
     if not s.beta:
         return None
@@ -84,13 +82,13 @@ def prepare(
     accelerator: Accelerator,
 ) -> Prepared:
     "A model as the settings want it."
-    loaded = load_janus(model, accelerator.device, torch.float32)
-    policy = JanusPolicy(*loaded, s.precision)
+    loaded = load_checkpoint(model, accelerator.device, torch.float32)
+    policy = policy_for(*loaded, s.precision)
     # its own checkpoint will say how it was sampled
     own = policy.model.generation_config
     own.update(guidance_scale=s.cfg_weight, max_new_tokens=s.max_new_tokens)
     if s.train_vision:
-        policy.model.model.vision_model.requires_grad_(True)
+        policy.train_tower()
     if s.lora_rank:
         round_frozen(add_lora(policy, s.lora_rank))
     ref = reference(policy, s)
@@ -99,7 +97,7 @@ def prepare(
     zero, janus = accelerator.deepspeed_plugin, policy
     if s.shard or zero and zero.zero_stage == 3:  # weights are split: a whole copy samples
         janus = copy.deepcopy(policy)
-        janus.model.model.language_model.requires_grad_(False)
+        janus.language_model.requires_grad_(False)
         round_frozen(janus)
     if s.shard:
         shard(policy)

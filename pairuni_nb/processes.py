@@ -25,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from .rollout import JanusPolicy, Rollouts, join
+from .rollout import Policy, Rollouts, join
 from .settings import TrainSettings
 
 # %% ../nbs/13_processes.ipynb #8987e58e
@@ -256,10 +256,10 @@ def zero_config(
     )
 
 # %% ../nbs/13_processes.ipynb #c6386b17
-def shard(policy: JanusPolicy):
+def shard(policy: Policy):
     "Split what is trained over the processes, layer by layer."
     mesh = dist.init_device_mesh(policy.device.type, (dist.get_world_size(),))
-    layers = policy.model.model.language_model.layers
+    layers = policy.language_model.layers
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     frozen = {p for p in policy.parameters() if not p.requires_grad}
@@ -270,7 +270,7 @@ def shard(policy: JanusPolicy):
 
 # %% ../nbs/13_processes.ipynb #0b78d5ca
 @torch.no_grad()
-def copy_weights(policy, whole: JanusPolicy):
+def copy_weights(policy, whole: Policy):
     "Put a split policy's weights together in its whole copy."
     for part, full in zip(policy.parameters(), whole.parameters()):
         if isinstance(part, DTensor):

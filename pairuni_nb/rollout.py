@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FORM_WANTED', 'STRETCH', 'Sampling', 'draw', 'noise', 'positions', 'unconditional', 'TextPrompts', 'ImagePrompts',
            'Rollouts', 'join', 'through_first', 'attended_dtype', 'Shared', 'shared_rows', 'Slots', 'Prompt',
-           'Continued', 'patch_to', 'JanusPolicy', 'guide', 'pick', 'turned', 'normed', 'one_token', 'through_layers',
-           'record', 'once', 'gap']
+           'Continued', 'patch_to', 'Policy', 'JanusPolicy', 'guide', 'pick', 'turned', 'normed', 'one_token',
+           'through_layers', 'record', 'once', 'gap']
 
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -110,12 +111,13 @@ def unconditional(
     mask: Tensor,  # (P, L) left-padded attention mask of the conditional prompts
     bos: int,
     pad: int,
-    boi: int,
+    boi: int | Tensor,  # or (m,): all that opens a picture
 ) -> Tensor:  # (P, L) ids: BOS, then pads, then BOI, as long as the prompt
     "The prompt that says nothing."
     first = mask.argmax(1, keepdim=True)  # (P, 1)
     ids = torch.full_like(mask, pad).scatter(1, first, bos)
-    ids[:, -1] = boi
+    opening = torch.as_tensor(boi, device=mask.device).reshape(-1)
+    ids[:, -len(opening) :] = opening
     return ids
 
 # %% ../nbs/11_rollout.ipynb #766fc914
@@ -323,9 +325,12 @@ def patch_to(cls):
 
     return add
 
-# %% ../nbs/11_rollout.ipynb #a4f147ad
-class JanusPolicy(nn.Module):
-    "A Janus model as RL sees it: sample text, sample images, score both."
+# %% ../nbs/11_rollout.ipynb #7d99820c
+class Policy(nn.Module):
+    "A model that reads and draws, as RL sees it: what every family does alike."
+
+    family, named = "", ""  # as config.json names it, and as we do
+    trunk_name = "language_model"  # of its language model
 
     def __init__(
         self,
@@ -336,25 +341,62 @@ class JanusPolicy(nn.Module):
     ):
         super().__init__()
         kind = model.config.model_type
-        if kind != "janus":
-            raise ValueError(f"a policy needs a Janus checkpoint, and this one is '{kind}'")
+        if kind != self.family:
+            raise ValueError(f"a policy needs {self.named} checkpoint, and this one is '{kind}'")
         self.model = model
         self.processor = processor
         self.precision = precision
         self.chunk = chunk
         # steps over `Slots`: faster on a GPU, and in bfloat16 their attention rounds less
         self.recorded = model.device.type == "cuda" or precision == "bf16"
+        self.read_checkpoint()
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def language_model(self) -> nn.Module:
+        return getattr(self.model.model, self.trunk_name)
+
+    def put_language_model(self, model: nn.Module):
+        "Another one in its place, as LoRA wraps it."
+        setattr(self.model.model, self.trunk_name, model)
+
+    def forced(self, task: str) -> dict:  # place -> token
+        "Tokens that the family's layout sets, and nobody chooses."
+        return {}
+
+    def free(self, task: str, T: int):  # of T places: a slice, or a list
+        "The places whose tokens are chosen."
+        forced = self.forced(task)
+        return [t for t in range(T) if t not in forced] if forced else slice(None)
+
+# %% ../nbs/11_rollout.ipynb #a4f147ad
+class JanusPolicy(Policy):
+    "A Janus model as RL sees it: sample text, sample images, score both."
+
+    family, named = "janus", "a Janus"
+
+    def read_checkpoint(self):
+        "Its special tokens and its grid; what stays frozen, and what stays float32."
+        model = self.model
         self._read_special_ids()
         self._read_image_tokens()
         for frozen in (model.model.vision_model, model.model.vqmodel):
             frozen.requires_grad_(False)
         for head in (model.lm_head, model.model.generation_head):
             head.float()
-        self.eval()
+        self.picture_pixels = model.config.vision_config.image_size**2
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+    def train_tower(self):
+        "Let training move the vision tower too."
+        self.model.model.vision_model.requires_grad_(True)
+
+    def decode(self, tokens: Tensor) -> Tensor:  # (n, N) -> (n, H, W, 3), about -1 to 1
+        "Pixels of image tokens."
+        return self.model.decode_image_tokens(tokens)
 
 # %% ../nbs/11_rollout.ipynb #596129f0
 @patch_to(JanusPolicy)
@@ -393,7 +435,7 @@ def _read_image_tokens(self):
             )
 
 # %% ../nbs/11_rollout.ipynb #6726ebf4
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def autocast(
     self,
     cache: bool,  # keep the weights' bfloat16 copies to the end, as many steps of sampling want
@@ -510,11 +552,11 @@ def head(
         return head.vision_head(hidden)
 
 # %% ../nbs/11_rollout.ipynb #4c6c2f7a
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def trunk(self, x, mask, position_ids, cache) -> Tensor:  # -> (R, T, D)
     "The shared language model, from embeddings to states."
     # by position: transformers 5.24 renamed past_key_values to cache
-    model = self.model.model.language_model
+    model = self.language_model
     return model(None, mask, position_ids, cache, x, use_cache=True).last_hidden_state
 
 # %% ../nbs/11_rollout.ipynb #e19c3447
@@ -533,7 +575,7 @@ def embed_prompts(self, prompts: TextPrompts | ImagePrompts) -> Tensor:  # (P, L
     return x.masked_scatter((ids == self.model.config.image_token_id)[..., None], seen)
 
 # %% ../nbs/11_rollout.ipynb #2676df47
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def prefill(
     self,
     prompts: TextPrompts | ImagePrompts,
@@ -542,7 +584,7 @@ def prefill(
     continued=Continued,  # makes each layer's cache of its `Prompt` and the rows of that
 ) -> tuple:  # last states (R or 2R, 1, D), cache, mask (R or 2R, L)
     "Run each prompt once and give every rollout its own row of the result."
-    layers = self.model.model.language_model.layers
+    layers = self.language_model.layers
     if self.training and layers[0].gradient_checkpointing:
         raise ValueError(
             "gradient checkpointing of transformers drops the cache of the prompt, "
@@ -632,7 +674,7 @@ def through_layers(
     return llama.norm(x)
 
 # %% ../nbs/11_rollout.ipynb #6ad66346
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def stepper(
     self,
     state: Tensor,  # (R, 1, D), as the prompts leave it; R counts unconditional rows, too
@@ -641,7 +683,7 @@ def stepper(
     T: int,  # tokens to come
 ):  # function: inputs (R, 1, D), t -> states (R, 1, D)
     "One token further."
-    llama = self.model.model.language_model
+    llama = self.language_model
     place = mask.sum(1, keepdim=True)  # (R, 1)
     bias = None  # of attention: nothing to hide
     if not mask.all():
@@ -674,10 +716,10 @@ def record(
 STRETCH = 96  # tokens between recordings
 
 
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def recorded_stepper(self, state, cache, mask, T):  # as `stepper`, over `Slots`
     "One token further, in place: each stretch records its step and replays it."
-    llama = self.model.model.language_model
+    llama = self.language_model
     at = cache.layers[0].at  # the slot to fill, in all layers
     place = mask.sum(1, keepdim=True)  # (R, 1)
     inputs = torch.empty_like(state)  # (R, 1, D)
@@ -710,7 +752,7 @@ def recorded_stepper(self, state, cache, mask, T):  # as `stepper`, over `Slots`
     return further
 
 # %% ../nbs/11_rollout.ipynb #75e9837a
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 @torch.no_grad()  # autocast keeps no copies of weights in inference mode: it would cast them again
 def _decode(
     self,
@@ -734,10 +776,13 @@ def _decode(
     further = stepper(state, cache, mask, T)
     ask_every = 1 if u.device.type == "cpu" else 16
     ended = torch.zeros(R, dtype=torch.bool, device=u.device)
-    steps = []
+    forced, steps = self.forced(task), []
     for t in range(T):
-        logits = self.head(task, state[:, -1], None if apart else R, sampling.cfg_weight)
-        steps.append(pick(logits, u[t], sampling))
+        if t in forced:
+            steps.append((torch.full_like(mine, forced[t]), 0 * u[t], 0 * u[t]))
+        else:
+            logits = self.head(task, state[:, -1], None if apart else R, sampling.cfg_weight)
+            steps.append(pick(logits, u[t], sampling))
         if t + 1 == T:
             break
         token = steps[-1][0]
@@ -751,7 +796,7 @@ def _decode(
     return torch.stack(tokens, 1), torch.stack(logp, 1), torch.stack(sample_logp, 1)
 
 # %% ../nbs/11_rollout.ipynb #ea718bd7
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def length(self, task: str, sampling: Sampling) -> int:
     "The most tokens that a completion can have."
     return self.image_tokens if task == "g" else sampling.max_new_tokens
@@ -764,7 +809,7 @@ def vocabulary(self, task: str) -> int:
     return head.out_features
 
 # %% ../nbs/11_rollout.ipynb #28f573bf
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def rows_that_fit(
     self,
     gb: float,  # for keys, values and logits
@@ -784,7 +829,7 @@ def rows_that_fit(
     return max(1, int(gb * 1e9 / (kv_bytes + logit_bytes)))
 
 # %% ../nbs/11_rollout.ipynb #3ae91213
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def _sample_rows(
     self,
     prompts: TextPrompts | ImagePrompts,
@@ -802,14 +847,16 @@ def _sample_rows(
         stop = torch.zeros_like(tokens, dtype=torch.bool)
     ended = stop.any(1) | (prompts.task == "g")
     mask = through_first(stop)
-    tokens = tokens.masked_fill(~mask, self.pad)
-    columns = (tokens, mask, logp * mask, sample_logp * mask)
     longest = int(mask.sum(1).max())
+    tokens = tokens.masked_fill(~mask, self.pad)
+    for place in self.forced(prompts.task):
+        mask[:, place] = False
+    columns = (tokens, mask, logp * mask, sample_logp * mask)
     tokens, mask, logp, sample_logp = (x[:, :longest] for x in columns)
     return Rollouts(prompts, k, group, tokens, mask, ended, logp, sample_logp, sampling)
 
 # %% ../nbs/11_rollout.ipynb #f3d20c60
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def sample(
     self,
     prompts: TextPrompts | ImagePrompts,  # P prompts
@@ -838,7 +885,7 @@ def sample(
     return join(parts, self.pad)
 
 # %% ../nbs/11_rollout.ipynb #bf62d039
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional, then unconditional
     "The states that predict each completion token; of a prompt, its last."
     task, tokens = rollouts.task, rollouts.tokens
@@ -855,14 +902,14 @@ def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional,
     return torch.cat([states, more], 1)
 
 # %% ../nbs/11_rollout.ipynb #951c83ec
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def logits(self, rollouts: Rollouts) -> Tensor:  # (R, T, V) float32, before the temperature
     "The scored distribution at every token: to look at, for training never needs it whole."
     states, w = self.states(rollouts), rollouts.sampling.cfg_weight
     return self.head(rollouts.task, states, len(rollouts), w)
 
 # %% ../nbs/11_rollout.ipynb #ce22ab4d
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def _logp_of(
     self,
     task: str,
@@ -885,7 +932,7 @@ def once(rollouts: Rollouts) -> tuple:  # Rollouts, (R,) which of them each row 
     return rollouts.index(rows), which
 
 # %% ../nbs/11_rollout.ipynb #5692585c
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def forward(
     self,
     rollouts: Rollouts,
@@ -903,8 +950,9 @@ def forward(
     different, which = once(rollouts)  # R of them, below
     with self.autocast(False):
         states = self.states(different)  # (R or 2R, T, D)
-    states = states.unflatten(0, (-1, len(different))).flatten(1, 2)  # (1 or 2, R*T, D)
-    tokens = different.tokens.flatten()  # (R*T,)
+    free = self.free(task, states.shape[1])  # F of the T places
+    tokens = different.tokens[:, free].flatten()  # (R*F,)
+    states = states[:, free].unflatten(0, (-1, len(different))).flatten(1, 2)  # (1 or 2, R*F, D)
     logp_of = partial(self._logp_of, task, sampling)
     n = max(1, self.chunk // self.vocabulary(task))  # tokens at a time
     if len(tokens) <= n:
@@ -913,13 +961,15 @@ def forward(
         again = partial(checkpoint, logp_of, use_reentrant=False, preserve_rng_state=False)
         parts = zip(states.split(n, 1), tokens.split(n))
         logp = torch.cat([again(*few) for few in parts])
-    return logp.view_as(different.tokens)[which] * rollouts.mask
+    scored = torch.zeros_like(different.logp)
+    scored[:, free] = logp.view(len(different), -1)
+    return scored[which] * rollouts.mask
 
 # %% ../nbs/11_rollout.ipynb #4365397b
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def checkpoint_layers(self):
     "Keep each layer's input alone for the backward pass."
-    for layer in self.model.model.language_model.layers:
+    for layer in self.language_model.layers:
         layer.forward = partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
         )
@@ -933,7 +983,7 @@ def gap(
     return ((rollouts.logp - logp.detach()).abs() * rollouts.mask).max().item()
 
 # %% ../nbs/11_rollout.ipynb #a602c9a8
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 def texts(self, rollouts: Rollouts) -> list:  # (R,) str
     "Answers as written, special tokens included, the final EOS not."
     keep = rollouts.mask & ~torch.isin(rollouts.tokens, self.eos)
@@ -941,7 +991,7 @@ def texts(self, rollouts: Rollouts) -> list:  # (R,) str
     return self.processor.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
 
 # %% ../nbs/11_rollout.ipynb #7948812f
-@patch_to(JanusPolicy)
+@patch_to(Policy)
 @torch.inference_mode()
 def images(
     self,
@@ -951,9 +1001,25 @@ def images(
     "Drawings, decoded by the VQ autoencoder."
     if chunk is None:
         chunk = 2**16 if self.device.type == "cpu" else 2**21
-    n = max(1, chunk // self.model.config.vision_config.image_size**2)
+    n = max(1, chunk // self.picture_pixels)
     drawn = []
     for tokens in rollouts.tokens.split(n):
-        x = self.model.decode_image_tokens(tokens).float()  # (n, H, W, 3), about -1 to 1
+        x = self.decode(tokens).float()  # (n, H, W, 3), about -1 to 1
         drawn.append(((x + 1) * 127.5).round().clamp(0, 255).byte())
     return torch.cat(drawn).cpu().numpy()
+
+# %% ../nbs/11_rollout.ipynb #bba26232
+@patch_to(JanusPolicy)
+def frozen_eyes(self):  # function: images -> (n, D) unit rows
+    "Features of images by a copy of the vision tower as it is now."
+    tower = deepcopy(self.model.model.vision_model)
+    processor = self.processor.image_processor
+
+    @torch.no_grad()
+    def features(images):
+        images = [Image.fromarray(np.asarray(image)) for image in images]
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        states = tower(pixels.to(self.device, tower.dtype)).last_hidden_state
+        return F.normalize(states.float().mean(1), dim=1).cpu()
+
+    return features

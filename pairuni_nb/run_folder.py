@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from .janus import load_janus
+from .emu3 import load_checkpoint
 from .pairing import save_pairs
 from .prepare import merge_lora, prepare
 from .processes import rank_and_size
@@ -338,10 +338,10 @@ def from_run(
     name: str,  # a run folder, or a save in one
     device: str,
 ) -> tuple:  # model, processor
-    "The Janus that a run has trained so far."
+    "The model that a run has trained so far."
     path = Path(name)
     if (path / "checkpoint").exists():
-        return load_janus(path / "checkpoint", device)
+        return load_checkpoint(path / "checkpoint", device)
     file = path if path.suffix == ".pt" else path / "state.pt"
     if not file.exists():
         raise ValueError(f"the run in '{path}' has saved nothing yet: go on with it, or wait")

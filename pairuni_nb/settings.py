@@ -157,7 +157,7 @@ class Preset:
     "What a whole job starts from. Every part can be changed by a flag."
 
     train: TrainSettings
-    model: str = ""  # Janus checkpoint; without one, janus-nano
+    model: str = ""  # checkpoint of a Janus or an Emu3; without one, janus-nano
     reward: str = ""  # of drawings; without one, what the pairs allow
     # where pairs come from when none are given: toy, a folder with u, g, held-u and held-g,
     # or nowhere ("")
@@ -177,6 +177,7 @@ PRESETS = {
         data="data/things",
         pair=PairSettings(clusters=400, encoder="efficientnet-lite0"),
     ),
+    "nano-emu3": Preset(TrainSettings(steps=60, cfg_weight=3.0), "nano-emu3"),
     "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
     "janus-pro-7b": Preset(PRO_7B, "deepseek-community/Janus-Pro-7B", data="", devices=8),
     "janus-pro-1b-24gb": Preset(PRO_24GB, "deepseek-community/Janus-Pro-1B", data="", card="4090"),

@@ -44,7 +44,7 @@ from pairuni_nb.processes import (
     wait_for_gpu,
 )
 from .rewards import reward_matrix, well_formed
-from .rollout import JanusPolicy, Rollouts, Sampling, gap, noise
+from .rollout import Policy, Rollouts, Sampling, gap, noise
 from .settings import TrainSettings
 from .world import question_text
 
@@ -87,7 +87,7 @@ def noise_names(task: str, ids: list) -> list:
 
 # %% ../nbs/14_step.ipynb #5bbed485
 def roll_out(
-    policy: JanusPolicy,
+    policy: Policy,
     truths: list,  # records of one side
     task: str,
     ids: list,  # a stable number for each record, for its noise
@@ -155,7 +155,7 @@ def weighted_side(
 
 # %% ../nbs/14_step.ipynb #6779814c
 def roll_out_sides(
-    policy: JanusPolicy,
+    policy: Policy,
     rows: list,  # P pair rows
     ids: list,  # their indices in the data set
     step: int,
@@ -519,7 +519,7 @@ def train_step(
     rewards: dict,  # {"u": function, "g": function}
     accelerator: Accelerator,
     ref=None,  # frozen reference, when beta is not 0
-    janus: JanusPolicy = None,  # what samples, if it is not the policy itself
+    janus: Policy = None,  # what samples, if it is not the policy itself
 ) -> tuple:  # metrics, {task: Side}
     "One step: roll out, reward, weigh, update."
     start = time.perf_counter()

@@ -370,8 +370,9 @@ def test_one_item_has_no_score(capsys, tmp_path):
 @pytest.mark.parametrize(
     "command, steps",
     [
-        ("train", 90),
+        ("train", 150),
         ("train --preset nano-emoji", 60),
+        ("train --preset nano-emu3", 60),
         ("plan --preset=nano-emoji", 60),
         ("plan", 1200),
     ],

@@ -2,7 +2,6 @@
 
 from PIL import Image
 from pairuni_nb.evaluate import evaluate, evaluate_g, evaluate_u, mean_ci, same_pictures, split_pairs, thumbnail, unseen_pairs
-from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.rollout import Sampling
 from pairuni_nb.world import records
 import numpy as np
@@ -12,6 +11,7 @@ from io import BytesIO
 
 # %% ../nbs/15_evaluate.ipynb #c5e32167
 from pairuni_nb.janus import load_janus
+from pairuni_nb.rollout import JanusPolicy
 
 # %% ../nbs/15_evaluate.ipynb #37bd24b8
 def test_interval_covers():

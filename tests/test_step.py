@@ -6,7 +6,6 @@ from pairuni_nb.pair_grpo import group_advantage
 from pairuni_nb.pair_grpo import modulate
 from pairuni_nb.pair_grpo import pair_weight
 from pairuni_nb.pair_grpo import policy_loss
-from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.rollout import Sampling
 from pairuni_nb.rollout import noise
 from pairuni_nb.settings import TrainSettings
@@ -89,6 +88,7 @@ def test_balanced_sides_are_equally_long():
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
+from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.world import records
 
 

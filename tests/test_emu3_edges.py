@@ -1,0 +1,178 @@
+"""Checkpoints and settings that an Emu3 cannot be trained with: one sentence each."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pairuni_nb.cli import main
+from pairuni_nb.emu3 import (
+    Emu3Policy,
+    checkpoint_config,
+    emu3_processor,
+    layout,
+    load_checkpoint,
+    new_emu3,
+    policy_for,
+    visual_words,
+)
+from pairuni_nb.janus import load_janus
+from pairuni_nb.rollout import JanusPolicy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "An Emu3 with random weights, as transformers saves it."
+    out = tmp_path_factory.mktemp("emu3")
+    processor = emu3_processor()
+    new_emu3(processor).save_pretrained(out)
+    processor.save_pretrained(out)
+    return out
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    "The folder, with its config.json changed by a function."
+
+    def change(f):
+        out = tmp_path / "changed"
+        shutil.copytree(folder, out)
+        config = json.loads((out / "config.json").read_text())
+        f(config)
+        (out / "config.json").write_text(json.dumps(config))
+        return str(out)
+
+    return change
+
+
+def test_a_checkpoint_comes_back_as_it_was(folder):
+    model, processor = load_checkpoint(str(folder))
+    fresh = new_emu3(emu3_processor())
+    for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    policy, ours = policy_for(model, processor), Emu3Policy(fresh, emu3_processor())
+    assert isinstance(policy, Emu3Policy)
+    assert (policy.area, policy.image_tokens) == (ours.area, ours.image_tokens) == (48 * 48, 45)
+    assert torch.equal(policy.words, ours.words)
+    assert torch.equal(policy.boi, ours.boi)
+    own = model.generation_config
+    assert (own.guidance_scale, own.max_new_tokens) == (3, 24)
+
+
+def test_without_a_name_it_is_janus_nano():
+    assert isinstance(policy_for(*load_checkpoint()), JanusPolicy)
+
+
+def test_another_family_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "chameleon"}')
+    with pytest.raises(ValueError, match="'chameleon' checkpoint, not a Janus or an Emu3: choose"):
+        load_checkpoint(str(tmp_path))
+
+
+def test_a_policy_takes_its_own_family(folder):
+    with pytest.raises(ValueError, match="needs a Janus checkpoint, and this one is 'emu3'"):
+        JanusPolicy(*load_checkpoint(str(folder)))
+    with pytest.raises(ValueError, match="needs an Emu3 checkpoint, and this one is 'janus'"):
+        Emu3Policy(*load_janus())
+
+
+@pytest.mark.parametrize(
+    "word", ["<|visual token 000000|>", "<image>", "<|extra_200|>", "<|image token|>"]
+)
+def test_a_vocabulary_without_image_tokens(changed, word):
+    path = changed(lambda config: config["vocabulary_map"].pop(word))
+    with pytest.raises(ValueError, match="vocabulary_map .* names no .*it cannot draw") as e:
+        checkpoint_config(path)
+    assert word in str(e.value)
+
+
+def test_no_vocabulary_at_all(changed):
+    path = changed(lambda config: config.pop("vocabulary_map"))
+    with pytest.raises(ValueError, match="vocabulary_map .* names no <image>"):
+        load_checkpoint(path)
+
+
+def test_codes_out_of_order(changed):
+    def swap(config):
+        words = config["vocabulary_map"]
+        a, b = "<|visual token 000003|>", "<|visual token 000004|>"
+        words[a], words[b] = words[b], words[a]
+
+    with pytest.raises(ValueError, match="128 visual tokens .* do not follow one another"):
+        load_checkpoint(changed(swap))
+
+
+def test_fewer_words_than_codes():
+    words = {word: i for i, word in enumerate(["<image>", "<|image start|>", "<|image token|>"])}
+    words |= {"<|extra_200|>": 3, "<|extra_201|>": 4, "<|image end|>": 5}
+    words |= {f"<|visual token {i:06d}|>": 6 + i for i in range(4)}
+    assert visual_words(words, 4) == (6, [3, 4, 5])
+    with pytest.raises(ValueError, match="the 5 visual tokens"):
+        visual_words(words, 5)
+
+
+def test_a_generation_config_without_an_end(folder):
+    model, processor = load_checkpoint(str(folder))
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="names no eos token id"):
+        Emu3Policy(model, processor)
+
+
+def test_a_picture_is_read_the_same_beside_a_larger_one():
+    policy = policy_for(*load_checkpoint("nano-emu3"))
+    rng = np.random.default_rng(0)
+    sizes = [(48, 48), (96, 32), (30, 70), (48, 48)]
+    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes]
+    asked = ["what colour is top?"] * 4
+    together = policy.text_prompts(asked, pictures)
+    assert len(together.attention_mask.sum(1).unique()) == 3
+    for i, picture in enumerate(pictures):
+        alone = policy.text_prompts(asked[:1], [picture]).input_ids[0]
+        assert torch.equal(together.input_ids[i, -len(alone) :], alone)
+        assert policy.model.config.image_token_id not in alone
+
+
+def test_the_frame_of_a_prompt():
+    policy = policy_for(*load_checkpoint("nano-emu3"))
+    told = policy.processor.tokenizer.decode
+    opens = "<|image start|>6*6<|image token|>"
+    drawn = policy.image_prompts(["a red star top"]).input_ids[0]
+    assert told(drawn) == f"<|extra_203|>a red star top{opens}"
+    white = Image.new("RGB", (48, 48), "white")
+    asked = policy.text_prompts(["how many?\none, two"], [white]).input_ids[0]
+    text = told(asked)
+    assert text.startswith(f"<|extra_203|>USER: {opens}<|visual token")
+    assert text.endswith("<|extra_200|><|extra_201|><|image end|>how many?\none, two ASSISTANT:")
+    assert (asked == policy.words[policy.codes]).sum() == 6  # ends of rows
+    assert told(policy.text_prompts(["why?"]).input_ids[0]) == "<|extra_203|>USER: why? ASSISTANT:"
+
+
+def test_a_layout_by_hand():
+    assert layout(1, 1) == {1: 0, 2: 1, 3: 2, 4: 3}
+    assert sorted(layout(6, 6)) == [6, 13, 20, 27, 34, 41, 42, 43, 44]
+
+
+def refused(capsys, *argv):
+    assert main([*map(str, argv)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "Traceback" not in said
+    return said.splitlines()[-1]  # a bar of the loading may stand before it
+
+
+def test_there_is_no_tower_to_train(capsys, folder, tmp_path):
+    out = tmp_path / "run"
+    said = refused(capsys, "train", "--model", folder, "--out", out, "--train-vision")
+    assert "no vision tower to train: leave train_vision off" in said
+    assert not out.exists()
+
+
+def test_the_plan_counts_an_emu3_by_arithmetic_alone(capsys, folder):
+    assert main(["plan", "--preset", "nano-emu3", "--model", str(folder)]) == 0
+    small = capsys.readouterr().out
+    assert main(["plan", "--preset", "janus-pro-7b", "--model", "BAAI/Emu3-Gen-hf"]) == 0
+    real = capsys.readouterr().out
+    assert "8,762,751,807 parameters" in real
+    assert "1,400,443 parameters" in small

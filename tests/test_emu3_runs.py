@@ -1,0 +1,126 @@
+"""The loop, its saves and its commands with an Emu3: as they are, for the trainer knows no family."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from hand_made import pair
+from pairuni_nb import evaluate, processes, step, train
+from pairuni_nb.cli import main
+from pairuni_nb.emu3 import Emu3Policy, load_checkpoint, policy_for
+from pairuni_nb.pairing import as_dataset, make_pairs
+from pairuni_nb.prepare import prepare
+from pairuni_nb.rewards import answer_accuracy, scene_reward
+from pairuni_nb.run_folder import read_metrics
+from pairuni_nb.settings import TrainSettings
+from pairuni_nb.train import default_rewards
+from pairuni_nb.world import records
+
+NAME = "nano-emu3"
+S = TrainSettings(
+    steps=3,
+    pairs_per_step=3,
+    rollouts=3,
+    micro_batch=4,
+    cfg_weight=3.0,
+    eval_every=2,
+    eval_items=4,
+    save_every=1,
+)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return make_pairs(records("u", 40, 0), records("g", 40, 0), clusters=8)[0]
+
+
+@pytest.mark.parametrize("module", [train, step, evaluate, processes])
+def test_the_trainer_names_no_family(module):
+    code = Path(module.__file__).read_text()
+    code = re.sub(r'#.*|"[^"\n]*"', "", code)  # comments, and strings as docstrings are
+    assert not re.search(r"emu3|JanusPolicy|load_janus|vision_model|vqmodel", code, re.IGNORECASE)
+
+
+def weights(folder):
+    return load_checkpoint(str(folder))[0].state_dict()
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(pairs, tmp_path):
+    s = replace(S, beta=0.05, num_iterations=2, seed=2)
+
+    def breaks(done, *_):
+        if done == 2:
+            raise RuntimeError("stop")
+
+    train.train(pairs, tmp_path / "whole", s, NAME, device="cpu")
+    with pytest.raises(RuntimeError, match="stop"):
+        train.train(pairs, tmp_path / "two", s, NAME, device="cpu", callback=breaks)
+    train.train(pairs, tmp_path / "two", s, NAME, device="cpu", resume=True)
+    one, two = (weights(tmp_path / name / "checkpoint") for name in ("whole", "two"))
+    start = weights(NAME)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    moved = {name for name in one if not torch.equal(one[name], start[name])}
+    assert any("text_model" in name for name in moved)
+    assert "lm_head.weight" in moved
+    assert not any("vqmodel" in name for name in moved)
+    lines = [m for m in read_metrics(tmp_path / "whole") if "gap_u" in m]
+    assert len(lines) == 3
+    assert max(max(m["gap_u"], m["gap_g"]) for m in lines) < 1e-3
+
+
+def test_a_thin_run_in_bfloat16(pairs, tmp_path, need, capsys):
+    need("peft")
+    more = dict(lora_rank=4, precision="bf16", gradient_checkpointing=True, lr=1e-2)
+    out = tmp_path / "run"
+    train.train(pairs, out, replace(S, **more), NAME, device="cpu")
+    start, after = weights(NAME), weights(out / "checkpoint")
+    moved = {name for name in start if not torch.equal(start[name], after[name])}
+    assert moved
+    assert all("text_model.layers" in name for name in moved)
+    # what came of it answers and draws, as it says itself that it was sampled
+    told = ["--checkpoint", str(out), "--seed", "1"]
+    picture = tmp_path / "drawn.png"
+    assert main(["sample", "draw", "a red star top", "--out", str(picture), *told]) == 0
+    assert np.asarray(Image.open(picture)).std() > 10
+    Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(tmp_path / "black.png")
+    asked = ["sample", "ask", str(tmp_path / "black.png"), "what colour is top?"]
+    assert main([*asked, "--n", "2", *told]) == 0
+    scores = tmp_path / "scores.json"
+    assert main(["evaluate", "--items", "4", "--out", str(scores), *told]) == 0
+    assert json.loads(scores.read_text())["protocol"]["cfg_weight"] == 3
+
+
+def test_one_step_moves_what_is_rewarded(pairs):
+    "Plain ascent on one batch raises the log-probs of what earned more than its group."
+    made = prepare(NAME, replace(S, lr=1e-3), Accelerator(cpu=True))
+    assert isinstance(made.policy, Emu3Policy)
+    s = replace(S, pairs_per_step=8, rollouts=4, micro_batch=64)
+    rewards = dict(u=answer_accuracy, g=scene_reward)
+    rows, ids = [pairs[i] for i in range(8)], list(range(8))
+    _, sides = step.train_step(
+        made.policy, made.opt, rows, ids, 0, s, rewards, Accelerator(cpu=True)
+    )
+    with torch.no_grad():
+        for side in sides.values():
+            rise = (made.policy(side.rollouts) - side.rollouts.logp).sum(1)
+            assert (rise * side.advantages).sum() > 0
+
+
+def test_drawings_without_a_verifier_are_compared_by_the_codes_latents():
+    policy = policy_for(*load_checkpoint(NAME))
+    rows = as_dataset([pair("aligned", 1.0, i, i) for i in range(3)])
+    reward = default_rewards(policy, rows)["g"]
+    wide, small = (Image.new("RGB", size, "red") for size in ((48, 48), (31, 90)))
+    same, other = np.asarray(wide), np.asarray(Image.new("RGB", (48, 48), "blue"))
+    truths = [dict(image=wide), dict(image=small), dict(image=wide)]
+    values = reward([""] * 3, np.stack([same, same, other]), truths)
+    assert values[0] > 0.999
+    assert values[1] > 0.999  # the record's picture is brought to the drawing's size
+    assert values[2] < 0.9
