@@ -310,6 +310,12 @@ WRONG = {
         ("mean_ci([x - y for x, y in zip(a, b)])", "mean_ci([abs(x - y) for x, y in zip(a, b)])"),
         ("mean_ci([x - y for x, y in zip(a, b)])", "mean_ci([x - y for x in a for y in b])"),
     ],
+    ("16_emu3.ipynb", "shrinks_to"): [
+        ("(width + 1)", "width"),  # no ends of rows
+        (" + 3", ""),  # no closing tokens
+        (" + 3", " + 1"),
+        ("return height * width", "return 1 - height * width"),  # the share that is forced
+    ],
     ("data/00_load.ipynb", "quiz_fields"): [
         ("< 3", "<= 3"),
         ('options[row["label"]]', 'row["label"]'),  # a place, no text
@@ -400,20 +406,26 @@ WRONG = {
         ("< n", "<= n"),
         ("< n", "!= n"),
     ],
-    ("run/08_cli.ipynb", "Count"): [
+    ("run/09_cli.ipynb", "Count"): [
         ("tyro.conf.Positional[str]", "str"),  # an option
         ("folder:", "path:"),
         ("tyro.conf.Positional[str]", "tyro.conf.Positional[str] = '.'"),
         ("tyro.conf.Positional[str]", "tyro.conf.Positional[list[str]]"),
     ],
-    ("run/09_evidence.ipynb", "two_seed_interval"): [
+    ("run/07_ablate.ipynb", "seeds_needed"): [
+        ("n - 1", "10**6"),  # the normal's quantiles
+        ("[0.975, 0.8]", "[0.975]"),  # no power: half of such effects would be missed
+        ("[0.975, 0.8]", "[0.95, 0.8]"),  # one-sided
+        ("n**0.5", "n"),
+    ],
+    ("run/10_evidence.ipynb", "two_seed_interval"): [
         ("abs(a - b)", "(a - b)"),
         ("student.ppf(0.975, 1)", "1.96"),
         ("student.ppf(0.975, 1)", "student.ppf(0.95, 1)"),
         (" / 2", " / 2**0.5"),  # the spread, not of the mean
         ("student.ppf(0.975, 1)", "student.ppf(0.975, 2)"),
     ],
-    ("run/10_testgen.ipynb", "count_tests"): [
+    ("run/11_testgen.ipynb", "count_tests"): [
         ("sum(is_test(node) for node in ast.parse(source).body)", "source.count('def test_')"),
         ("ast.parse(source).body", "ast.walk(ast.parse(source))"),
         ("sum(is_test(node) for node in ast.parse(source).body)", "len(ast.parse(source).body)"),
