@@ -31,12 +31,12 @@ from scipy.stats import t as student
 from tqdm import tqdm
 
 from .evaluate import evaluate
-from .janus import load_janus
+from .emu3 import load_checkpoint, policy_for
 from .pairing import as_dataset, pair_records
 from .records import read_json, write_json, write_whole
 from .report import SIDES, draw_score, finish_panel, lines_with, new_figure, running_mean
 from .rewards import answer_accuracy, scene_reward
-from .rollout import JanusPolicy, Sampling
+from .rollout import Sampling
 from .run_folder import locked, old_settings, read_metrics
 from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of, preset
 from .train import train
@@ -46,10 +46,10 @@ from .world import records
 # row -> what it changes: fields of TrainSettings or PairSettings, or `rewards`, `average`
 # classifier-free guidance; at weight 1 there is none, guided or cond
 GUIDANCE = {
-    "5 guided": dict(cfg_weight=5.0),
+    "as the preset": {},  # of nano: 2 cond
+    "2 guided": dict(cfg_weight=2.0, cfg_scoring="guided"),
     "5 cond": dict(cfg_weight=5.0, cfg_scoring="cond"),
-    "2 guided": dict(cfg_weight=2.0),
-    "2 cond": dict(cfg_weight=2.0, cfg_scoring="cond"),
+    "5 guided": dict(cfg_weight=5.0, cfg_scoring="guided"),
     "1": dict(cfg_weight=1.0),
 }
 
@@ -199,8 +199,8 @@ def decoded(
     weights: tuple,  # of guidance, to try
 ) -> dict:  # accuracy, score, cfg_weight
     "Greedy scores of a model, the better ones by its drawings."
-    parts = model if isinstance(model, tuple) else load_janus(model)
-    policy, judge, (u, g) = JanusPolicy(*parts), judge_of(base), held
+    parts = model if isinstance(model, tuple) else load_checkpoint(model)
+    policy, judge, (u, g) = policy_for(*parts), judge_of(base), held
     best = {}
     for weight in weights:
         greedy = replace(Sampling.of(base.train), temperature=0.0, cfg_weight=weight)
@@ -270,7 +270,7 @@ def averaged(out: Path, base: Preset, changes: dict, seed: int, read: tuple) -> 
     for part in runs:
         told = trained(out, base, part, seed, read)
         before = before or told["before"]
-        models.append(load_janus(told["model"]))
+        models.append(load_checkpoint(told["model"]))
     whole, processor = models[0]
     states = [model.state_dict() for model, _ in models]
     mean = {}
@@ -279,7 +279,7 @@ def averaged(out: Path, base: Preset, changes: dict, seed: int, read: tuple) -> 
         mean[name] = parts.mean(0).to(value.dtype)
     whole.load_state_dict(mean)
     sampling = Sampling.of(base.train)
-    policy, judge = JanusPolicy(whole, processor), judge_of(base)
+    policy, judge = policy_for(whole, processor), judge_of(base)
     after = evaluate(policy, *read[2:], sampling, seed, judge)["figures"]
     return dict(before=before, after=after, steps=base.train.steps, model=(whole, processor))
 

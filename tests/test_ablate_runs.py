@@ -238,7 +238,7 @@ def test_an_average_is_the_mean_of_weights_and_a_failed_run_is_a_line(tmp_path):
     parts = []
     for side in "ug":
         folder = tmp_path / "runs" / f"sides={side},seed=0" / "checkpoint"
-        parts.append(a.load_janus(folder)[0].state_dict())
+        parts.append(a.load_checkpoint(folder)[0].state_dict())
     assert any(not torch.equal(parts[0][name], parts[1][name]) for name in found)
     for name, value in found.items():
         mean = (parts[0][name] + parts[1][name]) / 2

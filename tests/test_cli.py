@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pairuni_nb.jobs import Ask, Model
-from pairuni_nb.settings import PairSettings, TrainSettings
+from pairuni_nb.settings import PairSettings
 
 # %% ../nbs/run/09_cli.ipynb #ac367c7b
 def test_bad_flags_are_named():
@@ -30,7 +30,7 @@ def test_bad_flags_are_named():
 
 # %% ../nbs/run/09_cli.ipynb #faca9749
 def test_every_setting_is_a_flag():
-    assert parse(["train"]).settings == TrainSettings()
+    assert parse(["train"]).settings == preset("nano").train
     assert parse(["train", "--preset", "janus-pro-7b"]).settings.rollouts == 4
     words = "train --steps 3 --weighting linear --seed 5 --preset=janus-pro-1b"
     c = parse(words.split())
