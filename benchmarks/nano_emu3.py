@@ -1,9 +1,9 @@
 """Does the loop that trains a Janus train an Emu3? One CSV row a run, as in evidence.py.
 
     export OMP_NUM_THREADS=1
-    python benchmarks/nano_emu3.py run pair-grpo --seeds 0 1 2
+    python benchmarks/nano_emu3.py run pair-grpo --seeds 0 1 2 3 4
     python benchmarks/nano_emu3.py run shuffled --seeds 0
-    python benchmarks/nano_emu3.py decoding --seeds 0 1 2
+    python benchmarks/nano_emu3.py decoding --seeds 0 1 2 3 4
     python benchmarks/nano_emu3.py table
 
 Each seed has its own pairs, rollout noise and fresh held-out set. `shuffled` deals each step's
@@ -85,7 +85,7 @@ def main():
     runs = commands.add_parser("run")
     runs.add_argument("condition", choices=("pair-grpo", "shuffled"))
     for command in (runs, commands.add_parser("decoding")):
-        command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+        command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     commands.add_parser("table")
     args = parser.parse_args()
     torch.set_num_threads(1)
