@@ -49,8 +49,9 @@ def gradients(policy, row, number, s, rewards, accelerator):
     vectors = []
     for task in "ug":
         gradient = parts[task, 0]
-        trunk = [n for n, p in policy.named_parameters() if "language_model" in n]
-        flat = [gradient[n].flatten() for n in trunk if n in gradient]
+        trunk = {id(p) for p in policy.language_model.parameters()}
+        names = [n for n, p in policy.named_parameters() if id(p) in trunk and n in gradient]
+        flat = [gradient[n].flatten() for n in names]
         vectors.append(torch.cat(flat))
     return vectors
 
