@@ -8,18 +8,21 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'WEIGHTED', 'TABLES', 'TR
            'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed', 'run_name', 'trained',
            'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run', 'start_run', 'left_by', 'finished',
            'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done',
-           'in_order', 'in_short', 'run_todo', 'rises_of', 'differences', 'as_cell', 'markdown_rows', 'power_sentence',
-           'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart',
-           'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
+           'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences', 'as_cell', 'markdown_rows',
+           'power_sentence', 'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary',
+           'said_of', 'apart', 'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -556,6 +559,24 @@ def in_short(line: dict) -> str:
         told.append(f"{name} {line[f'{key}_before']:.3f} -> {line[f'{key}_after']:.3f}")
     return ", ".join(told)
 
+# %% ../nbs/run/07_ablate.ipynb #342c2f15
+@contextmanager
+def kill_is_ctrl_c():
+    "A polite kill stops the runs as Ctrl-C does; else they would go on without the table."
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    main_thread = (
+        threading.current_thread() is threading.main_thread()
+    )  # only there Python allows it
+    before = signal.signal(signal.SIGTERM, stop) if main_thread else None
+    try:
+        yield
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
+
 # %% ../nbs/run/07_ablate.ipynb #c5b84077
 def run_todo(
     out: Path,
@@ -585,7 +606,7 @@ def run_todo(
         told = how_long(left, seconds, jobs)
         bar.write(f"{run.row}, seed {run.seed}: {in_short(line)}; {told}", sys.stderr)
 
-    with bar:
+    with bar, kill_is_ctrl_c():
         run_all(out, todo, base, jobs, tell, tick)
 
 # %% ../nbs/run/07_ablate.ipynb #be7e8859

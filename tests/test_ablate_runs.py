@@ -362,7 +362,8 @@ def test_a_seed_and_a_prompt_decide_how_rewards_are_dealt():
     assert dealt != a.shuffled(reward, 0)(["q"] * 20, [""] * 20, None)
 
 
-def test_ctrl_c_saves_what_is_on_its_way(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_kill_saves_what_is_on_its_way(tmp_path, how):
     words = "-m pairuni_nb.cli ablate control --rows reference --seeds 0 --steps 500 --rollouts 2"
     words += " --pairs-per-step 2 --eval-items 4 --out tables --jobs 1"
     job = subprocess.Popen(
@@ -375,7 +376,7 @@ def test_ctrl_c_saves_what_is_on_its_way(tmp_path):
             assert job.poll() is None and time.monotonic() < until
             time.sleep(0.2)
     finally:
-        job.send_signal(signal.SIGINT)
+        job.send_signal(how)
         said = job.communicate(timeout=120)[1]
     assert job.returncode == 130 and "the same command goes on" in said
     assert (run / "state.pt").exists() and not (run / "result.json").exists()
