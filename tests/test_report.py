@@ -46,7 +46,10 @@ def fake_metrics(steps=20, tasks="ug", done=True):
 def test_plots_what_is_there():
     for tasks, lines in [("ug", 2), ("u", 1), ("g", 1)]:
         fig = plot_run(fake_metrics(tasks=tasks))
-        assert len(fig.axes) == 8 and len(fig.axes[3].lines) == lines
+        assert len(fig.axes) == 9 and len(fig.axes[4].lines) == lines
+        assert not fig.axes[3].lines  # nothing was compared
+    compared = [m | dict(cos_ug=0.1, ceiling=0.3) for m in fake_metrics()]
+    assert [line.get_ydata()[0] for line in plot_run(compared).axes[3].lines] == [0.1, 0.3]
     plot_run(fake_metrics(steps=0))
     plot_run([])
     assert running_mean([0, 3, 0], 3) == [1.5, 1, 1.5]
