@@ -22,7 +22,7 @@ from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.run_folder import load_state, read_metrics, save_state, without_cost
-from pairuni_nb.settings import TrainSettings
+from pairuni_nb.settings import TrainSettings, preset
 from pairuni_nb.step import roll_out_sides, score, update
 from pairuni_nb.train import train
 from pairuni_nb.world import records
@@ -204,7 +204,7 @@ def main(folder, *flags):
     flags += tuple(
         word
         for f in fields(RUN)
-        if getattr(RUN, f.name) != f.default
+        if getattr(RUN, f.name) != getattr(preset("nano").train, f.name)
         for word in (f"--{f.name.replace('_', '-')}", str(getattr(RUN, f.name)))
     )
     sys.argv = [
