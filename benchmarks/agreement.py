@@ -1,7 +1,8 @@
 """Do understanding and drawing pull the shared weights one way? One CSV row a question.
 
     OMP_NUM_THREADS=1 python benchmarks/agreement.py nano
-    OMP_NUM_THREADS=1 python benchmarks/agreement.py nano --cfg-weight 2 --cfg-scoring cond
+    OMP_NUM_THREADS=1 python benchmarks/agreement.py nano --cfg-weight 5 --cfg-scoring guided
+    OMP_NUM_THREADS=1 python benchmarks/agreement.py nano-emu3
 
 For 48 aligned and 144 retrieved pairs (delta 0, so similarities are spread), K = 16: the policy
 gradient of each side alone, over the weights of the language model, with weight 1. `cosine` is that
@@ -119,7 +120,8 @@ def main():
     parser.add_argument("--pairs", type=int, nargs=2, default=(48, 144), help="aligned, retrieved")
     args = parser.parse_args()
     chosen = preset(args.preset)
-    changes = {n: getattr(args, n) for n in ("cfg_weight", "cfg_scoring") if getattr(args, n)}
+    asked = dict(cfg_weight=args.cfg_weight, cfg_scoring=args.cfg_scoring)
+    changes = {name: value for name, value in asked.items() if value is not None}
     s = replace(chosen.train, rollouts=args.rollouts, weighting="none", seed=SEED, **changes)
     how = dict(model=args.checkpoint or args.preset, guidance=s.cfg_weight, scoring=s.cfg_scoring)
     how["K"] = s.rollouts

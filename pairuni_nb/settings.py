@@ -69,7 +69,7 @@ class CompletionSettings:
 # %% ../nbs/00_settings.ipynb #99322fb2
 @dataclass(frozen=True)
 class TrainSettings:
-    "One run of Pair-GRPO. Defaults are the laptop's (janus-nano)."
+    "One run of Pair-GRPO. What presets start from; `pairuni train` takes the preset `nano`."
 
     # weight of a retrieved pair: sqrt, linear or square of its similarity (paper: sqrt),
     # or none: plain GRPO

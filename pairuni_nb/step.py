@@ -290,7 +290,8 @@ def ceiling(half_u: float, half_g: float) -> float:
 # %% ../nbs/14_step.ipynb #caa79020
 def layer_of(name: str) -> str:  # of a parameter
     "`3` of `..layers.3.mlp..`; empty for what stands in no layer of the language model."
-    found = re.search(r"language_model\.layers\.(\d+)\.", name)
+    # LoRA puts two names between
+    found = re.search(r"(?:language|text)_model\.(?:base_model\.model\.)?layers\.(\d+)\.", name)
     return found[1] if found else ""
 
 # %% ../nbs/14_step.ipynb #aeac8819
@@ -404,15 +405,14 @@ def update(
         for turn in turns:
             told, off, parts = backward_passes(policy, turn, s, accelerator, compare, apart)
             stats |= told
-            if first:
-                gaps |= off
-                met = agreement(parts)
+            if first and turn is turns[0]:  # before any step: with the weights that sampled
+                gaps, met = off, agreement(parts)
             if parts:
                 put_gradient(policy, join_sides(parts, s.combine))
             norm = accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm)
             if hasattr(norm, "full_tensor"):  # under --shard float() would take a process's part
                 norm = norm.full_tensor()
-            stats["grad_norm"] = finite(float(norm))
+            stats["grad_norm"] = max(finite(float(norm)), stats.get("grad_norm", 0.0))
             opt.step()
             opt.zero_grad()
             forget_gradients(policy)

@@ -9,7 +9,7 @@ from pairuni_nb.pair_grpo import policy_loss
 from pairuni_nb.rollout import Sampling
 from pairuni_nb.rollout import noise
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.step import added, combined, describe, length, noise_names, roll_out_sides, rows_of_step, train_step, update
+from pairuni_nb.step import added, combined, describe, layer_of, length, noise_names, roll_out_sides, rows_of_step, train_step, update
 from pairuni_nb.world import question_text
 import torch
 
@@ -58,6 +58,15 @@ def test_every_pair_once_an_epoch():
 def test_noise_is_never_shared_inside_a_step():
     names = noise_names("u", [3, 5, 3, 3]) + noise_names("g", [3])
     assert len(set(names)) == 5 and names[:2] == ["u3", "u5"] and names[-1] == "g3"
+
+# %% ../nbs/14_step.ipynb #b82ea84f
+def test_layers_are_found_behind_every_wrapper():
+    trunk = "model.model.language_model."
+    assert layer_of(trunk + "layers.3.mlp.up_proj.weight") == "3"
+    assert layer_of("module." + trunk + "layers.0.mlp.up_proj.weight") == "0"
+    assert layer_of(trunk + "base_model.model.layers.11.self_attn.q_proj.lora_A.weight") == "11"
+    assert layer_of("model.model.text_model.layers.2.mlp.up_proj.weight") == "2"
+    assert layer_of(trunk + "norm.weight") == layer_of("model.model.vision_model.layers.1.w") == ""
 
 # %% ../nbs/14_step.ipynb #1e292176
 def test_conflicts_are_projected_away():
