@@ -27,6 +27,7 @@ Write benchmarks/janus_pro_shape.csv, and janus_pro_card.csv for a card.
 import argparse
 import copy
 import csv
+import itertools
 import math
 import os
 import re
@@ -72,6 +73,10 @@ from pairuni_nb.world import records
 from transformers import DynamicCache
 
 CSV = Path(__file__).with_suffix(".csv")
+CARD = dict(width=2048, layers=24, images=[16, 64, 256], k=[8], repeats=3)
+CARD |= dict(csv=str(CSV.with_name("janus_pro_card.csv")))
+SMALL = dict(width=256, layers=8, images=[8, 32], k=[8, 1], repeats=5, gb=8.0, text_tokens=64)
+SMALL |= dict(device="cpu", csv=str(CSV))
 COLUMNS = "measure rows k method unit value low high predicted".split()
 PROMPTS = [
     "a red star at the top",
@@ -316,6 +321,28 @@ def settings_of(args):
     )
 
 
+def two_steps(policy, janus, s, args):
+    "Metrics, seconds and peak GB of each of two training steps, with random rewards"
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    opt, accelerator = torch.optim.AdamW(trained, lr=s.lr), Accelerator(cpu=args.device == "cpu")
+    pairs, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
+    rows, ids = [pairs[j] for j in range(args.pairs)], list(range(args.pairs))
+
+    def dice(prompts, outputs, truths):
+        return torch.rand(len(outputs)).tolist()
+
+    cuda = args.device == "cuda"
+    for i in range(2):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        start, judges = time.perf_counter(), dict(u=dice, g=dice)
+        m, _ = train_step(policy, opt, rows, ids, i, s, judges, accelerator, janus=janus)
+        if cuda:
+            torch.cuda.synchronize()
+        took = time.perf_counter() - start
+        yield m, took, torch.cuda.max_memory_allocated() / 1e9 if cuda else resident() / 1e3
+
+
 def step(policy, shape, args):
     "Rows of the CSV: seconds of a training step's parts, and its peak GB; the second step of two"
     s = settings_of(args)
@@ -324,10 +351,6 @@ def step(policy, shape, args):
     if s.gradient_checkpointing:
         policy.checkpoint_layers()
     janus = split(policy) if s.shard else None
-    opt, accelerator = (
-        torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=s.lr),
-        Accelerator(cpu=args.device == "cpu"),
-    )
     plan = planned_step(shape, s, args)
     name = f"{args.preset} sharded" if s.shard else args.preset
     row = dict(measure="card step", rows=args.pairs * s.rollouts, k=s.rollouts)
@@ -342,29 +365,7 @@ def step(policy, shape, args):
             predicted=plan.get(part, ""),
         )
 
-    pairs, dice = (
-        make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)[0],
-        lambda prompts, outputs, truths: torch.rand(len(outputs)).tolist(),
-    )
-    for i in range(2):
-        if args.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        m, _ = train_step(
-            policy,
-            opt,
-            [pairs[j] for j in range(args.pairs)],
-            list(range(args.pairs)),
-            i,
-            s,
-            dict(u=dice, g=dice),
-            accelerator,
-            janus=janus,
-        )
-        if args.device == "cuda":
-            torch.cuda.synchronize()
-        took = time.perf_counter() - start
-        gb = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else resident() / 1e3
+    for i, (m, took, gb) in enumerate(two_steps(policy, janus, s, args)):
         if i == 0:
             yield line("first step", "s", took)  # should the time be over before the second
             yield line("first peak", "GB", gb)
@@ -501,7 +502,8 @@ def update(args):
             )
 
 
-def main(argv):
+def arguments(argv):
+    "What was asked for"
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -530,32 +532,21 @@ def main(argv):
     p.add_argument("--csv")
     p.add_argument("--child", help=argparse.SUPPRESS)
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    p.set_defaults(
-        **(
-            dict(
-                width=2048,
-                layers=24,
-                images=[16, 64, 256],
-                k=[8],
-                repeats=3,
-                device=here,
-                csv=str(CSV.with_name("janus_pro_card.csv")),
-            )
-            if "card" in argv
-            else dict(
-                width=256,
-                layers=8,
-                images=[8, 32],
-                k=[8, 1],
-                repeats=5,
-                gb=8.0,
-                text_tokens=64,
-                device="cpu",
-                csv=str(CSV),
-            )
-        )
-    )
-    args = p.parse_args(argv)
+    p.set_defaults(**(CARD | dict(device=here) if "card" in argv else SMALL))
+    return p.parse_args(argv)
+
+
+def write(rows, file, columns):
+    "All rows, by what they measure"
+    with open(file, "w", newline="") as f:
+        # rows from before there was a prediction have none
+        writer = csv.DictWriter(f, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda r: r["measure"]))
+
+
+def main(argv):
+    args = arguments(argv)
     transformers.logging.set_verbosity_error()
     if args.child:
         return child(args)
@@ -568,33 +559,16 @@ def main(argv):
         transformers=transformers.__version__,
     )
     old = list(csv.DictReader(open(args.csv))) if Path(args.csv).exists() else []
-    rows = [
-        r for r in old if r["measure"].split()[0] not in args.what
-    ]  # what is not measured now stays
-    for row in (
-        row
-        for what in args.what
-        for row in dict(rollout=rollout, update=update, card=card)[what](args)
-    ):
+    rows = [r for r in old if r["measure"].split()[0] not in args.what]  # the others stay
+    measures = dict(rollout=rollout, update=update, card=card)
+    line = "{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} "
+    line += "[{low:.3f}, {high:.3f}] {predicted}"
+    for row in itertools.chain.from_iterable(measures[what](args) for what in args.what):
         row = dict(predicted="") | row
         numbers = {k: round(x, 3) for k, x in row.items() if isinstance(x, float)}
         rows.append(row | numbers | where)
-        line = (
-            "{measure:9} {rows:4} {k:3} {method:25} {value:10.3f} {unit:10} "
-            "[{low:.3f}, {high:.3f}] {predicted}"
-        )
         print(line.format(**rows[-1]), flush=True)
-        with open(
-            args.csv, "w", newline=""
-        ) as f:  # after every row: a card may be gone before the last
-            writer = csv.DictWriter(
-                f,
-                [*COLUMNS, *where],
-                restval="",  # of rows from before there was a prediction
-                lineterminator="\n",
-            )
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda r: r["measure"]))
+        write(rows, args.csv, [*COLUMNS, *where])  # a card may be gone before the last row
 
 
 if __name__ == "__main__":
