@@ -51,6 +51,7 @@ from pairuni_nb.rollout import (
     Rollouts,
     Sampling,
     TextPrompts,
+    check_images,
     guide,
     patch_to,
     unconditional,
@@ -294,10 +295,7 @@ def text_prompts(
     images: list = None,  # (P,) PIL, or None: questions without images
 ) -> TextPrompts:
     "Questions, with the codes of their images in place."
-    if images is not None and len(images) != len(questions):
-        raise ValueError(
-            f"{len(questions)} questions but {len(images)} images: give one image a question"
-        )
+    check_images(questions, images)
     self.check_texts(questions)
     image = [] if images is None else [{"type": "image"}]
     chats = []

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORM_WANTED', 'STRETCH', 'Sampling', 'draw', 'noise', 'positions', 'unconditional', 'TextPrompts', 'ImagePrompts',
            'Rollouts', 'join', 'through_first', 'attended_dtype', 'Shared', 'shared_rows', 'Slots', 'Prompt',
-           'Continued', 'patch_to', 'Policy', 'JanusPolicy', 'guide', 'pick', 'turned', 'normed', 'one_token',
-           'through_layers', 'record', 'once', 'gap']
+           'Continued', 'patch_to', 'Policy', 'JanusPolicy', 'check_images', 'guide', 'pick', 'turned', 'normed',
+           'one_token', 'through_layers', 'record', 'once', 'gap']
 
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
@@ -473,6 +473,14 @@ def _tokenize(self, texts, images=None, **kwargs):
     padded = dict(padding=True, padding_side="left", return_tensors="pt")
     return self.processor(text=text, images=images, **padded, **kwargs).to(self.device)
 
+# %% ../nbs/11_rollout.ipynb #4743d8a6
+def check_images(questions: list, images: list | None):
+    "One image a question, or none at all."
+    if images is not None and len(images) != len(questions):
+        raise ValueError(
+            f"{len(questions)} questions but {len(images)} images: give one image a question"
+        )
+
 # %% ../nbs/11_rollout.ipynb #5ccb1068
 @patch_to(JanusPolicy)
 def text_prompts(
@@ -481,10 +489,7 @@ def text_prompts(
     images: list = None,  # (P,) PIL, or None: questions without images
 ) -> TextPrompts:
     "Questions, and the frozen features of their images."
-    if images is not None and len(images) != len(questions):
-        raise ValueError(
-            f"{len(questions)} questions but {len(images)} images: give one image a question"
-        )
+    check_images(questions, images)
     batch = self._tokenize(questions, images)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if images is None:
