@@ -74,7 +74,7 @@ def read_split(out: Path, pairs, held: tuple | None, accelerator: Accelerator) -
         if left:
             print(f"{left} of {len(pairs)} pairs are not trained on: they show held-out pictures")
     accelerator.wait_for_everyone()
-    return read_json(file, "start a new run")
+    return read_json(file, "start a new run", ("held", "kept"))
 
 # %% ../nbs/run/02_train.ipynb #2e70a5fd
 def default_rewards(

@@ -17,7 +17,7 @@ from pairuni_nb.settings import TrainSettings
 from pairuni_nb.processes import larger, of_all
 from pairuni_nb.run_folder import load_state, log_line, read_metrics
 from pairuni_nb.step import roll_out_sides, update
-from pairuni_nb.train import nothing_learned, train
+from pairuni_nb.train import nothing_learned, read_split, train
 from pairuni_nb.world import records as toy_records
 
 S = TrainSettings(
@@ -46,6 +46,13 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(pairs):
     with pytest.raises(ValueError, match="not finite.*--resume"):
         update(policy, torch.optim.AdamW(policy.parameters()), sides, S, Accelerator(cpu=True))
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
+
+
+@pytest.mark.parametrize("said", ("{}", '{"held": []}', "[1]", "{"))
+def test_a_split_of_another_shape_is_damaged(tmp_path, said):
+    (tmp_path / "split.json").write_text(said)
+    with pytest.raises(ValueError, match="split.json is damaged.*start a new run"):
+        read_split(tmp_path, [], None, Accelerator(cpu=True))
 
 
 def test_a_largest_value_is_nan_where_one_is():
