@@ -366,6 +366,23 @@ WRONG = {
         ("d.exp() - d - 1", "0.5 * d**2"),  # k2: biased
         ("d.exp() - d - 1", "d.exp() - 1"),
     ],
+    ("learn/03_labs.ipynb", "adam_walk"): [
+        ("v / (1 - beta2**t)", "v"),  # the means begin at 0
+        ("(1 - beta2) * g**2", "(1 - beta2) * abs(g)"),
+        (" ** 0.5 + eps", " + eps"),
+        ("theta - lr", "theta + lr"),
+        ("m = beta1 * m + (1 - beta1) * g", "m = (1 - beta1**t) * g"),  # no momentum
+        (
+            "theta - lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)) ** 0.5 + eps)",
+            "theta - lr * g",
+        ),
+    ],
+    ("learn/03_labs.ipynb", "diagnoses"): [
+        ('A="weight", B="temperature"', 'A="temperature", B="weight"'),
+        ('H="end"', 'H="padding"'),
+        ('A="weight", ', ""),
+        ('F="batch"', 'F="batch, centre"'),
+    ],
     ("run/03_report.ipynb", "slope"): [
         (
             "float((x * y).sum() / (x * x).sum())",
