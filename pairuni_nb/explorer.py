@@ -370,6 +370,7 @@ def draw_run(
         if known:
             left.plot(*zip(*known), style, ms=3, color=colour, label=label)
     left.set(xlabel="step", ylabel="mean reward")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(frameon=False, fontsize=9, loc="lower right")
     left.spines[["top", "right"]].set_visible(False)
     right.axis("off")
