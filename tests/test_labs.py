@@ -82,6 +82,19 @@ def test_what_the_page_says_of_rewards(runs):
     assert min(ends["batch"], ends["old"]) > ends["right"]
 
 
+def test_what_the_page_says_of_the_weight():
+    space = lab("learn/03_labs.ipynb", 'logs = {"right"')
+    share, opposites, clipped = (space[name] for name in ("share", "opposites", "clipped"))
+    for before, optimiser in ((True, "SGD"), (True, "Adam"), (False, "Adam")):
+        assert share(before, optimiser) == 1
+    assert share(False, "SGD") == 0.6
+    for w in (0.2, 0.6, 0.9):
+        together, apart, sgd = opposites(w)
+        assert abs(together - 1) < 1e-3 and abs(sgd - (1 - w) / 2) < 1e-3
+        assert abs(apart - (1 - w) / (2 * (1 + w**2)) ** 0.5) < 0.015
+    assert clipped(5.0) == [1, 1] and clipped(0.5) == [0.5, 0.3]
+
+
 @pytest.fixture(scope="module")
 def drawn():
     """The page of drawings, up to the rewards of its last lab; nothing is trained."""
