@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'HEADS', 'TABLE', 'FLAT', 'OPPOSITES', 'PAGE', 'softmax_step', 'Numbers', 'explore', 'draw_advantages',
            'to_png', 'numbers_table', 'Explorer', 'advantage_explorer', 'TwoPairs', 'climb', 'two_pairs',
-           'two_pairs_page', 'two_pairs_frame']
+           'two_pairs_page', 'two_pairs_frame', 'draw_run', 'best_drawing', 'live']
 
 # %% ../nbs/03_explorer.ipynb #e9ecfe58
 # K rollouts a side; suffixes _u and _g for the two tasks
@@ -32,6 +32,8 @@ from .world import G_COLOUR, GREY, U_COLOUR
 # %% ../nbs/03_explorer.ipynb #7df69d89
 try:
     import ipywidgets as widgets
+    from IPython import get_ipython
+    from IPython.display import Image as Shown, display
 except ImportError as e:
     raise ImportError("the sliders need ipywidgets: pip install 'pairuni_nb[notebooks]'") from e
 
@@ -352,3 +354,52 @@ def two_pairs_frame(x: TwoPairs = TwoPairs()) -> str:  # HTML
     return (
         f'<div><iframe srcdoc="{page}" width="100%" height="640" style="border:0"></iframe></div>'
     )
+
+# %% ../nbs/03_explorer.ipynb #567ee243
+def draw_run(
+    lines: list,  # (step, metrics) of each step so far
+    picture=None,  # (H, W, 3) a drawing of the last step
+    title: str = "",  # above it
+) -> Figure:
+    "Mean rewards of U and G so far, and a drawing."
+    fig = Figure(figsize=(7, 2.6), layout="constrained")
+    left, right = fig.subplots(1, 2, width_ratios=[2.4, 1])
+    names = (("reward_u", "o-", U_COLOUR, "U"), ("reward_g", "s-", G_COLOUR, "G"))
+    for name, style, colour, label in names:
+        known = [(step, told[name]) for step, told in lines if name in told]
+        if known:
+            left.plot(*zip(*known), style, ms=3, color=colour, label=label)
+    left.set(xlabel="step", ylabel="mean reward")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(frameon=False, fontsize=9, loc="lower right")
+    left.spines[["top", "right"]].set_visible(False)
+    right.axis("off")
+    if picture is not None:
+        right.imshow(picture, interpolation="nearest")
+        right.set_title(title, fontsize=9)
+    return fig
+
+# %% ../nbs/03_explorer.ipynb #e1d5bf16
+def best_drawing(sides: dict) -> tuple:  # a step's {task: Side} -> picture, title; or nothing
+    "The drawing with the largest reward of a step, and its prompt."
+    if "g" not in sides:
+        return None, ""
+    side = sides["g"]
+    rewards = side.rewards.flatten()
+    best = int(rewards.nan_to_num(-torch.inf).argmax())
+    prompt = side.pairs[best // side.rewards.shape[1]]["prompt"]
+    shown = prompt if len(prompt) < 34 else prompt[:32] + ".."
+    return np.asarray(side.outputs[best]), f"{shown}\nbest of the step: {rewards[best]:.2f}"
+
+# %% ../nbs/03_explorer.ipynb #7ff091d5
+def live():
+    "A callback for `train`: draws rewards and a drawing in place, where a notebook shows them."
+    if getattr(get_ipython(), "kernel", None) is None:
+        return lambda step, metrics, sides: None
+    lines, handle = [], display(display_id=True)
+
+    def show(step, metrics, sides):
+        lines.append((step, metrics))
+        handle.update(Shown(data=to_png(draw_run(lines, *best_drawing(sides)))))
+
+    return show

@@ -366,6 +366,58 @@ WRONG = {
         ("d.exp() - d - 1", "0.5 * d**2"),  # k2: biased
         ("d.exp() - d - 1", "d.exp() - 1"),
     ],
+    ("learn/03_labs.ipynb", "adam_walk"): [
+        ("v / (1 - beta2**t)", "v"),  # the means begin at 0
+        ("(1 - beta2) * g**2", "(1 - beta2) * abs(g)"),
+        (" ** 0.5 + eps", " + eps"),
+        ("theta - lr", "theta + lr"),
+        ("m = beta1 * m + (1 - beta1) * g", "m = (1 - beta1**t) * g"),  # no momentum
+        (
+            "theta - lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)) ** 0.5 + eps)",
+            "theta - lr * g",
+        ),
+    ],
+    ("learn/03_labs.ipynb", "diagnoses"): [
+        ('A="weight", B="temperature"', 'A="temperature", B="weight"'),
+        ('H="end"', 'H="padding"'),
+        ('A="weight", ', ""),
+        ('F="batch"', 'F="batch, centre"'),
+    ],
+    ("learn/05_labs.ipynb", "guided_entropy"): [
+        ("uncond + w * (cond - uncond)", "cond + w * (cond - uncond)"),
+        ("uncond + w * (cond - uncond)", "cond"),  # not guided
+        ("uncond + w * (cond - uncond)", "w * cond"),
+        ("-(logp.exp() * logp)", "-logp"),  # of every code, likely or not
+        (".sum(-1).mean()", ".mean()"),
+        (".sum(-1).mean()", ".sum()"),  # of all codes together
+        (".mean().item()", ".mean().item() / 0.6931"),  # bits
+    ],
+    ("learn/05_labs.ipynb", "transplant"): [
+        ("r, c = divmod(cell, 3)", "c, r = divmod(cell, 3)"),
+        ("2 * r + 2", "2 * r + 1"),
+        ("slice(2 * r, 2 * r + 2), slice(2 * c, 2 * c + 2)", "slice(r, r + 2), slice(c, c + 2)"),
+        (
+            "    whole[square] = donor.view(6, 6)[square]\n    return whole.flatten()",
+            "    whole = whole.flatten()\n    whole[4 * cell : 4 * cell + 4] = donor[4 * cell : 4 * cell + 4]\n    return whole",
+        ),  # four in a row
+        ("donor.view(6, 6)[square]", "donor.view(6, 6)[:2, :2]"),  # always the same four
+    ],
+    ("learn/05_labs.ipynb", "paid"): [
+        ("(stated | shown).total()", "stated.total()"),  # paint more
+        ("(stated | shown).total()", "max(shown.total(), 1)"),  # paint less
+        (
+            "(stated & shown).total() / (stated | shown).total()",
+            "float(stated == shown)",
+        ),  # all or nothing
+        (
+            "(stated & shown).total() / (stated | shown).total()",
+            "len(stated.keys() & shown.keys()) / len(stated.keys() | shown.keys())",
+        ),  # kinds, not numbers
+        (
+            "(stated & shown).total() / (stated | shown).total()",
+            "1 - abs(stated.total() - shown.total()) / 9",
+        ),  # numbers, not kinds
+    ],
     ("run/03_report.ipynb", "slope"): [
         (
             "float((x * y).sum() / (x * x).sum())",
@@ -508,6 +560,30 @@ def step_by_hand(theta, tokens, rewards, weights, lr):
     ("learn/00_one_pair.ipynb", "better_than_others"): (
         "better_than_others = lambda r: group_advantage(r[None])[0]"
     ),
+    ("learn/03_labs.ipynb", "adam_walk"): """
+def adam_walk(gradients, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8):
+    x = torch.zeros(1, requires_grad=True)
+    opt = torch.optim.Adam([x], lr=lr, betas=(beta1, beta2), eps=eps)
+    for g in gradients:
+        x.grad = torch.tensor([g])
+        opt.step()
+    return x.item()
+""",
+    ("learn/05_labs.ipynb", "guided_entropy"): """
+def guided_entropy(cond, uncond, w):
+    return torch.distributions.Categorical(logits=w * cond + (1 - w) * uncond).entropy().mean()
+""",
+    ("learn/05_labs.ipynb", "transplant"): """
+def transplant(codes, donor, cell):
+    corner = 12 * (cell // 3) + 2 * (cell % 3)
+    at = [corner, corner + 1, corner + 6, corner + 7]
+    return torch.tensor([donor[i] if i in at else codes[i] for i in range(36)])
+""",
+    ("learn/05_labs.ipynb", "paid"): """
+def paid(stated, shown):
+    fine = (shown - stated).total() + (stated - shown).total()
+    return 1 / (1 + fine)
+""",
     ("learn/01_primer.ipynb", "estimate_gradient"): """
 def estimate_gradient(pi, arms, rewards):
     return (rewards - rewards.mean()) @ torch.eye(len(pi))[arms] / len(arms)

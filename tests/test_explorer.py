@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from dataclasses import replace
-from pairuni_nb.explorer import FLAT, TwoPairs, _title, advantage_explorer, draw_advantages, explore, numbers_table, softmax_step, to_png, two_pairs, two_pairs_frame, two_pairs_page
+from pairuni_nb.explorer import FLAT, TwoPairs, _title, advantage_explorer, best_drawing, draw_advantages, draw_run, explore, numbers_table, softmax_step, to_png, two_pairs, two_pairs_frame, two_pairs_page
 from pairuni_nb.pair_grpo import group_advantage
 import numpy as np
 import torch
@@ -119,3 +119,19 @@ def test_the_page_holds_module_and_settings():
     page = two_pairs_page(TwoPairs(lr=0.35))
     assert "export function compute" in page and '"lr": 0.35' in page
     assert "{module}" not in page and "&quot;" in two_pairs_frame()
+
+# %% ../nbs/03_explorer.ipynb #910e3c11
+def test_a_run_is_drawn_as_it_was_logged():
+    from types import SimpleNamespace
+
+    lines = [(1, dict(reward_u=0.5)), (2, dict(reward_u=0.75, reward_g=0.25)), (3, dict(reward_g=0.5))]
+    pictures = np.arange(4 * 12, dtype=np.uint8).reshape(4, 2, 2, 3)
+    rewards = torch.tensor([[0.1, float("nan")], [0.2, 0.9]])
+    side = SimpleNamespace(rewards=rewards, outputs=pictures, pairs=[dict(prompt=p) for p in "ab"])
+    picture, title = best_drawing(dict(g=side))
+    assert (picture == pictures[3]).all() and title.startswith("b\n") and "0.90" in title
+    left, right = draw_run(lines, picture, title).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
+    assert drawn == dict(U=[[1, 0.5], [2, 0.75]], G=[[2, 0.25], [3, 0.5]])
+    assert right.get_title() == title and len(right.images) == 1
+    assert best_drawing({}) == (None, "") and not draw_run(lines).axes[1].images

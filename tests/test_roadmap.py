@@ -53,3 +53,22 @@ def test_the_paths_lead_to_notebooks():
     names = re.findall(r"\]\(([\w/]+\.ipynb)\)", text)
     assert len(names) > 12 and all((NBS / name).exists() for name in names)
     assert text.count("| 8 | ") == 1
+
+
+def test_the_minutes_of_the_paths_are_true():
+    text = (NBS / "index.md").read_text(encoding="utf-8")
+    paths = re.findall(r"\n\n((?:\|.+\n){4,})", text)
+    totals = []
+    for path in paths:
+        rows = re.findall(
+            r"^\| \d+ \| \[[\w/]+\]\(([\w/]+\.ipynb)\)(.*?) \| .+ \| (\d+) \|$", path, re.M
+        )
+        totals.append(sum(int(told) for *_, told in rows))
+        for name, part, told in rows:
+            true = sum(minutes(NBS / name))
+            if part:  # a half, a lab, or without exercises
+                assert int(told) < true, name
+            else:
+                assert abs(int(told) - true) <= max(4, true / 8), (name, true)
+    assert totals[:2] == [365, 195]  # the page says six hours, and three and a quarter
+    assert "six hours" in text and "three hours and a quarter" in text
