@@ -6,7 +6,7 @@
 __all__ = ['WORDS', 'SETTINGS', 'word_rows', 'word_table', 'forgetful', 'examples', 'as_pair', 'held_out', 'scored',
            'train_words_alone', 'learn']
 
-# %% ../nbs/19_shared_words.ipynb #efb9e220
+# %% ../nbs/19_shared_words.ipynb #8d65d631
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from .settings import TrainSettings, preset
 from .step import train_step
 from .world import COLOURS, SHAPES, caption, question, render, sample_scene, to_pil
 
-# %% ../nbs/19_shared_words.ipynb #a190dc63
+# %% ../nbs/19_shared_words.ipynb #026c571c
 WORDS = (*COLOURS, *SHAPES)
 
 
@@ -37,7 +37,7 @@ def word_table(policy: JanusPolicy) -> Tensor:  # (V, D)
     "The embeddings of words, as the model reads them."
     return policy.language_model.get_input_embeddings().weight
 
-# %% ../nbs/19_shared_words.ipynb #936d3a14
+# %% ../nbs/19_shared_words.ipynb #bf48c7a3
 def forgetful(
     kept: float,  # share of what sets a word apart from its kind
 ) -> JanusPolicy:
@@ -50,7 +50,7 @@ def forgetful(
             table[kind] = mean + kept * (table[kind] - mean)
     return policy
 
-# %% ../nbs/19_shared_words.ipynb #8972e0c1
+# %% ../nbs/19_shared_words.ipynb #8e7f89b9
 def examples(
     n: int,
     seed: int,
@@ -67,7 +67,7 @@ def examples(
             found.append((scene, asked))
     return found
 
-# %% ../nbs/19_shared_words.ipynb #5c74af46
+# %% ../nbs/19_shared_words.ipynb #f7549f03
 def as_pair(
     u: tuple,  # from `examples`: what is asked
     g: tuple,  # what is drawn
@@ -82,7 +82,7 @@ def as_pair(
         row |= {f"{side}_scene": scene.to_json(), f"{side}_image": picture, f"{side}_id": side}
     return row
 
-# %% ../nbs/19_shared_words.ipynb #dd7c0dda
+# %% ../nbs/19_shared_words.ipynb #bf82647a
 def held_out(n: int = 200, seed: int = 999) -> tuple:  # U records, G records
     "The same scenes for both sides, none of which is trained on."
     u, g = [], []
@@ -98,11 +98,11 @@ def scored(policy: JanusPolicy, held: tuple) -> dict:  # u: share of right answe
     told = evaluate(policy, *held, Sampling.of(preset("nano").train), 0, scene_reward)["figures"]
     return dict(u=told["accuracy_mean"], g=told["score_mean"])
 
-# %% ../nbs/19_shared_words.ipynb #3f8982b0
+# %% ../nbs/19_shared_words.ipynb #9994c2d7
 # chosen on seeds 100 and 101
 SETTINGS = replace(preset("nano").train, steps=40, pairs_per_step=4, weighting="none", lr=3e-3)
 
-
+# %% ../nbs/19_shared_words.ipynb #5346f03e
 def train_words_alone(policy: JanusPolicy):
     "Freeze all but the rows of the colours and shapes."
     policy.requires_grad_(False)
@@ -111,7 +111,7 @@ def train_words_alone(policy: JanusPolicy):
     theirs[word_rows(policy)] = 1
     table.register_hook(lambda gradient: gradient * theirs)
 
-
+# %% ../nbs/19_shared_words.ipynb #524c73cf
 def learn(
     policy: JanusPolicy,
     mode: str,  # u or g: that side alone; aligned or random: both, in such pairs

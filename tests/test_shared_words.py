@@ -2,7 +2,7 @@
 
 
 
-# %% ../nbs/19_shared_words.ipynb #a3ea7105
+# %% ../nbs/19_shared_words.ipynb #571209a1
 import torch
 
 from pairuni_nb.janus import load_janus
