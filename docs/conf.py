@@ -1,11 +1,18 @@
 "The site: `sphinx-build -c docs nbs _site`, then open _site/index.html."
 
+import json
 import re
 import sys
+from configparser import ConfigParser
+from html import escape
 from pathlib import Path
 
 import nbformat
 from docutils import nodes
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for conf.read, formulas and api_pages
+from api_pages import write_pages  # noqa: E402
 
 # directive of a cell -> tag of its page
 FOLDED = {
@@ -16,19 +23,37 @@ FOLDED = {
 }
 DRAWING = dict(code_prompt_show="Show the drawing code", code_prompt_hide="Hide the drawing code")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+# what a notebook reads that is not in the package
+LOCAL = re.compile(r"""["'](\.\./)+benchmarks/|["']\d\d_\w+\.jsonl|Path\(["']\.\.""")
+COLAB = "https://colab.research.google.com/github/{place}/blob/{branch}/nbs/{page}.ipynb"
+
+
+def sentence(text):
+    "The last paragraph of some Markdown as a picture's text: one line, no markup."
+    last = text.strip().split("\n\n")[-1]
+    last = re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", last)
+    return re.sub(r"[*`#$\\{}]|\s+", lambda m: " " if m[0].isspace() else "", last).strip()
+
+
+def alternative(cell, before):
+    "A picture's text: `#| alt ..`, else the figure's own title, else what the page says before it."
+    said = re.search(r"^#\| *alt +(.+)", cell.source, re.M)
+    title = re.search(r"""title\(\s*(["'])(.+?)\1\s*[,)]""", cell.source)
+    return said[1] if said else title[2].replace(r"\n", " ") if title else sentence(before)
 
 
 def read(text):
     "A notebook without nbdev's directives; tests and drawing code are folded (not `#| show`)."
-    notebook = nbformat.reads(text, as_version=4)
+    notebook, before = nbformat.reads(text, as_version=4), ""
     for cell in notebook.cells:
         if cell.cell_type != "code":
+            before = cell.source
             continue
         words = re.findall(r"^#\| *(\w+)", cell.source, re.M)
         folded = [] if "show" in words else words
         cell.metadata.tags = [FOLDED[word] for word in folded if word in FOLDED]
-        if "hide_input" in words:
-            cell.metadata.mystnb = DRAWING
+        cell.metadata.mystnb = DRAWING if "hide_input" in words else {}
+        cell.metadata.mystnb |= dict(image=dict(alt=alternative(cell, before)))
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
         for output in cell.outputs:  # no kernel moves a slider there
             output.get("data", {}).pop(WIDGET, None)
@@ -43,23 +68,101 @@ def number(app, doctree):
         title.insert(0, nodes.Text(f"{found[0]} · "))
 
 
+def colab(page, source, place, branch):
+    "The line under a notebook's title: how to run it where nothing is installed."
+    if not place or LOCAL.search(source):
+        return ""
+    address = COLAB.format(
+        place=place.removeprefix("https://github.com/"), branch=branch, page=page
+    )
+    install = f"%pip install 'pairuni_nb[notebooks] @ git+{place}'"
+    return (
+        f'<p class="colab"><a href="{escape(address)}">Open in Colab</a> (untried); '
+        f"its first cell: <code>{escape(install)}</code></p>"
+    )
+
+
+def run_elsewhere(app, doctree):
+    "Puts that line there."
+    file = Path(app.env.doc2path(app.env.docname))
+    title = doctree.next_node(nodes.title)
+    if file.suffix == ".ipynb" and title:
+        line = colab(app.env.docname, file.read_text("utf-8"), app.config.git_url, cfg["branch"])
+        title.parent.insert(1, nodes.raw("", line, format="html"))
+
+
+def api(app):
+    "Writes the API's pages."
+    app.api = write_pages(HERE.parent / "pairuni_nb", HERE.parent / "nbs" / "api")
+
+
+def known(app, page):
+    "name -> its entry in the API, for what a page's notebook exports or imports."
+    file = Path(app.env.doc2path(page))
+    names = {n: module for module, (told, own) in app.api.items() if told == page for n in own}
+    if file.suffix == ".ipynb":
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        imports = re.findall(r"^from pairuni_nb\.(\w+) import (\([^)]*\)|.*)", code, re.M)
+        for module, listed in imports:
+            names |= {n: module for n in re.findall(r"\w+", listed) if n in app.api[module][1]}
+    return names
+
+
+def link_code(app, page, template, context, doctree):
+    "Definitions and calls in a page's code link to the API; a definition is its target."
+    if doctree is None or page.startswith("api/"):
+        return
+    names, defined = known(app, page), set()
+    up = "../" * page.count("/")
+
+    def entry(name):
+        return f"{up}api/{names[name]}.html#pairuni_nb.{names[name]}.{name}"
+
+    def link(match):
+        kind, name = match[1], match[2]
+        if name not in names:
+            return match[0]
+        own = app.api[names[name]][0] == page and kind != "n" and name not in defined
+        defined.update([name] if own else [])
+        shown = match[0].replace("<span", f'<span id="{name}"') if own else match[0]
+        return f'<a class="api" href="{entry(name)}">{shown}</a>'
+
+    code = r'<span class="(nf|nc|n)">(\w+)</span>(?=<span class="p">[(:]|<span class="w"> </span>)'
+    context["body"] = re.sub(code, link, context["body"])
+
+
 def setup(app):
+    app.add_config_value("git_url", cfg["git_url"], "env")
+    app.connect("builder-inited", api)
     app.connect("doctree-read", number, priority=400)  # before titles are collected
+    app.connect("doctree-read", run_elsewhere)
+    app.connect("html-page-context", link_code)
+    # from a file, the search cannot fetch pages to quote from them
+    quiet = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false'
+    app.add_js_file(None, body=quiet, priority=300)
 
 
-sys.path.insert(0, str(Path(__file__).parent))  # for conf.read
-project = html_title = "pairuni_nb"
-author = "pairuni_nb contributors"
-extensions = ["myst_nb", "sphinx_copybutton"]
+parser = ConfigParser(delimiters=["="])
+parser.read(HERE.parent / "settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+project = html_title = cfg["title"]
+author = cfg["author"]
+extensions = ["myst_nb", "sphinx_copybutton", "formulas"]
 exclude_patterns = ["**.ipynb_checkpoints"]
 nb_custom_formats = {".ipynb": "conf.read"}
 nb_execution_mode = "off"
 nb_render_markdown_format = "gfm"
 nb_code_prompt_show = "Show the test"
 nb_code_prompt_hide = "Hide the test"
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
+add_module_names = toc_object_entries = False
+html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_theme_options = dict(show_toc_level=1, use_download_button=True, navbar_persistent=[])
+html_favicon = "static/favicon.svg"
+html_theme_options = dict(
+    show_toc_level=1, collapse_navigation=True, use_download_button=True, navbar_persistent=[]
+)

@@ -10,11 +10,12 @@ import pytest
 from pairuni_nb.testgen import notebooks
 
 ROOT = Path(__file__).parents[1]
+CHAPTERS = ["Start here", "The method", "Data and judges", "Running it", "What holds", "Look it up"]
 
 
 @pytest.fixture(scope="module")
 def site(need, tmp_path_factory):
-    for module in ("myst_nb", "sphinx_book_theme", "sphinx_copybutton"):
+    for module in ("myst_nb", "sphinx_book_theme", "sphinx_copybutton", "math_core"):
         need(module)
     out = tmp_path_factory.mktemp("site")
     command = f"-m sphinx -q -W --keep-going -c docs -d {out}/trees nbs {out}/html"
@@ -35,7 +36,7 @@ def test_every_notebook_is_a_page_that_the_front_page_links(site):
 def test_chapters_and_numbers(site):
     front = (site / "index.html").read_text()
     captions = re.findall(r'caption-text">([^<]+)<', front)
-    assert captions == ["Start here", "The method", "Data and judges", "Running it"]
+    assert captions == CHAPTERS
     for page, number in (("02_pair_grpo", "02"), ("data/00_load", "00"), ("run/02_train", "02")):
         assert f"<title>{number} · " in (site / f"{page}.html").read_text()
 

@@ -1,0 +1,186 @@
+"""A page a module, nbs/api/*.md, from its source: signatures, comments (docments), docstrings.
+
+The package is read, not imported, so nothing of it need be installed.
+"""
+
+import ast
+import re
+from io import StringIO
+from pathlib import Path
+from tokenize import COMMENT, generate_tokens
+
+SERIES = {"learn": "Start here", "": "The method", "data": "Data and judges", "run": "Running it"}
+
+
+def comments(source: str) -> dict:  # line -> text, and whether it stands there alone
+    "The comments of some source."
+    found = {}
+    for token in generate_tokens(StringIO(source).readline):
+        if token.type == COMMENT:
+            alone = token.line.lstrip().startswith("#")
+            found[token.start[0]] = (token.string.removeprefix("#").strip(), alone)
+    return found
+
+
+def comment_of(node: ast.AST, notes: dict) -> str:
+    "The comment behind a parameter, a field or a value, or the lines above it."
+    if node.end_lineno in notes:
+        return notes[node.end_lineno][0]
+    lines, line = [], node.lineno - 1
+    while line in notes and notes[line][1]:
+        lines.insert(0, notes[line][0])
+        line -= 1
+    return " ".join(lines)
+
+
+def plain(text: str) -> str:
+    "Markdown that shows the text as it stands, code in backticks apart."
+    parts = re.split(r"(`[^`\n]+`)", text)
+    parts[::2] = [re.sub(r"([\\*_<$\[|])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def in_table(text: str) -> str:
+    "The same in a table's cell, where a bar would end the cell."
+    parts = re.split(r"(`[^`\n]+`)", plain(text))
+    parts[1::2] = [part.replace("|", r"\|") for part in parts[1::2]]
+    return "".join(parts)
+
+
+def table(rows: list) -> list:  # of (what, its comment) -> lines
+    "What each argument is."
+    if not any(note for _, note in rows):
+        return []
+    lines = [f"| {in_table(f'`{what}`')} | {in_table(note)} |" for what, note in rows]
+    return ["", "| argument | what it is |", "|---|---|", *lines, ""]
+
+
+def arguments(f: ast.FunctionDef, notes: dict) -> list:  # of (what, its comment)
+    "A function's parameters and what it returns."
+    a = f.args
+    parts = [*a.posonlyargs, *a.args, *filter(None, [a.vararg]), *a.kwonlyargs]
+    named = [(ast.unparse(part), part) for part in parts if part.arg not in ("self", "cls")]
+    if f.returns:
+        named.append((f"-> {ast.unparse(f.returns)}", f.returns))
+    owner = {part.end_lineno: part for _, part in named}  # the last of a line has its comment
+    return [(t, comment_of(x, notes) if owner[x.end_lineno] is x else "") for t, x in named]
+
+
+def signature(f: ast.FunctionDef) -> str:
+    "Names and defaults; types stand in the table."
+    for part in ast.walk(f.args):
+        if isinstance(part, ast.arg):
+            part.annotation = None
+    inside = ast.unparse(f.args)
+    return f"{f.name}({re.sub(r'^(self|cls)(, )?', '', inside)})"
+
+
+def fields(c: ast.ClassDef, notes: dict) -> list:  # of (what, its comment)
+    "A class's annotated fields."
+    parts = [part for part in c.body if isinstance(part, ast.AnnAssign)]
+    return [(ast.unparse(part), comment_of(part, notes)) for part in parts]
+
+
+def directive(kind: str, head: str, body: list, depth: int = 3) -> list:
+    "A block of the Python domain, so that search and links know the name."
+    fence = ":" * depth
+    return [f"{fence}{{py:{kind}}} {head}", *body, fence, ""]
+
+
+def function(f, notes, where, kind="function") -> list:
+    "A function's lines."
+    body = ["", plain(ast.get_docstring(f) or ""), where, *table(arguments(f, notes))]
+    return directive(kind, f.name if kind == "property" else signature(f), body)
+
+
+def methods(c: ast.ClassDef, tree: ast.Module) -> list:
+    "A class's public methods, those of later cells among them (`@patch_to`)."
+    own = [part for part in c.body if isinstance(part, ast.FunctionDef)]
+    later = [part for part in tree.body if isinstance(part, ast.FunctionDef)]
+    patch = f"patch_to({c.name})"
+    own += [f for f in later if patch in [ast.unparse(d) for d in f.decorator_list]]
+    setters = [f"{f.name}.setter" for f in own]
+    own = [f for f in own if not {ast.unparse(d) for d in f.decorator_list} & {*setters}]
+    return [f for f in own if not f.name.startswith("_") or f.name == "__call__"]
+
+
+def a_class(c, notes, where, tree) -> list:
+    "A class's lines."
+    body = ["", plain(ast.get_docstring(c) or ""), where, *table(fields(c, notes))]
+    made = [f for f in c.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+    for f in made:
+        body += table(arguments(f, notes))
+    for f in methods(c, tree):
+        getter = "property" in [ast.unparse(d) for d in f.decorator_list]
+        body += function(f, notes, "", "property" if getter else "method")
+    head = signature(made[0]).replace("__init__", c.name) if made else c.name
+    return directive("class", head, body, depth=4)
+
+
+def page_of(source: str) -> str:  # "02_pair_grpo"
+    "The page of the notebook that a module is exported from."
+    return re.search(r"File to edit: \.\./nbs/(.+)\.ipynb", source)[1]
+
+
+def exported(tree: ast.Module) -> dict:  # name -> its definition
+    "What a module exports, in its own order."
+    names, found = [], {}
+    for part in tree.body:
+        if isinstance(part, (ast.FunctionDef, ast.ClassDef)):
+            found[part.name] = part
+        elif isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name):
+            found[part.targets[0].id] = part
+            if part.targets[0].id == "__all__":
+                names = ast.literal_eval(part.value)
+    return {name: part for name, part in found.items() if name in names}
+
+
+def module_page(name: str, source: str) -> str:
+    "A module's page as Markdown."
+    tree, notes, page = ast.parse(source), comments(source), page_of(source)
+    subtitle = plain(ast.get_docstring(tree) or "")
+    lines = [f"# {name}", "", f"> {subtitle}", "", f"Explained in {{doc}}`/{page}`.", ""]
+    lines += [f"```{{py:module}} pairuni_nb.{name}", "```", ""]
+    for own, part in exported(tree).items():
+        where = f'<a class="told" href="../{page}.html#{own}">explained in {page}</a>'
+        if isinstance(part, ast.FunctionDef):
+            lines += function(part, notes, where)
+        elif isinstance(part, ast.ClassDef):
+            lines += a_class(part, notes, where, tree)
+        else:
+            lines += directive("data", own, ["", plain(comment_of(part, notes)), where])
+    return "\n".join(lines)
+
+
+def front(pages: dict) -> str:  # module -> its subtitle and notebook
+    "The list of modules."
+    lines = ["# The library", "", "Every module with what it exports. A definition in a notebook"]
+    lines += ["links to its entry here, and the entry to the notebook that explains it.", ""]
+    for folder, title in SERIES.items():
+        rows = [
+            f"| [{name}]({name}.md) | {in_table(subtitle)} |"
+            for name, (subtitle, page) in pages.items()
+            if folder == "/".join(page.split("/")[:-1])
+        ]
+        lines += [f"## {title}", "", "| module | what it does |", "|---|---|", *rows, ""]
+    return "\n".join([*lines, "```{toctree}", ":hidden:", *pages, "```", ""])
+
+
+def write_pages(package: Path, out: Path) -> dict:  # name -> (module, page) for each exported name
+    "Writes what changed, and takes away what no module is behind any more."
+    sources = {f.stem: f.read_text(encoding="utf-8") for f in package.glob("[a-z]*.py")}
+    order = sorted(sources, key=lambda name: page_of(sources[name]))
+    made = {f"{name}.md": module_page(name, sources[name]) for name in order}
+    trees = {name: ast.parse(sources[name]) for name in order}
+    made["index.md"] = front(
+        {n: (ast.get_docstring(trees[n]) or "", page_of(sources[n])) for n in order}
+    )
+    out.mkdir(exist_ok=True)
+    for file in out.glob("*.md"):
+        if file.name not in made:
+            file.unlink()
+    for name, text in made.items():
+        file = out / name
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+    return {n: (page_of(sources[n]), list(exported(trees[n]))) for n in order}
