@@ -4,12 +4,18 @@ The package is read, not imported, so nothing of it need be installed.
 """
 
 import ast
+import json
 import re
 from io import StringIO
 from pathlib import Path
 from tokenize import COMMENT, generate_tokens
 
 SERIES = {"learn": "Start here", "": "The method", "data": "Data and judges", "run": "Running it"}
+# a function or class where it is defined, a name that is called or given a value
+NAMES = re.compile(
+    r'<span class="(nf|nc|n)">(\w+)</span>(<span class="p">\(| <span class="o">=</span>|)'
+)
+CODE = re.compile(r"(`[^`\n]+`)")
 
 
 def comments(source: str) -> dict:  # line -> text, and whether it stands there alone
@@ -34,15 +40,15 @@ def comment_of(node: ast.AST, notes: dict) -> str:
 
 
 def plain(text: str) -> str:
-    "Markdown that shows the text as it stands, code in backticks apart."
-    parts = re.split(r"(`[^`\n]+`)", text)
+    "Markdown that shows the text as it stands; code in backticks stays code."
+    parts = re.split(CODE, text)
     parts[::2] = [re.sub(r"([\\*_<$\[|])", r"\\\1", part) for part in parts[::2]]
     return "".join(parts)
 
 
 def in_table(text: str) -> str:
     "The same in a table's cell, where a bar would end the cell."
-    parts = re.split(r"(`[^`\n]+`)", plain(text))
+    parts = re.split(CODE, plain(text))
     parts[1::2] = [part.replace("|", r"\|") for part in parts[1::2]]
     return "".join(parts)
 
@@ -122,15 +128,20 @@ def page_of(source: str) -> str:  # "02_pair_grpo"
     return re.search(r"File to edit: \.\./nbs/(.+)\.ipynb", source)[1]
 
 
+def targets(part: ast.Assign) -> list:
+    "The names that get a value: A = .., or A, B = .."
+    return [t.id for t in ast.walk(part.targets[0]) if isinstance(t, ast.Name)]
+
+
 def exported(tree: ast.Module) -> dict:  # name -> its definition
     "What a module exports, in its own order."
     names, found = [], {}
     for part in tree.body:
         if isinstance(part, (ast.FunctionDef, ast.ClassDef)):
             found[part.name] = part
-        elif isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name):
-            found[part.targets[0].id] = part
-            if part.targets[0].id == "__all__":
+        elif isinstance(part, ast.Assign):
+            found |= dict.fromkeys(targets(part), part)
+            if targets(part) == ["__all__"]:
                 names = ast.literal_eval(part.value)
     return {name: part for name, part in found.items() if name in names}
 
@@ -138,11 +149,12 @@ def exported(tree: ast.Module) -> dict:  # name -> its definition
 def module_page(name: str, source: str) -> str:
     "A module's page as Markdown."
     tree, notes, page = ast.parse(source), comments(source), page_of(source)
-    subtitle = plain(ast.get_docstring(tree) or "")
+    subtitle = ast.get_docstring(tree) or ""  # Markdown, from the notebook
     lines = [f"# {name}", "", f"> {subtitle}", "", f"Explained in {{doc}}`/{page}`.", ""]
     lines += [f"```{{py:module}} pairuni_nb.{name}", "```", ""]
     for own, part in exported(tree).items():
-        where = f'<a class="told" href="../{page}.html#{own}">explained in {page}</a>'
+        place = targets(part)[-1] if isinstance(part, ast.Assign) else own
+        where = f'<a class="told" href="../{page}.html#def-{place}">explained in {page}</a>'
         if isinstance(part, ast.FunctionDef):
             lines += function(part, notes, where)
         elif isinstance(part, ast.ClassDef):
@@ -155,10 +167,14 @@ def module_page(name: str, source: str) -> str:
 def front(pages: dict) -> str:  # module -> its subtitle and notebook
     "The list of modules."
     lines = ["# The library", "", "Every module with what it exports. A definition in a notebook"]
-    lines += ["links to its entry here, and the entry to the notebook that explains it.", ""]
+    lines += [
+        "links to its entry here, and the entry to the notebook that explains it.",
+        "{ref}`Every name <genindex>` in one list.",
+        "",
+    ]
     for folder, title in SERIES.items():
         rows = [
-            f"| [{name}]({name}.md) | {in_table(subtitle)} |"
+            f"| [{name}]({name}.md) | {subtitle} |"
             for name, (subtitle, page) in pages.items()
             if folder == "/".join(page.split("/")[:-1])
         ]
@@ -166,15 +182,18 @@ def front(pages: dict) -> str:  # module -> its subtitle and notebook
     return "\n".join([*lines, "```{toctree}", ":hidden:", *pages, "```", ""])
 
 
-def write_pages(package: Path, out: Path) -> dict:  # name -> (module, page) for each exported name
+def write_pages(app):
     "Writes what changed, and takes away what no module is behind any more."
-    sources = {f.stem: f.read_text(encoding="utf-8") for f in package.glob("[a-z]*.py")}
+    root = Path(app.confdir).parent
+    files = (root / "pairuni_nb").glob("[a-z]*.py")
+    sources = {file.stem: file.read_text(encoding="utf-8") for file in files}
     order = sorted(sources, key=lambda name: page_of(sources[name]))
-    made = {f"{name}.md": module_page(name, sources[name]) for name in order}
     trees = {name: ast.parse(sources[name]) for name in order}
-    made["index.md"] = front(
-        {n: (ast.get_docstring(trees[n]) or "", page_of(sources[n])) for n in order}
-    )
+    told = {name: page_of(sources[name]) for name in order}
+    subtitles = {name: (ast.get_docstring(trees[name]) or "", told[name]) for name in order}
+    made = {f"{name}.md": module_page(name, sources[name]) for name in order}
+    made["index.md"] = front(subtitles)
+    out = root / "nbs" / "api"
     out.mkdir(exist_ok=True)
     for file in out.glob("*.md"):
         if file.name not in made:
@@ -183,4 +202,42 @@ def write_pages(package: Path, out: Path) -> dict:  # name -> (module, page) for
         file = out / name
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
-    return {n: (page_of(sources[n]), list(exported(trees[n]))) for n in order}
+    app.api = {name: (told[name], set(exported(trees[name]))) for name in order}
+
+
+def known(app, page: str) -> dict:  # name -> its module
+    "What a page's notebook exports or imports."
+    names = {n: module for module, (told, own) in app.api.items() if told == page for n in own}
+    file = Path(app.env.doc2path(page))
+    if file.suffix == ".ipynb":
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        imports = re.findall(r"^from pairuni_nb\.(\w+) import (\([^)]*\)|.*)", code, re.M)
+        for module, listed in imports:
+            names |= {n: module for n in re.findall(r"\w+", listed) if n in app.api[module][1]}
+    return names
+
+
+def link_code(app, page, template, context, doctree):
+    "Definitions and calls in a page's code link to their entries, and entries to definitions."
+    names, defined = known(app, page) if doctree else {}, set()
+
+    def link(match):
+        kind, name, after = match.groups()
+        if name not in names or (kind == "n" and not after):
+            return match[0]
+        entry = f"api/{names[name]}.html#pairuni_nb.{names[name]}.{name}"
+        shown, defines = match[0].removesuffix(after), kind != "n" or "=" in after
+        if defines and app.api[names[name]][0] == page and name not in defined:
+            defined.add(name)
+            shown = shown.replace("<span", f'<span id="def-{name}"')
+        return f'<a class="api" href="{"../" * page.count("/")}{entry}">{shown}</a>{after}'
+
+    if names:
+        context["body"] = re.sub(NAMES, link, context["body"])
+
+
+def setup(app):
+    app.connect("builder-inited", write_pages)
+    app.connect("html-page-context", link_code)
+    return dict(parallel_read_safe=True, parallel_write_safe=True)

@@ -1,6 +1,5 @@
 "The site: `sphinx-build -c docs nbs _site`, then open _site/index.html."
 
-import json
 import re
 import sys
 from configparser import ConfigParser
@@ -12,7 +11,7 @@ from docutils import nodes
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for conf.read, formulas and api_pages
-from api_pages import write_pages  # noqa: E402
+from formulas import mathml  # noqa: E402
 
 # directive of a cell -> tag of its page
 FOLDED = {
@@ -24,7 +23,7 @@ FOLDED = {
 DRAWING = dict(code_prompt_show="Show the drawing code", code_prompt_hide="Hide the drawing code")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # what a notebook reads that is not in the package
-LOCAL = re.compile(r"""["'](\.\./)+benchmarks/|["']\d\d_\w+\.jsonl|Path\(["']\.\.""")
+LOCAL = re.compile(r"""["'](\.\./)+benchmarks/|["']\d\d_\w+\.jsonl|Path\(\\?["']\.\.""")
 COLAB = "https://colab.research.google.com/github/{place}/blob/{branch}/nbs/{page}.ipynb"
 
 
@@ -60,6 +59,15 @@ def read(text):
     return notebook
 
 
+def in_html(app, doctree):
+    "Formulas in a notebook's own HTML, where Markdown reads none: the questions of a quiz."
+    for node in doctree.findall(nodes.raw):
+        if "<summary>" in node.astext():
+            found = re.sub(r"\$([^$\n]+)\$", lambda m: mathml(m[1], display=False), node.astext())
+            node.children[:] = [nodes.Text(found)]
+            node.rawsource = found
+
+
 def number(app, doctree):
     "A page's title begins with its notebook's number."
     found = re.match(r"\d+", app.env.docname.split("/")[-1])
@@ -91,53 +99,11 @@ def run_elsewhere(app, doctree):
         title.parent.insert(1, nodes.raw("", line, format="html"))
 
 
-def api(app):
-    "Writes the API's pages."
-    app.api = write_pages(HERE.parent / "pairuni_nb", HERE.parent / "nbs" / "api")
-
-
-def known(app, page):
-    "name -> its entry in the API, for what a page's notebook exports or imports."
-    file = Path(app.env.doc2path(page))
-    names = {n: module for module, (told, own) in app.api.items() if told == page for n in own}
-    if file.suffix == ".ipynb":
-        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-        imports = re.findall(r"^from pairuni_nb\.(\w+) import (\([^)]*\)|.*)", code, re.M)
-        for module, listed in imports:
-            names |= {n: module for n in re.findall(r"\w+", listed) if n in app.api[module][1]}
-    return names
-
-
-def link_code(app, page, template, context, doctree):
-    "Definitions and calls in a page's code link to the API; a definition is its target."
-    if doctree is None or page.startswith("api/"):
-        return
-    names, defined = known(app, page), set()
-    up = "../" * page.count("/")
-
-    def entry(name):
-        return f"{up}api/{names[name]}.html#pairuni_nb.{names[name]}.{name}"
-
-    def link(match):
-        kind, name = match[1], match[2]
-        if name not in names:
-            return match[0]
-        own = app.api[names[name]][0] == page and kind != "n" and name not in defined
-        defined.update([name] if own else [])
-        shown = match[0].replace("<span", f'<span id="{name}"') if own else match[0]
-        return f'<a class="api" href="{entry(name)}">{shown}</a>'
-
-    code = r'<span class="(nf|nc|n)">(\w+)</span>(?=<span class="p">[(:]|<span class="w"> </span>)'
-    context["body"] = re.sub(code, link, context["body"])
-
-
 def setup(app):
     app.add_config_value("git_url", cfg["git_url"], "env")
-    app.connect("builder-inited", api)
     app.connect("doctree-read", number, priority=400)  # before titles are collected
     app.connect("doctree-read", run_elsewhere)
-    app.connect("html-page-context", link_code)
+    app.connect("doctree-read", in_html)
     # from a file, the search cannot fetch pages to quote from them
     quiet = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false'
     app.add_js_file(None, body=quiet, priority=300)
@@ -148,7 +114,7 @@ parser.read(HERE.parent / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 project = html_title = cfg["title"]
 author = cfg["author"]
-extensions = ["myst_nb", "sphinx_copybutton", "formulas"]
+extensions = ["myst_nb", "sphinx_copybutton", "formulas", "api_pages"]
 exclude_patterns = ["**.ipynb_checkpoints"]
 nb_custom_formats = {".ipynb": "conf.read"}
 nb_execution_mode = "off"
@@ -162,6 +128,7 @@ html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_context = dict(default_mode="auto")
 html_favicon = "static/favicon.svg"
 html_theme_options = dict(
     show_toc_level=1, collapse_navigation=True, use_download_button=True, navbar_persistent=[]
