@@ -6,8 +6,9 @@ from configparser import ConfigParser
 from html import escape
 from pathlib import Path
 
-import nbformat
-from docutils import nodes
+sys.modules["rfc3987_syntax"] = None  # nbformat would compile 38 grammars of URLs, unused here
+import nbformat  # noqa: E402
+from docutils import nodes  # noqa: E402
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for conf.read, formulas and api_pages
