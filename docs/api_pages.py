@@ -160,7 +160,11 @@ def module_page(name: str, source: str) -> str:
         elif isinstance(part, ast.ClassDef):
             lines += a_class(part, notes, where, tree)
         else:
-            lines += directive("data", own, ["", plain(comment_of(part, notes)), where])
+            value = ast.unparse(part.value)
+            alone = len(targets(part)) == 1 and len(value) < 80 and "`" not in value
+            short = [f"`{value}`"] if alone else []
+            body = ["", *short, plain(comment_of(part, notes)), where]
+            lines += directive("data", own, body)
     return "\n".join(lines)
 
 
