@@ -77,6 +77,14 @@ def number(app, doctree):
         title.insert(0, nodes.Text(f"{found[0]} · "))
 
 
+def describe(app, page, template, context, doctree):
+    "What a link to a page shows of it: the line under its title."
+    said = doctree and doctree.next_node(nodes.block_quote)
+    if said:
+        line = f'<meta name="description" content="{escape(said.astext().strip())}">'
+        context["metatags"] = context.get("metatags", "") + line
+
+
 def colab(page, source, place, branch):
     "The line under a notebook's title: how to run it where nothing is installed."
     if not place or LOCAL.search(source):
@@ -105,6 +113,7 @@ def setup(app):
     app.connect("doctree-read", number, priority=400)  # before titles are collected
     app.connect("doctree-read", run_elsewhere)
     app.connect("doctree-read", in_html)
+    app.connect("html-page-context", describe)
     # from a file, the search cannot fetch pages to quote from them
     quiet = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false'
     app.add_js_file(None, body=quiet, priority=300)

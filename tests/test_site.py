@@ -97,6 +97,8 @@ def test_chapters_numbers_and_the_first_screen(site):
     assert re.findall(r'caption-text">([^<]+)<', front) == CHAPTERS
     for page, number in (("02_pair_grpo", "02"), ("data/00_load", "00"), ("run/02_train", "02")):
         assert f"<title>{number} · " in (site / f"{page}.html").read_text()
+    told = 'description" content="Group advantages, the pair weight, the clipped loss'
+    assert told in (site / "02_pair_grpo.html").read_text()
     first = front[front.index("<article") : front.index('id="run-it"')]
     assert "_images/all.svg" in first and "favicon.svg" in front
     for page in ("learn/00_one_pair", "run/10_evidence", "03_explorer", "holds/verdicts"):
