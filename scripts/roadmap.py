@@ -18,7 +18,7 @@ NBS = Path(__file__).parents[1] / "nbs"
 STAGES = {  # stage -> the notebooks that tell it
     "records": "01, 04, 05",
     "pairs": "06 - 09",
-    "model": "10, 16",
+    "model": "10, 16, 18",
     "rollouts": "11",
     "rewards": "12",
     "advantages": "02, 03",
