@@ -6,8 +6,8 @@
 __all__ = ['MARKS', 'EMU3', 'EMU3_TEMPLATE', 'layout', 'visual_token', 'emu3_tokenizer', 'emu3_processor', 'new_emu3',
            'visual_words', 'Emu3Policy', 'drawing_size', 'film_latents', 'from_film_latents', 'film_codes',
            'film_images', 'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples',
-           'warm_start_emu3', 'make_emu3', 'load_emu3', 'checkpoint_config', 'emu3_side', 'load_checkpoint',
-           'policy_for']
+           'question_examples', 'caption_examples', 'pool_examples', 'warm_start_emu3', 'make_emu3', 'load_emu3',
+           'checkpoint_config', 'emu3_side', 'load_checkpoint', 'policy_for']
 
 # %% ../nbs/16_emu3.ipynb #59ced983
 from functools import partial
@@ -491,7 +491,7 @@ def drawing_examples(
     return examples(ImagePrompts(ids, mask), tokens, learn)
 
 # %% ../nbs/16_emu3.ipynb #1ed8ec0b
-def _question_examples(policy, rng, n, noise):
+def question_examples(policy, rng, n, noise):
     "n questions, a share of them answered wrongly."
     scenes = [sample_scene(rng, "uug"[i % 3], "train") for i in range(n)]
     asked = [question(scene, rng) for scene in scenes]
@@ -500,7 +500,7 @@ def _question_examples(policy, rng, n, noise):
     return text_examples(policy, texts, to_pil(render(scenes)), [answer_text(q) for q in told])
 
 # %% ../nbs/16_emu3.ipynb #b830df25
-def _caption_examples(policy, rng, n):
+def caption_examples(policy, rng, n):
     "n captions, half of them of crammed scenes."
     scenes = [crammed_scene(rng) for _ in range(n // 2)]
     scenes += [sample_scene(rng, "ug"[i % 2], "train") for i in range(n - len(scenes))]
@@ -508,7 +508,7 @@ def _caption_examples(policy, rng, n):
     return text_examples(policy, [DESCRIBE] * n, to_pil(render(scenes)), told)
 
 # %% ../nbs/16_emu3.ipynb #0ac574d1
-def _drawing_examples(policy, rng, n, noise, pool):
+def pool_examples(policy, rng, n, noise, pool):
     "n drawings from a pool of (scene, codes), a share of them asked for wrongly."
     drawn = [pool[i] for i in rng.integers(0, len(pool), n)]
     captions = []
@@ -539,9 +539,9 @@ def warm_start_emu3(
 
     def losses():
         told = dict(
-            questions=_question_examples(policy, rng, questions, noise),
-            captions=_caption_examples(policy, rng, captions),
-            drawing=_drawing_examples(policy, rng, drawings, noise, pooled),
+            questions=question_examples(policy, rng, questions, noise),
+            captions=caption_examples(policy, rng, captions),
+            drawing=pool_examples(policy, rng, drawings, noise, pooled),
         )
         return {name: mean_loss(policy, each) for name, each in told.items()}
 
