@@ -6,8 +6,8 @@
 __all__ = ['MARKS', 'EMU3', 'EMU3_TEMPLATE', 'layout', 'visual_token', 'emu3_tokenizer', 'emu3_processor', 'new_emu3',
            'visual_words', 'Emu3Policy', 'drawing_size', 'film_latents', 'from_film_latents', 'film_codes',
            'film_images', 'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples',
-           'question_examples', 'caption_examples', 'pool_examples', 'warm_start_emu3', 'make_emu3', 'load_emu3',
-           'checkpoint_config', 'emu3_side', 'load_checkpoint', 'policy_for']
+           'question_examples', 'caption_examples', 'pool_examples', 'warm_start_emu3', 'make_emu3', 'emu3_config',
+           'load_emu3', 'emu3_side']
 
 # %% ../nbs/16_emu3.ipynb #59ced983
 from functools import partial
@@ -21,7 +21,6 @@ from transformers import (
     Emu3ImageProcessor,
     Emu3Processor,
     GenerationConfig,
-    JanusConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -30,11 +29,9 @@ from pairuni_nb.janus import (
     answer_text,
     byte_bpe,
     checkpoint_path,
-    config_said,
     crammed_scene,
     draw_scenes,
     family_config,
-    load_janus,
     load_weights,
     misanswer,
     miscaption,
@@ -563,6 +560,13 @@ def make_emu3(
     policy.model.save_pretrained(out)
     processor.save_pretrained(out)
 
+# %% ../nbs/16_emu3.ipynb #3636bb9f
+def emu3_config(path: str) -> Emu3Config:
+    "The config of an Emu3 that can draw; one sentence when the path holds none."
+    config = family_config(path, Emu3Config, "an Emu3")
+    visual_words(config.vocabulary_map, config.vq_config.codebook_size)
+    return config
+
 # %% ../nbs/16_emu3.ipynb #4ec41c34
 def load_emu3(
     path: str,  # a folder or a name on the hub
@@ -570,43 +574,12 @@ def load_emu3(
     dtype: torch.dtype = None,  # of the weights; None: as saved
 ) -> tuple:  # Emu3ForConditionalGeneration, Emu3Processor
     "An Emu3 and its processor; one sentence when the path holds none."
-    config, path = checkpoint_config(path), checkpoint_path(path)
+    config, path = emu3_config(path), checkpoint_path(path)
     classes = Emu3ForConditionalGeneration, Emu3Processor
     return load_weights(path, config, *classes, device, dtype)
-
-# %% ../nbs/16_emu3.ipynb #3636bb9f
-def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
-    "The config of a checkpoint that can be trained; one sentence when it cannot."
-    kind = config_said(path)["model_type"]
-    if kind == "janus":
-        return family_config(path)
-    if kind == "emu3":
-        config = family_config(path, Emu3Config, "an Emu3")
-        visual_words(config.vocabulary_map, config.vq_config.codebook_size)
-        return config
-    raise ValueError(
-        f"'{checkpoint_path(path)}' is a '{kind}' checkpoint, not a Janus or an Emu3: "
-        "choose one whose config says model_type 'janus' or 'emu3'"
-    )
 
 # %% ../nbs/16_emu3.ipynb #a05ecace
 def emu3_side(path: str) -> int:
     "Codes a side of what an Emu3's checkpoint draws."
-    factor = 2 ** (len(checkpoint_config(path).vq_config.channel_multiplier) - 1)
+    factor = 2 ** (len(emu3_config(path).vq_config.channel_multiplier) - 1)
     return drawing_size(Emu3Processor.from_pretrained(checkpoint_path(path)), factor)[1]
-
-# %% ../nbs/16_emu3.ipynb #b39e6249
-def load_checkpoint(
-    path: str = None,  # a folder or a name on the hub; None: the janus-nano of this package
-    device: str = "cpu",
-    dtype: torch.dtype = None,  # of the weights; None: as saved
-) -> tuple:  # model, processor
-    "A checkpoint of either family."
-    emu3 = isinstance(checkpoint_config(path), Emu3Config)
-    return (load_emu3 if emu3 else load_janus)(path, device, dtype)
-
-
-def policy_for(model, processor, *settings, **named) -> Policy:  # the rest: see `Policy`
-    "A model as a policy of its family."
-    emu3 = model.config.model_type == Emu3Policy.family
-    return (Emu3Policy if emu3 else JanusPolicy)(model, processor, *settings, **named)

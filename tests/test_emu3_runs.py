@@ -14,7 +14,8 @@ from PIL import Image
 from hand_made import pair
 from pairuni_nb import evaluate, processes, step, train
 from pairuni_nb.cli import main
-from pairuni_nb.emu3 import Emu3Policy, load_checkpoint, policy_for
+from pairuni_nb.diffusion import load_checkpoint, policy_for
+from pairuni_nb.emu3 import Emu3Policy
 from pairuni_nb.pairing import as_dataset, make_pairs
 from pairuni_nb.prepare import prepare
 from pairuni_nb.rewards import answer_accuracy, scene_reward
