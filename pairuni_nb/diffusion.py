@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
+from transformers import AutoConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from .emu3 import Emu3Policy, emu3_config, load_emu3, pool_examples, question_examples
 from pairuni_nb.janus import (
@@ -52,6 +52,9 @@ class MaskedJanusConfig(JanusConfig):
     image_steps: int = 9
 
 
+AutoConfig.register("masked_janus", MaskedJanusConfig)  # its tokenizer asks transformers for it
+
+# %% ../nbs/18_diffusion.ipynb #b24c459f
 class MaskedJanus(JanusForConditionalGeneration):
     "A Janus with an embedding for what is hidden."
 
