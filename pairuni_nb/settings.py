@@ -179,7 +179,7 @@ PRESETS = {
     ),
     "nano-emu3": Preset(TrainSettings(steps=60, cfg_weight=3.0), "nano-emu3"),
     "nano-diffusion": Preset(
-        TrainSettings(steps=40, pairs_per_step=8, lr=5e-4, cfg_weight=1.0, max_new_tokens=12),
+        TrainSettings(steps=40, pairs_per_step=8, cfg_weight=1.0, max_new_tokens=12),
         "nano-diffusion",
     ),
     "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
