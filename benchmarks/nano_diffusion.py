@@ -42,7 +42,6 @@ WAYS = (  # text steps, image steps, by confidence, guidance
     (12, 36, False, 1.0),
     (6, 9, True, 1.0),
     (6, 9, False, 2.0),
-    (6, 9, False, 3.0),
 )
 
 
