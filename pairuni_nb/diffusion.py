@@ -54,7 +54,7 @@ class MaskedJanusConfig(JanusConfig):
 
 AutoConfig.register("masked_janus", MaskedJanusConfig)  # its tokenizer asks transformers for it
 
-# %% ../nbs/18_diffusion.ipynb #abb09cd2
+# %% ../nbs/18_diffusion.ipynb #0d0f9c28
 class MaskedJanus(JanusForConditionalGeneration):
     "A Janus with an embedding for what is hidden."
 

@@ -297,7 +297,7 @@ def test_the_score_is_the_plain_one():
     for row in r.step:
         assert row.bincount().cumsum(0).tolist() == schedule(36, 9)
 
-# %% ../nbs/18_diffusion.ipynb #9d1ee4b6
+# %% ../nbs/18_diffusion.ipynb #4af5b0e5
 def test_the_shipped_model_is_half_trained():
     policy = policy_for(*load_checkpoint("nano-diffusion"))
     held = (records(side, 150, 10_000, "heldout") for side in "ug")
