@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from evidence import KEYS, append, read, shuffled, table
 
-from pairuni_nb.emu3 import load_checkpoint, policy_for
+from pairuni_nb.diffusion import load_checkpoint, policy_for
 from pairuni_nb.evaluate import evaluate, evaluate_g
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward

@@ -34,7 +34,7 @@ from scipy.stats import t as student
 from tqdm import tqdm
 
 from .evaluate import evaluate
-from .emu3 import load_checkpoint, policy_for
+from .diffusion import load_checkpoint, policy_for
 from .pairing import as_dataset, pair_records
 from .records import read_json, write_json, write_whole
 from .report import SIDES, draw_score, finish_panel, lines_with, new_figure, running_mean

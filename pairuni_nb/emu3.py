@@ -6,8 +6,8 @@
 __all__ = ['MARKS', 'EMU3', 'EMU3_TEMPLATE', 'layout', 'visual_token', 'emu3_tokenizer', 'emu3_processor', 'new_emu3',
            'visual_words', 'Emu3Policy', 'drawing_size', 'film_latents', 'from_film_latents', 'film_codes',
            'film_images', 'train_film_vq', 'examples', 'mean_loss', 'text_examples', 'drawing_examples',
-           'warm_start_emu3', 'make_emu3', 'load_emu3', 'checkpoint_config', 'emu3_side', 'load_checkpoint',
-           'policy_for']
+           'question_examples', 'caption_examples', 'pool_examples', 'warm_start_emu3', 'make_emu3', 'emu3_config',
+           'load_emu3', 'emu3_side']
 
 # %% ../nbs/16_emu3.ipynb #59ced983
 from functools import partial
@@ -21,7 +21,6 @@ from transformers import (
     Emu3ImageProcessor,
     Emu3Processor,
     GenerationConfig,
-    JanusConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -30,11 +29,9 @@ from pairuni_nb.janus import (
     answer_text,
     byte_bpe,
     checkpoint_path,
-    config_said,
     crammed_scene,
     draw_scenes,
     family_config,
-    load_janus,
     load_weights,
     misanswer,
     miscaption,
@@ -491,7 +488,7 @@ def drawing_examples(
     return examples(ImagePrompts(ids, mask), tokens, learn)
 
 # %% ../nbs/16_emu3.ipynb #1ed8ec0b
-def _question_examples(policy, rng, n, noise):
+def question_examples(policy, rng, n, noise):
     "n questions, a share of them answered wrongly."
     scenes = [sample_scene(rng, "uug"[i % 3], "train") for i in range(n)]
     asked = [question(scene, rng) for scene in scenes]
@@ -500,7 +497,7 @@ def _question_examples(policy, rng, n, noise):
     return text_examples(policy, texts, to_pil(render(scenes)), [answer_text(q) for q in told])
 
 # %% ../nbs/16_emu3.ipynb #b830df25
-def _caption_examples(policy, rng, n):
+def caption_examples(policy, rng, n):
     "n captions, half of them of crammed scenes."
     scenes = [crammed_scene(rng) for _ in range(n // 2)]
     scenes += [sample_scene(rng, "ug"[i % 2], "train") for i in range(n - len(scenes))]
@@ -508,7 +505,7 @@ def _caption_examples(policy, rng, n):
     return text_examples(policy, [DESCRIBE] * n, to_pil(render(scenes)), told)
 
 # %% ../nbs/16_emu3.ipynb #0ac574d1
-def _drawing_examples(policy, rng, n, noise, pool):
+def pool_examples(policy, rng, n, noise, pool):
     "n drawings from a pool of (scene, codes), a share of them asked for wrongly."
     drawn = [pool[i] for i in rng.integers(0, len(pool), n)]
     captions = []
@@ -539,9 +536,9 @@ def warm_start_emu3(
 
     def losses():
         told = dict(
-            questions=_question_examples(policy, rng, questions, noise),
-            captions=_caption_examples(policy, rng, captions),
-            drawing=_drawing_examples(policy, rng, drawings, noise, pooled),
+            questions=question_examples(policy, rng, questions, noise),
+            captions=caption_examples(policy, rng, captions),
+            drawing=pool_examples(policy, rng, drawings, noise, pooled),
         )
         return {name: mean_loss(policy, each) for name, each in told.items()}
 
@@ -563,6 +560,13 @@ def make_emu3(
     policy.model.save_pretrained(out)
     processor.save_pretrained(out)
 
+# %% ../nbs/16_emu3.ipynb #3636bb9f
+def emu3_config(path: str) -> Emu3Config:
+    "The config of an Emu3 that can draw; one sentence when the path holds none."
+    config = family_config(path, Emu3Config, "an Emu3")
+    visual_words(config.vocabulary_map, config.vq_config.codebook_size)
+    return config
+
 # %% ../nbs/16_emu3.ipynb #4ec41c34
 def load_emu3(
     path: str,  # a folder or a name on the hub
@@ -570,43 +574,12 @@ def load_emu3(
     dtype: torch.dtype = None,  # of the weights; None: as saved
 ) -> tuple:  # Emu3ForConditionalGeneration, Emu3Processor
     "An Emu3 and its processor; one sentence when the path holds none."
-    config, path = checkpoint_config(path), checkpoint_path(path)
+    config, path = emu3_config(path), checkpoint_path(path)
     classes = Emu3ForConditionalGeneration, Emu3Processor
     return load_weights(path, config, *classes, device, dtype)
-
-# %% ../nbs/16_emu3.ipynb #3636bb9f
-def checkpoint_config(path: str) -> Emu3Config | JanusConfig:
-    "The config of a checkpoint that can be trained; one sentence when it cannot."
-    kind = config_said(path)["model_type"]
-    if kind == "janus":
-        return family_config(path)
-    if kind == "emu3":
-        config = family_config(path, Emu3Config, "an Emu3")
-        visual_words(config.vocabulary_map, config.vq_config.codebook_size)
-        return config
-    raise ValueError(
-        f"'{checkpoint_path(path)}' is a '{kind}' checkpoint, not a Janus or an Emu3: "
-        "choose one whose config says model_type 'janus' or 'emu3'"
-    )
 
 # %% ../nbs/16_emu3.ipynb #a05ecace
 def emu3_side(path: str) -> int:
     "Codes a side of what an Emu3's checkpoint draws."
-    factor = 2 ** (len(checkpoint_config(path).vq_config.channel_multiplier) - 1)
+    factor = 2 ** (len(emu3_config(path).vq_config.channel_multiplier) - 1)
     return drawing_size(Emu3Processor.from_pretrained(checkpoint_path(path)), factor)[1]
-
-# %% ../nbs/16_emu3.ipynb #b39e6249
-def load_checkpoint(
-    path: str = None,  # a folder or a name on the hub; None: the janus-nano of this package
-    device: str = "cpu",
-    dtype: torch.dtype = None,  # of the weights; None: as saved
-) -> tuple:  # model, processor
-    "A checkpoint of either family."
-    emu3 = isinstance(checkpoint_config(path), Emu3Config)
-    return (load_emu3 if emu3 else load_janus)(path, device, dtype)
-
-
-def policy_for(model, processor, *settings, **named) -> Policy:  # the rest: see `Policy`
-    "A model as a policy of its family."
-    emu3 = model.config.model_type == Emu3Policy.family
-    return (Emu3Policy if emu3 else JanusPolicy)(model, processor, *settings, **named)

@@ -49,7 +49,7 @@ from pairuni_nb.world import (
 )
 
 # %% ../nbs/10_janus.ipynb #0508cce6
-OURS = ("janus-nano", "nano-emoji", "nano-emu3")
+OURS = ("janus-nano", "nano-emoji", "nano-emu3", "nano-diffusion")
 
 
 def nano_folder() -> Path:

@@ -86,7 +86,8 @@ class Train:
     Alone it does the main job: toy pairs, the small Janus of this package, a report.
     """
 
-    # where all other flags start: nano, nano-emoji, nano-emu3, janus-pro-1b, janus-pro-7b
+    # where all other flags start: nano, nano-emoji, nano-emu3, nano-diffusion,
+    # janus-pro-1b, janus-pro-7b
     # or janus-pro-1b-24gb
     preset: str = "nano"
     pairs: str = ""  # folder that `pairuni pair` wrote; without one, the preset's
@@ -109,8 +110,8 @@ class Train:
 class Plan:
     "Does a run fit your GPU, and how long does it take? Nothing is loaded."
 
-    # where all other flags start, as in train: nano, nano-emoji, nano-emu3, janus-pro-1b,
-    # janus-pro-7b or janus-pro-1b-24gb
+    # where all other flags start, as in train: nano, nano-emoji, nano-emu3, nano-diffusion,
+    # janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
     preset: str = "janus-pro-1b"
     model: str = ""  # Janus checkpoint, of which only config.json is read
     card: str = "H100"  # RTX 4090, A100 80GB or H100 80GB, by a part of its name
@@ -591,7 +592,7 @@ def run_train(
     check_flags(c, argv)
     device = check_device(c.device)
     check_gpu(c, device)
-    from pairuni_nb.emu3 import checkpoint_config
+    from pairuni_nb.diffusion import checkpoint_config
     from pairuni_nb.processes import join_processes
 
     group = join_processes(device)
@@ -818,7 +819,7 @@ def own_sampling(m: Model, policy) -> dict:
 # %% ../nbs/run/08_jobs.ipynb #f7e192d4
 def load_model(m: Model) -> tuple:  # Policy, Sampling
     "A model and how to sample from it: what is asked for, else what its checkpoint says."
-    from pairuni_nb.emu3 import load_checkpoint, policy_for
+    from pairuni_nb.diffusion import load_checkpoint, policy_for
     from pairuni_nb.rollout import FORM_WANTED, Sampling
     from pairuni_nb.run_folder import from_run, run_of
 

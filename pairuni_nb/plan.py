@@ -221,12 +221,18 @@ def shape_named(
     "The shape of a checkpoint, from its config, and an Emu3's processor."
     if model in KNOWN_SHAPES:
         return KNOWN_SHAPES[model]
-    from pairuni_nb.emu3 import checkpoint_config, emu3_side
+    from pairuni_nb.diffusion import checkpoint_config
+    from pairuni_nb.emu3 import emu3_side
 
     config = checkpoint_config(model)
+    if config.model_type == "emu3":
+        return emu3_shape(config, emu3_side(model))
     if config.model_type == "janus":
         return shape_of(config)
-    return emu3_shape(config, emu3_side(model))
+    raise ValueError(
+        f"the plan counts token by token, and '{model}' reveals several at a time: "
+        "time a few steps of it instead"
+    )
 
 
 # preset -> shape, work

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 
-from .emu3 import load_checkpoint, policy_for
+from .diffusion import load_checkpoint, policy_for
 from .processes import shard
 from .rollout import Policy
 from .settings import TrainSettings

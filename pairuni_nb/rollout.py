@@ -167,6 +167,7 @@ class Rollouts:
     logp: Tensor  # (R, T) float32 under the scored distribution; 0 off the mask
     sample_logp: Tensor  # (R, T) float32 under the sampling distribution
     sampling: Sampling
+    step: Tensor | None = None  # (R, T) in which each token was drawn; None: from left to right
 
     @property
     def task(self) -> str:
@@ -177,8 +178,9 @@ class Rollouts:
 
     def by_row(self) -> dict:  # name -> tensor of R rows
         "What every row has its own of."
-        names = ("group", "tokens", "mask", "ended", "logp", "sample_logp")
-        return {name: getattr(self, name) for name in names}
+        names = ("group", "tokens", "mask", "ended", "logp", "sample_logp", "step")
+        told = {name: getattr(self, name) for name in names}
+        return {name: x for name, x in told.items() if x is not None}
 
     def index(self, rows) -> "Rollouts":  # rows: a slice, a list or a tensor
         "Some of the rows."
@@ -929,8 +931,11 @@ def _logp_of(
 
 # %% ../nbs/11_rollout.ipynb #caa2aa39
 def once(rollouts: Rollouts) -> tuple:  # Rollouts, (R,) which of them each row is
-    "Each different completion of a prompt."
-    told = torch.cat([rollouts.group[:, None], rollouts.tokens], 1)  # (R, 1+T)
+    "Each different completion of a prompt; one drawn in another order is another."
+    told = [rollouts.group[:, None], rollouts.tokens]
+    if rollouts.step is not None:
+        told.append(rollouts.step)
+    told = torch.cat(told, 1)  # (R, 1+T or 1+2T)
     different, which = told.unique(dim=0, return_inverse=True)
     number = torch.arange(len(which), device=which.device)
     rows = which.new_zeros(len(different)).scatter_(0, which, number)  # any row that is it

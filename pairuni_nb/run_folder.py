@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from .emu3 import load_checkpoint
+from .diffusion import load_checkpoint
 from .pairing import save_pairs
 from .prepare import merge_lora, prepare
 from .processes import rank_and_size

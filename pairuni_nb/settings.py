@@ -178,6 +178,10 @@ PRESETS = {
         pair=PairSettings(clusters=400, encoder="efficientnet-lite0"),
     ),
     "nano-emu3": Preset(TrainSettings(steps=60, cfg_weight=3.0), "nano-emu3"),
+    "nano-diffusion": Preset(
+        TrainSettings(steps=40, pairs_per_step=8, cfg_weight=1.0, max_new_tokens=12),
+        "nano-diffusion",
+    ),
     "janus-pro-1b": Preset(PRO, "deepseek-community/Janus-Pro-1B", data="", devices=8),
     "janus-pro-7b": Preset(PRO_7B, "deepseek-community/Janus-Pro-7B", data="", devices=8),
     "janus-pro-1b-24gb": Preset(PRO_24GB, "deepseek-community/Janus-Pro-1B", data="", card="4090"),

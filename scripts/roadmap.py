@@ -18,11 +18,11 @@ NBS = Path(__file__).parents[1] / "nbs"
 STAGES = {  # stage -> the notebooks that tell it
     "records": "01, 04, 05",
     "pairs": "06 - 09",
-    "model": "10, 16",
+    "model": "10, 16, 18",
     "rollouts": "11",
     "rewards": "12",
     "advantages": "02, 03",
-    "step": "13, 14, 17",
+    "step": "13, 14, 17, 19",
     "scores": "15",
 }
 WIDTH, GAP, TOP, HIGH = 84, 13, 8, 40  # of a box, in pixels

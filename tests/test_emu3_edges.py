@@ -9,16 +9,8 @@ import torch
 from PIL import Image
 
 from pairuni_nb.cli import main
-from pairuni_nb.emu3 import (
-    Emu3Policy,
-    checkpoint_config,
-    emu3_processor,
-    layout,
-    load_checkpoint,
-    new_emu3,
-    policy_for,
-    visual_words,
-)
+from pairuni_nb.diffusion import checkpoint_config, load_checkpoint, policy_for
+from pairuni_nb.emu3 import Emu3Policy, emu3_processor, layout, new_emu3, visual_words
 from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy
 
@@ -68,7 +60,9 @@ def test_without_a_name_it_is_janus_nano():
 
 def test_another_family_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "chameleon"}')
-    with pytest.raises(ValueError, match="'chameleon' checkpoint, not a Janus or an Emu3: choose"):
+    with pytest.raises(
+        ValueError, match="'chameleon' checkpoint, not a Janus, an Emu3 or a masked Janus: choose"
+    ):
         load_checkpoint(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""The loop, its saves and its commands with an Emu3: as they are, for the trainer knows no family."""
+"""The loop, its saves and its commands with other families: the trainer knows none of them."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from PIL import Image
 from hand_made import pair
 from pairuni_nb import evaluate, processes, step, train
 from pairuni_nb.cli import main
-from pairuni_nb.emu3 import Emu3Policy, load_checkpoint, policy_for
+from pairuni_nb.diffusion import FAMILIES, load_checkpoint, policy_for
 from pairuni_nb.pairing import as_dataset, make_pairs
 from pairuni_nb.prepare import prepare
 from pairuni_nb.rewards import answer_accuracy, scene_reward
@@ -24,6 +24,8 @@ from pairuni_nb.train import default_rewards
 from pairuni_nb.world import records
 
 NAME = "nano-emu3"
+TRUNKS = {NAME: "text_model", "nano-diffusion": "language_model"}
+each_family = pytest.mark.parametrize("name, trunk", TRUNKS.items())
 S = TrainSettings(
     steps=3,
     pairs_per_step=3,
@@ -45,45 +47,49 @@ def pairs():
 def test_the_trainer_names_no_family(module):
     code = Path(module.__file__).read_text()
     code = re.sub(r'#.*|"[^"\n]*"', "", code)  # comments, and strings as docstrings are
-    assert not re.search(r"emu3|JanusPolicy|load_janus|vision_model|vqmodel", code, re.IGNORECASE)
+    assert not re.search(
+        r"emu3|diffusion|masked|JanusPolicy|load_janus|vision_model|vqmodel", code, re.IGNORECASE
+    )
 
 
 def weights(folder):
     return load_checkpoint(str(folder))[0].state_dict()
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(pairs, tmp_path):
+@each_family
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(name, trunk, pairs, tmp_path):
     s = replace(S, beta=0.05, num_iterations=2, seed=2)
 
     def breaks(done, *_):
         if done == 2:
             raise RuntimeError("stop")
 
-    train.train(pairs, tmp_path / "whole", s, NAME, device="cpu")
+    train.train(pairs, tmp_path / "whole", s, name, device="cpu")
     with pytest.raises(RuntimeError, match="stop"):
-        train.train(pairs, tmp_path / "two", s, NAME, device="cpu", callback=breaks)
-    train.train(pairs, tmp_path / "two", s, NAME, device="cpu", resume=True)
-    one, two = (weights(tmp_path / name / "checkpoint") for name in ("whole", "two"))
-    start = weights(NAME)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    moved = {name for name in one if not torch.equal(one[name], start[name])}
-    assert any("text_model" in name for name in moved)
+        train.train(pairs, tmp_path / "two", s, name, device="cpu", callback=breaks)
+    train.train(pairs, tmp_path / "two", s, name, device="cpu", resume=True)
+    one, two = (weights(tmp_path / run / "checkpoint") for run in ("whole", "two"))
+    start = weights(name)
+    assert all(torch.equal(one[part], two[part]) for part in one)
+    moved = {part for part in one if not torch.equal(one[part], start[part])}
+    assert any(trunk in part for part in moved)
     assert "lm_head.weight" in moved
-    assert not any("vqmodel" in name for name in moved)
+    assert not any("vqmodel" in part for part in moved)
     lines = [m for m in read_metrics(tmp_path / "whole") if "gap_u" in m]
     assert len(lines) == 3
     assert max(max(m["gap_u"], m["gap_g"]) for m in lines) < 1e-3
 
 
-def test_a_thin_run_in_bfloat16(pairs, tmp_path, need, capsys):
+@each_family
+def test_a_thin_run_in_bfloat16(name, trunk, pairs, tmp_path, need, capsys):
     need("peft")
     more = dict(lora_rank=4, precision="bf16", gradient_checkpointing=True, lr=1e-2)
     out = tmp_path / "run"
-    train.train(pairs, out, replace(S, **more), NAME, device="cpu")
-    start, after = weights(NAME), weights(out / "checkpoint")
-    moved = {name for name in start if not torch.equal(start[name], after[name])}
+    train.train(pairs, out, replace(S, **more), name, device="cpu")
+    start, after = weights(name), weights(out / "checkpoint")
+    moved = {part for part in start if not torch.equal(start[part], after[part])}
     assert moved
-    assert all("text_model.layers" in name for name in moved)
+    assert all(f"{trunk}.layers" in part for part in moved)
     # what came of it answers and draws, as it says itself that it was sampled
     told = ["--checkpoint", str(out), "--seed", "1"]
     picture = tmp_path / "drawn.png"
@@ -97,10 +103,11 @@ def test_a_thin_run_in_bfloat16(pairs, tmp_path, need, capsys):
     assert json.loads(scores.read_text())["protocol"]["cfg_weight"] == 3
 
 
-def test_one_step_moves_what_is_rewarded(pairs):
+@each_family
+def test_one_step_moves_what_is_rewarded(name, trunk, pairs):
     "Plain ascent on one batch raises the log-probs of what earned more than its group."
-    made = prepare(NAME, replace(S, lr=1e-3), Accelerator(cpu=True))
-    assert isinstance(made.policy, Emu3Policy)
+    made = prepare(name, replace(S, lr=1e-3), Accelerator(cpu=True))
+    assert isinstance(made.policy, FAMILIES[made.policy.family][2])
     s = replace(S, pairs_per_step=8, rollouts=4, micro_batch=64)
     rewards = dict(u=answer_accuracy, g=scene_reward)
     rows, ids = [pairs[i] for i in range(8)], list(range(8))

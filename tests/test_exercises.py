@@ -316,6 +316,12 @@ WRONG = {
         (" + 3", " + 1"),
         ("return height * width", "return 1 - height * width"),  # the share that is forced
     ],
+    ("18_diffusion.ipynb", "shown_at"): [
+        ("step < t", "step <= t"),  # sees what it is to reveal
+        ("step < t", "step != t"),  # and what comes later
+        ("step < t", "step == t - 1"),  # forgets
+        ("step < t", "torch.arange(len(step)) < t"),  # left to right
+    ],
     ("data/00_load.ipynb", "quiz_fields"): [
         ("< 3", "<= 3"),
         ('options[row["label"]]', 'row["label"]'),  # a place, no text
