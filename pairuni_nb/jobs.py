@@ -114,7 +114,7 @@ class Plan:
     # janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
     preset: str = "janus-pro-1b"
     model: str = ""  # Janus checkpoint, of which only config.json is read
-    card: str = "H100"  # RTX 4090, A100 80GB or H100 80GB, by a part of its name
+    card: str = "H100"  # RTX 4090, A100 80GB, H100 80GB or H200, by a part of its name
     devices: int = 1  # how many of them
     settings: OmitArgPrefixes[TrainSettings] = TrainSettings()
 

@@ -7,9 +7,9 @@ __all__ = ['JANUS_PRO_1B', 'JANUS_PRO_7B', 'EMU3', 'KNOWN_SHAPES', 'PLANS', 'BYT
            'language_shape', 'shape_of', 'emu3_shape', 'parameters', 'lora_parameters', 'trained', 'Work', 'check_work',
            'shape_named', 'Task', 'ceil_div', 'tasks', 'kv_bytes', 'row_bytes', 'rows_at_once', 'layer_bytes',
            'activation_bytes', 'sampling_bytes', 'update_bytes', 'matrices', 'trained_here', 'held_bytes', 'cast_bytes',
-           'gathered_bytes', 'gradient_bytes', 'dearest', 'memory', 'peak', 'forward_flops', 'Card', 'card_named',
-           'seconds', 'head_flops', 'sampling_seconds', 'update_seconds', 'step_seconds', 'allowed', 'cure', 'advice',
-           'tokens_through', 'plan', 'gb_lines', 'plan_table']
+           'gathered_bytes', 'gradient_bytes', 'gradients_apart', 'dearest', 'memory', 'peak', 'forward_flops', 'Card',
+           'card_named', 'seconds', 'head_flops', 'sampling_seconds', 'update_seconds', 'step_seconds', 'allowed',
+           'cure', 'advice', 'tokens_through', 'plan', 'gb_lines', 'plan_table']
 
 # %% ../nbs/run/04_plan.ipynb #944e1964
 # P pairs, K rollouts a prompt, L prompt tokens, T new tokens, W width, V vocabulary; u and g are
@@ -435,6 +435,18 @@ def gradient_bytes(shape: Shape, w: Work) -> float:
     once = 4 * trained_here(shape, w)
     return 2 * once if w.devices > 1 and not w.settings.shard else once
 
+# %% ../nbs/run/04_plan.ipynb #f8a618c4
+def gradients_apart(s: TrainSettings) -> tuple:  # while the last one is made, while they are joined
+    "Gradients that are kept beside the one in the making: of two sides, or of two halves of each."
+    if s.sides != "ug" or s.combine == "alternate":
+        return 0, 0
+    compares, scales = s.agreement_every > 0, s.combine != "sum"
+    if not compares and not scales:
+        return 0, 0
+    kept = 4 if compares else 2
+    # halves become sides; scaled, or without what conflicts, a side is made anew
+    return kept - 1, kept + 2 * compares + 2 * scales
+
 # %% ../nbs/run/04_plan.ipynb #f068c3b3
 def dearest(needs) -> dict:  # needs: dicts part -> size
     "The one with the largest sum."
@@ -458,6 +470,8 @@ def memory(shape: Shape, w: Work) -> dict:  # phase -> part -> GB on each device
     backward |= dearest(update_bytes(shape, s, t) for t in both)
     passing = 4 * trained_here(shape, w)  # 4 bytes for each weight that AdamW moves
     step = {"gradients": gradients, "AdamW's passing copy": passing}
+    for phase, copies in zip((backward, step), gradients_apart(s)):
+        phase["sides' gradients"] = copies * passing
 
     held, gb = held_bytes(shape, w), {}
     for phase, added in dict(sample=sample, backward=backward, step=step).items():
@@ -492,6 +506,7 @@ CARDS = {
     "RTX 4090": Card(24, 165.2, 82.6, 1008),
     "A100 80GB": Card(80, 312, 19.5, 2039),
     "H100 80GB": Card(80, 989.4, 67, 3350),
+    "H200": Card(141, 989.4, 67, 4800),
 }
 
 # %% ../nbs/run/04_plan.ipynb #2a28a208
