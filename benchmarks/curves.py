@@ -1,12 +1,12 @@
 """The four runs that nbs/learn/04_curves reads: trained, and cut down to what the page shows.
 
-    OMP_NUM_THREADS=1 python benchmarks/curves.py             # all four, about 35 CPU minutes
+    OMP_NUM_THREADS=1 python benchmarks/curves.py             # all four, about 25 CPU minutes
     OMP_NUM_THREADS=1 python benchmarks/curves.py shuffled    # one of them
 
 `default` is `pairuni train` as it comes (preset nano, 150 steps, seed 0), `long` the same with 400
-steps, `shuffled` deals each step's rewards to random rollouts, and `collapsed` takes 60 steps at a
-learning rate 30 times as high, chosen to collapse. All four log the KL to their start: beta is
-1e-12, too small to move a weight. Runs stay in --out: the same command goes on where it stopped.
+steps; `shuffled` deals each step's rewards to random rollouts for 75 steps, and `collapsed` takes
+30 steps at a learning rate 30 times as high, chosen to collapse. All log the KL to their start:
+beta is 1e-12, too small to move a weight. Runs stay in --out: the same command goes on with them.
 
 Writes benchmarks/curves/NAME: metrics.jsonl with the figures that the page plots, three digits each
 (every second step of `long`), and three steps of rollouts/ with drawings of 32 colours.
@@ -34,8 +34,8 @@ BASE = replace(preset("nano").train, beta=1e-12)
 RUNS = dict(
     default=BASE,
     long=replace(BASE, steps=400),
-    shuffled=BASE,
-    collapsed=replace(BASE, steps=60, lr=30 * BASE.lr),
+    shuffled=replace(BASE, steps=75),
+    collapsed=replace(BASE, steps=30, lr=30 * BASE.lr),
 )
 SIDES = ("reward", "flat", "spread", "entropy", "kl", "gap", "clip_low", "clip_high", "norm")
 KEPT = {"step", "grad_norm", "cos_ug", "ceiling", "well_formed", "truncated", "answer_tokens", "lr"}
