@@ -73,9 +73,10 @@ def cut_down(folder, to, s):
             lines.append(json.dumps(kept(line), separators=(",", ":")) + "\n")
     to.mkdir(parents=True)
     (to / "metrics.jsonl").write_text("".join(lines))
-    for step in (1, s.steps // 60 * 30, s.steps):
-        shown = to / "rollouts" / f"{step:06}"
-        shutil.copytree(folder / "rollouts" / shown.name, shown)
+    looks = sorted((folder / "rollouts").iterdir())
+    for look in sorted({looks[0], looks[len(looks) // 2], looks[-1]}):
+        shown = to / "rollouts" / look.name
+        shutil.copytree(look, shown)
         for file in shown.glob("*.png"):
             Image.open(file).convert("RGB").quantize(32).save(file, optimize=True)
         for file in shown.glob("*.json"):
