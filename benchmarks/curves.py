@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/curves.py shuffled    # one of them
 
 `default` is `pairuni train` as it comes (preset nano, 150 steps, seed 0), `long` the same with 400
-steps; `shuffled` deals each step's rewards to random rollouts for 75 steps, and `collapsed` takes
+steps; `shuffled` deals each step's rewards to random rollouts for 50 steps, and `collapsed` takes
 30 steps at a learning rate 30 times as high, chosen to collapse. All log the KL to their start:
 beta is 1e-12, too small to move a weight. Runs stay in --out: the same command goes on with them.
 
@@ -34,7 +34,7 @@ BASE = replace(preset("nano").train, beta=1e-12)
 RUNS = dict(
     default=BASE,
     long=replace(BASE, steps=400),
-    shuffled=replace(BASE, steps=75),
+    shuffled=replace(BASE, steps=50),
     collapsed=replace(BASE, steps=30, lr=30 * BASE.lr),
 )
 SIDES = ("reward", "flat", "spread", "entropy", "kl", "gap", "clip_low", "clip_high", "norm")

@@ -7,8 +7,8 @@ __all__ = ['SCORES', 'SIDES', 'HELD_OUT', 'PHASES', 'SHARE', 'FORM', 'NORM', 'CO
            'REMEDY', 'GROUP_KEYS', 'SHOWN', 'rises', 'lines_with', 'running_mean', 'draw_rewards', 'draw_score',
            'draw_heldout', 'panel', 'both', 'draw_seconds', 'finish_panel', 'new_figure', 'plot_run', 'compare',
            'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture', 'drawing', 'drawings_of', 'panel_picture', 'judged',
-           'Asked', 'asked_of', 'Made', 'Group', 'LookedAt', 'rollouts_of', 'group_of', 'looked_at', 'looks_of',
-           'in_words', 'optional_json', 'scores_of', 'page_data', 'signed', 'page', 'write_report']
+           'Asked', 'asked_of', 'signed', 'Made', 'Group', 'LookedAt', 'rollouts_of', 'group_of', 'looked_at',
+           'looks_of', 'in_words', 'optional_json', 'scores_of', 'page_data', 'page', 'write_report']
 
 # %% ../nbs/run/03_report.ipynb #b53bd2bd
 import json
@@ -400,6 +400,16 @@ def asked_of(run: Path, before: dict, after: dict) -> tuple:  # Asked rows, "3 b
     counts = Counter(row.change for row in rows)
     return rows, ", ".join(f"{counts[change]} {change}" for change in CHANGES if counts[change])
 
+# %% ../nbs/run/03_report.ipynb #6f20e68b
+def signed(value: float | None, digits: int = 2) -> str:
+    "A number with its sign, a true minus; small ones with two digits of their own."
+    if value is None:
+        return "missing"
+    told = f"{value:+.{digits}f}"
+    if value and not float(told):
+        told = f"{value:+.1e}"
+    return told.replace("-", "\N{MINUS SIGN}")
+
 # %% ../nbs/run/03_report.ipynb #50bb2c80
 @dataclass
 class Made:
@@ -436,15 +446,24 @@ class Group:
         sizes = [abs(getattr(x, name) or 0.0) for x in self.made]
         return max(sizes + [1.0 if name == "reward" else 1e-9])
 
+    def mean_move(self, sign: int) -> float | None:
+        "What the update did to the rollouts above the group's mean (+1), or below it (-1)."
+        rows = [x for x in self.made if x.advantage * sign > 0 and x.moved is not None]
+        total = sum(x.count for x in rows)
+        return sum(x.count * x.moved for x in rows) / total if rows else None
+
     @property
     def moved(self) -> str:
         "Whether the update moved its rollouts the way their advantages point."
-        pulled = [x for x in self.made if x.advantage and x.moved is not None]
-        if not pulled:
+        better, worse = self.mean_move(1), self.mean_move(-1)
+        if None in (better, worse):
             return "All rewards are equal: the group pulls nowhere, and moves as others pull."
+        pulled = [x for x in self.made if x.advantage and x.moved is not None]
         followed = sum(x.count for x in pulled if x.moved * x.advantage > 0)
-        total = sum(x.count for x in pulled)
-        return f"The update moved {followed} of {total} rollouts the way their advantage points."
+        return (
+            f"The update moved {followed} of {sum(x.count for x in pulled)} rollouts the way their "
+            f"advantage points; the better ones gained {signed(better - worse, 3)} on the worse."
+        )
 
 # %% ../nbs/run/03_report.ipynb #cff78c6a
 @dataclass
@@ -590,16 +609,6 @@ def page_data(run: Path) -> dict:
         health=[panel_picture(draw, metrics, name) for name, draw in HEALTH.items()],
         counts=pairs.get("counts"),
     )
-
-# %% ../nbs/run/03_report.ipynb #6f20e68b
-def signed(value: float | None, digits: int = 2) -> str:
-    "A number with its sign, a true minus; small ones with two digits of their own."
-    if value is None:
-        return "missing"
-    told = f"{value:+.{digits}f}"
-    if value and not float(told):
-        told = f"{value:+.1e}"
-    return told.replace("-", "\N{MINUS SIGN}")
 
 # %% ../nbs/run/03_report.ipynb #6ee54b98
 def page(data: dict) -> str:  # HTML
