@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'HEADS', 'TABLE', 'FLAT', 'OPPOSITES', 'PAGE', 'softmax_step', 'Numbers', 'explore', 'draw_advantages',
-           'to_png', 'numbers_table', 'Explorer', 'advantage_explorer', 'TwoPairs', 'climb', 'two_pairs',
-           'two_pairs_page', 'two_pairs_frame', 'draw_run', 'best_drawing', 'live']
+           'to_png', 'numbers_table', 'Explorer', 'advantage_explorer', 'TwoPairs', 'climb', 'two_pairs', 'module_page',
+           'in_frame', 'two_pairs_page', 'two_pairs_frame', 'draw_run', 'best_drawing', 'live']
 
 # %% ../nbs/03_explorer.ipynb #e9ecfe58
 # K rollouts a side; suffixes _u and _g for the two tasks
@@ -335,25 +335,38 @@ def two_pairs(x: TwoPairs) -> dict:  # what the page below shows, by its names
     )
 
 # %% ../nbs/03_explorer.ipynb #025f274d
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Two pairs, one policy</title>
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <body style="margin:0"><div id="here"></div><script type="module">
 {module}
 render(document.getElementById("here"), {settings});
 </script></body></html>"""
 
 
-def two_pairs_page(x: TwoPairs = TwoPairs()) -> str:
+def module_page(
+    name: str,  # of a module in `assets` that exports `render`
+    settings: dict,  # what it shows
+    title: str,
+) -> str:
     "A web page of its own: save it, open it, without a server."
-    module = files("pairuni_nb").joinpath("assets/two_pairs.js").read_text(encoding="utf-8")
-    return PAGE.format(module=module, settings=json.dumps(asdict(x)))
+    module = files("pairuni_nb").joinpath(f"assets/{name}").read_text(encoding="utf-8")
+    told = json.dumps(settings).replace("<", "\\u003c")  # no text ends the script
+    return PAGE.format(module=module, settings=told, title=escape(title))
 
 # %% ../nbs/03_explorer.ipynb #cfea7060
+def in_frame(page: str, height: int = 640) -> str:  # HTML
+    "A page inside another one."
+    frame = f'width="100%" height="{height}" style="border:0"'
+    return f'<div><iframe srcdoc="{escape(page)}" {frame}></iframe></div>'
+
+# %% ../nbs/03_explorer.ipynb #4803fc37
+def two_pairs_page(x: TwoPairs = TwoPairs()) -> str:
+    "The page of two pairs."
+    return module_page("two_pairs.js", asdict(x), "Two pairs, one policy")
+
+
 def two_pairs_frame(x: TwoPairs = TwoPairs()) -> str:  # HTML
     "The page inside another one."
-    page = escape(two_pairs_page(x))
-    return (
-        f'<div><iframe srcdoc="{page}" width="100%" height="640" style="border:0"></iframe></div>'
-    )
+    return in_frame(two_pairs_page(x))
 
 # %% ../nbs/03_explorer.ipynb #567ee243
 def draw_run(

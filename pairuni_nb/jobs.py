@@ -619,12 +619,13 @@ def run_train(
 def begin_job(c: Train, out: Path, command: str):
     "A run folder before its first step, with what it takes to go on from any folder."
     from pairuni_nb.records import whole_path
-    from pairuni_nb.run_folder import begin_run
+    from pairuni_nb.run_folder import begin_run, made_with
 
     pairs, notes = pairs_of(c)
     said = {name: whole_path(getattr(c, name)) for name in ("model", "held_u", "held_g")}
     said["model"] = said["model"] or None
     said |= dict(reward_u=c.reward_u, reward=whole_reward(c.reward), command=command)
+    said |= made_with(c.device)
     begin_run(out, pairs, c.settings, said, notes)
 
 # %% ../nbs/run/08_jobs.ipynb #4d221cba

@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['ORDERS', 'PAIR_KINDS', 'SIDE_U', 'SIDE_G', 'COLUMNS', 'ONE_SIDED', 'HEADER', 'HUB_SIZES', 'GROUP', 'clusters_for',
            'check_clusters', 'cluster', 'nearest_members', 'medoids', 'choose', 'check_candidates', 'retrieve',
-           'pair_row', 'drop_copies', 'check_pairing', 'pair_records', 'as_dataset', 'make_pairs', 'dataset_card',
-           'save_pairs', 'load_pairs', 'stored_rows']
+           'pair_row', 'drop_copies', 'check_pairing', 'pair_records', 'as_dataset', 'make_pairs', 'as_url',
+           'browser_data', 'dataset_card', 'save_pairs', 'load_pairs', 'stored_rows']
 
 # %% ../nbs/09_pairing.ipynb #3843ddc1
 import json
 import mmap
 import re
+from base64 import b64encode
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from html import escape
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -416,6 +418,39 @@ def make_pairs(
     s = PairSettings(**settings)
     rows, counts = pair_records(u_records, g_records, s, fill, select, completer)
     return as_dataset(rows), counts
+
+# %% ../nbs/09_pairing.ipynb #ada2ab9d
+def as_url(image) -> str:
+    "A picture as text that a page can show."
+    file = BytesIO()
+    image.convert("RGB").save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+
+# %% ../nbs/09_pairing.ipynb #e0d312c2
+def browser_data(
+    u: list,  # records
+    g: list,
+    s: PairSettings,  # of image similarity
+) -> dict:  # what assets/pair_browser.js shows
+    "Two small sides with pictures, all their similarities, and which images aligned pairs took."
+    encoder = load_encoder(s.encoder, device=s.device)
+    images_u, images_g = [r["image"] for r in u], [r["image"] for r in g]
+    fu, fg = features(images_u, encoder), features(images_g, encoder)
+    chosen = medoids(np.concatenate([fu, fg]), s.clusters or clusters_for(len(u) + len(g)), s.seed)
+    near, s_p = nearest(fg, fu, len(fu), 0.0)
+    compared = np.zeros((len(g), len(u)))
+    for row, (which, values) in enumerate(zip(near, s_p)):
+        compared[row, which[which >= 0]] = values[which >= 0]
+    of_u = chosen < len(u)
+    return dict(
+        u=[dict(picture=as_url(image), text=r["question"]) for image, r in zip(images_u, u)],
+        g=[dict(picture=as_url(image), text=r["prompt"]) for image, r in zip(images_g, g)],
+        similarity=compared.tolist(),
+        chosen=dict(u=chosen[of_u].tolist(), g=(chosen[~of_u] - len(u)).tolist()),
+        delta=s.delta,
+        top_n=s.top_n,
+        order=s.order,
+    )
 
 # %% ../nbs/09_pairing.ipynb #52dde644
 HEADER = """---

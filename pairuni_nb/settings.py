@@ -110,7 +110,7 @@ class TrainSettings:
     # held-out items a side before and after, of records that you name all of them; a quarter
     # during training
     eval_items: int = 500
-    rollouts_every: int = 0  # steps between rollouts kept in the run folder; 0: none
+    rollouts_every: int = 0  # steps between rollouts kept whole; 0: two pairs' now and then
     save_every: int = 30  # steps between saves
     keep: int = 1  # saves that stay, the last ones; the best on the way stays too
     precision: str = "fp32"  # of the trunk: fp32, or bf16 over float32 weights (paper: not given)

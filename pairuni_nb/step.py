@@ -520,6 +520,7 @@ def train_step(
     accelerator: Accelerator,
     ref=None,  # frozen reference, when beta is not 0
     janus: Policy = None,  # what samples, if it is not the policy itself
+    before_update=None,  # called with {task: Side}, to look at them with the weights that drew
 ) -> tuple:  # metrics, {task: Side}
     "One step: roll out, reward, weigh, update."
     start = time.perf_counter()
@@ -535,6 +536,8 @@ def train_step(
         if s.importance_cap:
             off = (side.old_logp - side.rollouts.sample_logp).exp()
             side.importance = off.clamp(max=s.importance_cap)
+    if before_update:
+        before_update(sides)
     wait_for_gpu(accelerator.device)
     scored = time.perf_counter()
     stats = update(policy, opt, sides, s, accelerator, compare)

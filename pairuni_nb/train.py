@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['decide_split', 'read_split', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned', 'measure',
-           'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'learning_rate', 'peak_gb',
-           'check_lengths', 'tell', 'finish']
+           'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'watch_of', 'learning_rate',
+           'peak_gb', 'check_lengths', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import resource
@@ -31,16 +31,18 @@ from .records import read_json, whole_path, write_json, write_whole
 from .rewards import answer_accuracy, graded_accuracy, scene_reward, target_similarity
 from .rollout import Policy, Sampling
 from pairuni_nb.run_folder import (
+    Watch,
     begin_run,
     check_run,
     check_same,
     cut_metrics,
+    first_of_each_kind,
     load_state,
     locked,
     log_line,
+    made_with,
     read_metrics,
     save_best,
-    save_rollouts,
     save_samples,
     save_state,
 )
@@ -152,7 +154,7 @@ def measure(
         if name == "before":
             check_judged(result)
         if name:
-            save_samples(out / "samples", name, result)
+            save_samples(out / "samples", name, result, held[0])
         figures = {f"eval_{key}": value for key, value in result["figures"].items()}
         log_line(out, accelerator, step, figures | dict(sec_eval=time.perf_counter() - start))
     accelerator.wait_for_everyone()
@@ -226,7 +228,7 @@ def train(
     check_lengths(made.janus, pairs, Sampling.of(s))
     rewards = default_rewards(made.janus, pairs, s.plain_reward) | (rewards or {})
     if accelerator.is_main_process and not resume:
-        begin_run(out, pairs, s, said)
+        begin_run(out, pairs, s, said | made_with(device))
     accelerator.wait_for_everyone()  # until the run folder is there
     split = read_split(out, pairs, held, accelerator)
     if held is None:
@@ -281,6 +283,8 @@ def take_steps(
             for group in made.opt.param_groups:
                 group["lr"] = lr
             rows = [pairs[i] for i in ids]
+            done, last = step + 1, step + 1 == s.steps
+            watch = None if quiet else watch_of(made.janus, rows, done, s)
             metrics, sides = train_step(
                 made.policy,
                 made.opt,
@@ -292,13 +296,13 @@ def take_steps(
                 accelerator,
                 made.ref,
                 made.janus,
+                watch and watch.before,
             )
-            done, last = step + 1, step + 1 == s.steps
             metrics |= dict(lr=lr, peak_gb=peak_gb())
             log_line(out, accelerator, done, metrics)
             lines.append(dict(step=done) | metrics)
-            if s.rollouts_every and done % s.rollouts_every == 0 and not quiet:
-                save_rollouts(out / "rollouts" / f"{done:06}", sides)
+            if watch:
+                watch.save(out / "rollouts" / f"{done:06}", sides)
             if callback:
                 callback(done, metrics, sides)
             check_rewards(lines, last)
@@ -312,6 +316,15 @@ def take_steps(
                 save_state(out, made.policy, made.opt, done, s.keep)
             if stopped:
                 raise Stopped(f"step {done} is done and saved")
+
+# %% ../nbs/run/02_train.ipynb #af6b5cad
+def watch_of(policy, rows: list, done: int, s: TrainSettings) -> Watch | None:
+    "Look into the first step, the last, those before an evaluation, and those that s names."
+    if s.rollouts_every and done % s.rollouts_every == 0:
+        return Watch(policy, rows, s.micro_batch)
+    if done in (1, s.steps) or done % s.eval_every == 0:
+        return Watch(policy, first_of_each_kind(rows), s.micro_batch)
+    return None
 
 # %% ../nbs/run/02_train.ipynb #b5c2357e
 def learning_rate(step: int, s: TrainSettings) -> float:

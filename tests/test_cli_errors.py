@@ -324,9 +324,9 @@ def test_help_loads_nothing_slow():
 
 def test_train_leaves_a_whole_run(run, pairs):
     whole = "settings.json metrics.jsonl result.json report.html samples checkpoint best.pt pairs"
-    assert {p.name for p in run.iterdir()} == {*whole.split(), "split.json"}
+    assert {p.name for p in run.iterdir()} == {*whole.split(), "split.json", "rollouts"}
     shown = {p.name for p in (run / "samples").iterdir()}
-    assert shown == {"before.json", "before", "after.json", "after"}
+    assert shown == {"before.json", "before", "after.json", "after", "asked"}
     saved = json.loads((run / "settings.json").read_text())
     assert saved["steps"] == 2 and saved["pairs"] == len(load_pairs(pairs))
     assert saved["command"].startswith("pairuni train --pairs")

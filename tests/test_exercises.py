@@ -366,6 +366,20 @@ WRONG = {
         ("rewards - rewards.mean()", "rewards.mean() - rewards"),
         ("rewards - rewards.mean()", "(rewards - rewards.mean()) / rewards.std()"),
     ],
+    ("learn/04_curves.ipynb", "verdict"): [
+        ("(before[1] ** 2 + after[1] ** 2) ** 0.5", "before[1] + after[1]"),  # must not touch
+        ("(before[1] ** 2 + after[1] ** 2) ** 0.5", "max(before[1], after[1])"),
+        ("abs(change) <= h", "change <= h"),  # no fall is clear
+        ("1 if change > 0 else -1", "1"),
+        ("before[0] is None or after[0] is None", "False"),
+    ],
+    ("learn/04_curves.ipynb", "alarm"): [
+        ("else 0\n", "else bad\n"),  # in all, not in a row
+        (" and r < 0.2", ""),  # solved prompts ring it
+        ("f > 0.8 and ", ""),
+        ("bad == n", "bad > n"),
+        ("return step", "return step - n + 1"),  # where it began
+    ],
     ("learn/01_primer.ipynb", "k3"): [
         ("ref_logp - logp", "logp - ref_logp"),
         ("d.exp() - d - 1", "-d"),  # k1: negative at times

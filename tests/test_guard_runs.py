@@ -181,7 +181,10 @@ def test_when_a_run_evaluates_saves_and_logs(toy):
     sizes = [(len(call["u_rows"]), len(call["g_rows"])) for call in toy.seen.evals]
     assert sizes == [(8, 8), (2, 2), (8, 8)]  # a quarter on the way
     assert toy.seen.saved == [(1, 2), (2, 2)]
-    assert [folder.name for folder in (toy.out / "rollouts").iterdir()] == ["000002"]
+    looks = sorted((toy.out / "rollouts").iterdir())
+    assert [look.name for look in looks] == ["000001", "000002", "000003"]
+    groups = [len(json.loads((look / "g.json").read_text())["prompts"]) for look in looks]
+    assert groups[1] == 3 > max(groups[0], groups[2])  # the setting asked for the second whole
     lines = read_metrics(toy.out)
     kinds = [(line["step"], "eval_accuracy_mean" in line) for line in lines]
     assert kinds == [(0, True), (1, False), (2, False), (2, True), (3, False), (3, True)]

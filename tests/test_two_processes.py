@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pairuni_nb.processes import launch
 from two_processes import HERE, SMALL, by_one, by_two, same_run
@@ -37,6 +39,20 @@ def test_a_sharded_run_is_the_run_of_one(folder):
     assert {p.name for p in (folder / "run").iterdir()} == {
         p.name for p in (folder / "one").iterdir()
     } | {"pairs", "report.html"}
+
+
+def test_two_processes_look_into_a_step_as_one(folder):
+    one, two = (folder / run / "rollouts/000001" for run in ("one", "run"))
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+    for file in sorted(one.iterdir()):
+        if file.suffix == ".png":  # some were sampled by the other process
+            a, b = (np.asarray(Image.open(look / file.name), int) for look in (one, two))
+            assert np.abs(a - b).max() <= 1, file.name
+            continue
+        a, b = (json.loads((look / file.name).read_text()) for look in (one, two))
+        assert a.keys() == b.keys() and a.get("texts") == b.get("texts")
+        for name in ("rewards", "advantages", "logp_before", "logp_after"):
+            assert np.allclose(a[name], b[name], atol=1e-3), (file.name, name)
 
 
 def test_sharding_one_process_is_refused(tmp_path):
