@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import pairuni_nb.train
-from pairuni_nb.emu3 import load_checkpoint, policy_for
+from pairuni_nb.diffusion import load_checkpoint, policy_for
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pair_grpo import group_advantage, pair_weight
 from pairuni_nb.pairing import make_pairs
