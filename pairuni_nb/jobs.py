@@ -174,7 +174,8 @@ class Draw:
 
     # e.g. "a red circle top-left, on stripes"
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
-    out: str = "drawing.png"  # new image file; its suffix says of what kind
+    # new image file, a sheet of all; single drawings go to a new folder of its name without suffix
+    out: str = "drawing.png"
 
 # %% ../nbs/run/08_jobs.ipynb #3190785c
 @dataclass(frozen=True)
@@ -961,11 +962,14 @@ def check_suffix(file: str):
 
 # %% ../nbs/run/08_jobs.ipynb #8a3e7de8
 def draw_prompt(c: Sample):
-    "Write n drawings of a prompt to one image file."
-    out = c.what.out
+    "Write n drawings of a prompt: one sheet to look at, and a folder of them as they are."
+    out, apart = c.what.out, Path(c.what.out).with_suffix("")
     check_suffix(out)
     check_new(out)
-    from pairuni_nb.records import write_whole
+    check_new(apart)
+    from PIL import Image
+
+    from pairuni_nb.records import new_folder, write_whole
     from pairuni_nb.rollout import noise
     from pairuni_nb.run_folder import contact_sheet
 
@@ -973,9 +977,13 @@ def draw_prompt(c: Sample):
     prompts = policy.image_prompts([c.what.prompt])
     uniforms = noise(c.model.seed, 0, [0], c.n, policy.image_tokens)
     drawn = policy.sample(prompts, c.n, uniforms, sampling)
-    sheet = contact_sheet(policy.images(drawn), cols=min(c.n, 4), scale=4)
+    images = policy.images(drawn)
+    with new_folder(apart) as folder:
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{i}.png")
+    sheet = contact_sheet(images, cols=min(c.n, 4), scale=4)
     write_whole(out, sheet.save)
-    print(f"drawn to {out}")
+    print(f"drawn to {out}, and one by one to {apart}/ (pairuni sample ask {apart}/0.png ..)")
 
 # %% ../nbs/run/08_jobs.ipynb #e6be40fa
 def run_sample(c: Sample):

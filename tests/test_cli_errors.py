@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -366,8 +367,21 @@ def test_sample_draws(run, tmp_path, monkeypatch):
         assert drawn(f"{i}.png", f"--n 3 {other}").tobytes() != one.tobytes(), other
     monkeypatch.chdir(run)  # who names no checkpoint means janus-nano there, too
     assert drawn("inside.png", "--n 3").tobytes() == one.tobytes()
-    jpeg = drawn("one.jpg", "--n 1")
+    jpeg = drawn("alone.jpg", "--n 1")
     assert jpeg.format == "JPEG" and jpeg.size == (one.height, one.height)
+    # one by one, as the model made them: the sheet shows each four times as large, in a frame of 2
+    for i in range(3):
+        single = Image.open(tmp_path / f"one/{i}.png")
+        part = one.crop((i * one.height, 0, (i + 1) * one.height, one.height))
+        framed = np.asarray(part.resize((52, 52), Image.NEAREST))
+        assert np.array_equal(framed[2:-2, 2:-2], np.asarray(single))
+    assert pairuni(f"sample ask {tmp_path}/one/0.png 'what colour is top-left?' --n 1") == 0
+
+
+def test_drawings_of_before_stay(capsys, tmp_path):
+    (tmp_path / "star").mkdir()
+    (tmp_path / "star" / "0.png").write_text("mine")
+    refuses(capsys, tmp_path, "sample draw 'a star' --out star.png", "'star'", "exists already")
 
 
 def test_sample_answers(capsys, tmp_path):
