@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['OWN', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Ablate', 'Compare', 'Convert',
-           'Serve', 'tell_gone', 'read_side', 'read_both', 'read_made', 'build_pairs', 'completer', 'completed_by',
-           'check_place', 'when_stopped', 'check_pairug', 'check_made', 'check_pair', 'run_pair', 'check_device',
-           'check_checkpoint', 'check_tracker', 'own_function', 'named_rewards', 'whole_reward', 'notes_of',
-           'open_pairs', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'check_flags', 'check_gpu', 'run_train',
-           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
-           'run_report', 'run_ablate', 'run_compare', 'run_plan', 'own_sampling', 'load_model', 'check_new',
-           'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt',
-           'run_sample', 'run_convert', 'run_serve']
+           'Serve', 'tell_gone', 'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'completer',
+           'completed_by', 'check_place', 'when_stopped', 'check_pairug', 'check_made', 'check_pair', 'run_pair',
+           'check_device', 'check_checkpoint', 'check_tracker', 'own_function', 'named_rewards', 'whole_reward',
+           'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'check_flags', 'check_gpu',
+           'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume',
+           'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'own_sampling', 'load_model',
+           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix',
+           'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -262,7 +262,10 @@ def read_side(c: Pair, source: str) -> tuple:  # records, counts
 
     path, columns = getattr(c, source), getattr(c, f"columns_{source}")
     images = getattr(c, f"images_{source}")
-    out, counts = read_source(path, source, columns, c.max_bad, c.limit, c.max_side, images)
+    keep_boxes = c.complete == "llm"  # it writes a question in their place
+    out, counts = read_source(
+        path, source, columns, c.max_bad, c.limit, c.max_side, images, keep_boxes
+    )
     tell_gone(path, counts)
     return out, counts
 
@@ -304,13 +307,32 @@ def read_made(
     counts["retrieved"] = len(rows) - counts["aligned"]
     return rows, dict(pairug=path), counts, bad
 
+# %% ../nbs/run/08_jobs.ipynb #44212f24
+def no_boxes(
+    u: list,
+    fill,  # by a language model, or its price
+    dry_run: bool,
+) -> tuple:  # U records, fill, counts
+    "Questions written anew for pictures that were asked for boxes."
+    from pairuni_nb.paper_data import about_boxes, ask_anew
+
+    if not dry_run:
+        kept, dropped = ask_anew(u, fill)
+        n = sum(map(about_boxes, u)) - sum(dropped.values())
+        return kept, fill, dict(asked_anew=n) | {f"boxes ({why})": k for why, k in dropped.items()}
+    boxes = [r for r in u if about_boxes(r)]
+    steps = list(boxes)  # a caption for each, and a question from a caption that is not there yet
+    for r in boxes:
+        steps.append(dict(id=r["id"], image=r["image"], scene="", prompt=r["question"]))
+    return u, lambda records: fill(steps + records), {}
+
 # %% ../nbs/run/08_jobs.ipynb #de4b89d9
 def build_pairs(
     c: Pair,
     fill=None,  # completes records, as in pair_records
 ) -> tuple:  # rows, what made them, counts, bad rows
     "Records of both sources to pairs."
-    from pairuni_nb.paper_data import is_pairug
+    from pairuni_nb.paper_data import about_boxes, is_pairug
     from pairuni_nb.pairing import clusters_for, drop_copies, pair_records
 
     if c.u and not c.g and is_pairug(c.u):
@@ -323,6 +345,9 @@ def build_pairs(
     if c.u:  # toy drawings repeat, and are as many as you asked for
         u, copies["copies_u"] = drop_copies(u)
         g, copies["copies_g"] = drop_copies(g)
+    anew = {}
+    if c.complete == "llm" and any(map(about_boxes, u)):
+        u, fill, anew = no_boxes(u, fill, c.dry_run)
     s = c.settings
     s = replace(s, clusters=s.clusters or clusters_for(len(u) + len(g)))
     how = asdict(s)
@@ -330,6 +355,7 @@ def build_pairs(
     pairs, counts = pair_records(u, g, s, fill)
     for side, n in copies.items():
         counts[side] = counts.get(side, 0) + n
+    counts |= anew
     made_by = how if c.u else how | sizes
     made_by |= read | dict(features=counts.pop("features", {}))
     told = {name.replace("_", " "): n for name, n in counts.items()}
