@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OWN', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Ablate', 'Compare', 'Convert',
-           'Serve', 'read_side', 'read_both', 'build_pairs', 'completer', 'completed_by', 'check_place', 'when_stopped',
-           'check_pair', 'run_pair', 'check_device', 'check_checkpoint', 'check_tracker', 'own_function',
-           'named_rewards', 'whole_reward', 'notes_of', 'pairs_of', 'own_held', 'whole_job', 'check_train',
-           'check_flags', 'check_gpu', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name',
-           'check_given', 'resume', 'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan',
-           'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate',
-           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'Serve', 'tell_gone', 'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'completer',
+           'completed_by', 'check_place', 'when_stopped', 'check_pairug', 'check_made', 'check_pair', 'run_pair',
+           'check_device', 'check_checkpoint', 'check_tracker', 'own_function', 'named_rewards', 'whole_reward',
+           'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'check_flags', 'check_gpu',
+           'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume',
+           'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'own_sampling', 'load_model',
+           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix',
+           'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -52,7 +53,8 @@ class Pair:
 
     out: str  # new folder for the pairs
     # U records (image, question, choices, answer): .jsonl, .json, .csv, .parquet, .tar, a folder
-    # of these or of pictures with texts, or a Hugging Face data set
+    # of these or of pictures with texts, or a Hugging Face data set; or, alone, a file of pairs
+    # as PairUni's authors write them (PairUG, JSON lines)
     u: Annotated[Positional[str], arg(metavar="U_FOLDER")] = ""
     # G records (image, prompt), likewise
     g: Annotated[Positional[str], arg(metavar="G_FOLDER")] = ""
@@ -72,6 +74,7 @@ class Pair:
     # file that keeps the language model's answers, so that a stopped job goes on; without one,
     # OUT.jsonl
     journal: str = ""
+    pairug: str = ""  # new folder for the pairs in the form of PairUni's authors as well
     dry_run: bool = False  # price the language model's work, ask nothing, write nothing
     price_in: float = 0.0  # for --dry-run: your price of a million tokens sent, in US dollars
     price_out: float = 0.0  # for --dry-run: your price of a million tokens that come back
@@ -90,7 +93,9 @@ class Train:
     # janus-pro-1b, janus-pro-7b
     # or janus-pro-1b-24gb
     preset: str = "nano"
-    pairs: str = ""  # folder that `pairuni pair` wrote; without one, the preset's
+    # folder that `pairuni pair` wrote, or a file of pairs as PairUni's authors write them (PairUG,
+    # JSON lines), its images beside it; without one, the preset's
+    pairs: str = ""
     held_u: str = ""  # U records to score instead of a tenth of the pairs: as in pairuni pair
     held_g: str = ""  # G records to score, likewise
     model: str = ""  # checkpoint of a Janus or an Emu3, a folder or a name; without one, janus-nano
@@ -143,7 +148,8 @@ class Evaluate:
     "Held-out scores of both tasks, with their protocol, as JSON."
 
     items: int = 500  # held-out items a side
-    # pairs whose held-out tenth is scored; without them, fresh scenes of the toy world
+    # pairs, as in train, whose held-out tenth is scored; without them, fresh scenes of the toy
+    # world
     pairs: str = ""
     held_u: str = ""  # U records to score instead, as in train
     held_g: str = ""  # G records to score, likewise
@@ -238,22 +244,31 @@ class Serve:
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in: there is no password
     device: str = "auto"  # auto, cpu or cuda
 
-# %% ../nbs/run/08_jobs.ipynb #2c82ceea
-def read_side(c: Pair, source: str) -> tuple:  # records, counts
-    "Your records of one source; one line on stderr says what was left out."
+# %% ../nbs/run/08_jobs.ipynb #763a9f77
+def tell_gone(path, counts: dict, what: str = "records"):
+    "One line on stderr that says what was left out, where anything was."
     from pairuni_nb.load import first_bad
-    from pairuni_nb.paper_data import read_source
 
-    path, columns = getattr(c, source), getattr(c, f"columns_{source}")
-    images = getattr(c, f"images_{source}")
-    out, counts = read_source(path, source, columns, c.max_bad, c.limit, c.max_side, images)
     gone = dict(counts["left_out"])
     if bad := counts["bad_rows"]:
         gone[f"bad (first: {first_bad(bad)})"] = len(bad)
     if gone:
         why = ", ".join(f"{n} {reason}" for reason, n in gone.items())
-        told = f"{path}: {len(out)} records of {counts['rows']} rows; {why}"
+        told = f"{path}: {counts['records']} {what} of {counts['rows']} rows; {why}"
         print(visible(told), file=sys.stderr)
+
+# %% ../nbs/run/08_jobs.ipynb #2c82ceea
+def read_side(c: Pair, source: str) -> tuple:  # records, counts
+    "Your records of one source; one line on stderr says what was left out."
+    from pairuni_nb.paper_data import read_source
+
+    path, columns = getattr(c, source), getattr(c, f"columns_{source}")
+    images = getattr(c, f"images_{source}")
+    keep_boxes = c.complete == "llm"  # it writes a question in their place
+    out, counts = read_source(
+        path, source, columns, c.max_bad, c.limit, c.max_side, images, keep_boxes
+    )
+    tell_gone(path, counts)
     return out, counts
 
 # %% ../nbs/run/08_jobs.ipynb #c9d5e71b
@@ -277,20 +292,64 @@ def read_both(c: Pair) -> tuple:  # U records, G records, what was read
     u, g = records("u", s.n_u, s.seed), records("g", s.n_g, s.seed)
     return u, g, dict(u="toy world", g="toy world", read_u={}, read_g={}, bad_rows=[])
 
+# %% ../nbs/run/08_jobs.ipynb #2e12429a
+def read_made(
+    path: str,  # PairUG file
+    how: Pair,  # whose limits and folders of images count
+) -> tuple:  # rows, what made them, counts, bad rows
+    "Pairs that others made."
+    from pairuni_nb.paper_data import read_pairug
+
+    rows, counts = read_pairug(
+        path, how.max_bad, how.limit, how.max_side, how.images_u, how.images_g
+    )
+    tell_gone(path, counts, "pairs")
+    bad = [dict(side="pair") | row for row in counts.pop("bad_rows")]
+    counts["aligned"] = sum(row["kind"] == "aligned" for row in rows)
+    counts["retrieved"] = len(rows) - counts["aligned"]
+    return rows, dict(pairug=path), counts, bad
+
+# %% ../nbs/run/08_jobs.ipynb #44212f24
+def no_boxes(
+    u: list,
+    fill,  # by a language model, or its price
+    dry_run: bool,
+) -> tuple:  # U records, fill, counts
+    "Questions written anew for pictures that were asked for boxes."
+    from pairuni_nb.paper_data import about_boxes, ask_anew
+
+    if not dry_run:
+        kept, dropped = ask_anew(u, fill)
+        n = sum(map(about_boxes, u)) - sum(dropped.values())
+        return kept, fill, dict(asked_anew=n) | {f"boxes ({why})": k for why, k in dropped.items()}
+    boxes = [r for r in u if about_boxes(r)]
+    steps = list(boxes)  # a caption for each, and a question from a caption that is not there yet
+    for r in boxes:
+        steps.append(dict(id=r["id"], image=r["image"], scene="", prompt=r["question"]))
+    return u, lambda records: fill(steps + records), {}
+
 # %% ../nbs/run/08_jobs.ipynb #de4b89d9
 def build_pairs(
     c: Pair,
     fill=None,  # completes records, as in pair_records
 ) -> tuple:  # rows, what made them, counts, bad rows
     "Records of both sources to pairs."
+    from pairuni_nb.paper_data import about_boxes, is_pairug
     from pairuni_nb.pairing import clusters_for, drop_copies, pair_records
 
+    if c.u and not c.g and is_pairug(c.u):
+        rows, made_by, counts, bad = read_made(c.u, c)
+        print(visible(f"{len(rows)} pairs of {c.u}"))
+        return rows, made_by, counts, bad
     u, g, read = read_both(c)
     bad = read.pop("bad_rows")
     copies = {}
     if c.u:  # toy drawings repeat, and are as many as you asked for
         u, copies["copies_u"] = drop_copies(u)
         g, copies["copies_g"] = drop_copies(g)
+    anew = {}
+    if c.complete == "llm" and any(map(about_boxes, u)):
+        u, fill, anew = no_boxes(u, fill, c.dry_run)
     s = c.settings
     s = replace(s, clusters=s.clusters or clusters_for(len(u) + len(g)))
     how = asdict(s)
@@ -298,6 +357,7 @@ def build_pairs(
     pairs, counts = pair_records(u, g, s, fill)
     for side, n in copies.items():
         counts[side] = counts.get(side, 0) + n
+    counts |= anew
     made_by = how if c.u else how | sizes
     made_by |= read | dict(features=counts.pop("features", {}))
     told = {name.replace("_", " "): n for name, n in counts.items()}
@@ -369,6 +429,31 @@ def when_stopped(how: str):  # to go on
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how) from None
 
+# %% ../nbs/run/08_jobs.ipynb #3691ed5a
+def check_pairug(c: Pair):
+    "Pairs can be written in the form of PairUni's authors, and there."
+    from pairuni_nb.records import check_free
+
+    if c.settings.mix in ("random", "unpaired"):
+        raise ValueError(
+            f"--pairug takes aligned and retrieved pairs, and the mix {c.settings.mix} makes none: "
+            "leave it out"
+        )
+    if Path(c.pairug).absolute() == Path(c.out).absolute():
+        raise ValueError(f"--pairug and --out are both '{c.out}': name two folders")
+    check_free(c.pairug)
+    check_place(c.pairug)
+
+# %% ../nbs/run/08_jobs.ipynb #7561a829
+def check_made(c: Pair):
+    "Where pairs are made already, no flag that would make them is ignored in silence."
+    from pairuni_nb.paper_data import is_pairug
+
+    obeyed = ("out", "u", "images_u", "images_g", "max_bad", "limit", "max_side", "pairug")
+    if is_pairug(c.u) and c != Pair(**{name: getattr(c, name) for name in obeyed}):
+        flags = ", ".join("--" + name.replace("_", "-") for name in obeyed if name != "u")
+        raise ValueError(f"{c.u} holds pairs that are made already: give no flags but {flags}")
+
 # %% ../nbs/run/08_jobs.ipynb #b36a0b65
 def check_pair(c: Pair):
     "What can be wrong before any record is read."
@@ -384,12 +469,17 @@ def check_pair(c: Pair):
     part_weights(c.settings.similarity, c.settings.weights, c.settings.joint_encoder)
     check_free(c.out)
     check_place(c.out)
+    if c.pairug:
+        check_pairug(c)
+    if c.u and not c.g:
+        check_made(c)
 
 # %% ../nbs/run/08_jobs.ipynb #fb083c04
 def run_pair(c: Pair):
     "pairuni pair"
     check_pair(c)
     from pairuni_nb.pairing import save_pairs
+    from pairuni_nb.paper_data import write_pairug
     from pairuni_nb.records import write_whole
 
     c = replace(c, journal=c.journal or f"{Path(c.out)}.jsonl")
@@ -399,11 +489,17 @@ def run_pair(c: Pair):
             pairs, made_by, counts, bad = build_pairs(c, completer(c))
     else:
         pairs, made_by, counts, bad = build_pairs(c)
-    save_pairs(pairs, c.out, made_by | completed_by(c), counts)
+    if "pairug" not in made_by:
+        made_by |= completed_by(c)
+    save_pairs(pairs, c.out, made_by, counts)
     if bad:
         lines = "".join(json.dumps(row) + "\n" for row in bad)
         write_whole(Path(c.out) / "bad_rows.jsonl", lambda file: file.write_text(lines))
     print(f"written to {c.out}")
+    if c.pairug:
+        left_out = write_pairug(pairs, c.pairug)
+        gone = [f"{n} left out ({why})" for why, n in left_out.items()]
+        print(visible(", ".join([f"written to {c.pairug}/pairug.jsonl", *gone])))
 
 # %% ../nbs/run/08_jobs.ipynb #ec2e5469
 def check_device(name: str) -> str:  # "cpu" or "cuda"
@@ -490,13 +586,22 @@ def notes_of(pairs: str) -> dict:  # settings, counts
         raise ValueError(f"{file} holds no settings and counts: {remedy}")
     return {k: told.get(k, {}) for k in parts}
 
+# %% ../nbs/run/08_jobs.ipynb #f0575b72
+def open_pairs(path: str) -> tuple:  # Dataset or rows, their notes
+    "Pairs that `pairuni pair` wrote, or a PairUG file's."
+    from pairuni_nb.load import TABLES
+    from pairuni_nb.pairing import load_pairs
+
+    if Path(path).is_file() and Path(path).suffix.lower() in TABLES:
+        rows, made_by, counts, _ = read_made(path, Pair(""))
+        return rows, dict(settings=made_by, counts=counts)
+    return load_pairs(path), notes_of(path)
+
 # %% ../nbs/run/08_jobs.ipynb #a2ed49ed
 def pairs_of(c: Train) -> tuple:  # Dataset or rows, their notes
     "The pairs of a job: yours, or made now from the preset's data."
     if c.pairs:
-        from pairuni_nb.pairing import load_pairs
-
-        return load_pairs(c.pairs), notes_of(c.pairs)
+        return open_pairs(c.pairs)
     p = preset(c.preset)
     u = g = ""
     if p.data != "toy":
@@ -885,10 +990,12 @@ def show_scores(kept: dict):  # what `pairuni evaluate` writes
 # %% ../nbs/run/08_jobs.ipynb #6fe0ecf0
 def held_of(c: Evaluate) -> tuple:  # U records, G records
     "The records to score: yours, those that pairs hold out, or fresh scenes of the toy world."
-    from pairuni_nb.pairing import load_pairs
+    from pairuni_nb.pairing import as_dataset
     from pairuni_nb.evaluate import held_out
 
-    pairs = load_pairs(c.pairs) if c.pairs else dict(u_scene=[], g_scene=[])
+    pairs = open_pairs(c.pairs)[0] if c.pairs else dict(u_scene=[], g_scene=[])
+    if isinstance(pairs, list):
+        pairs = as_dataset(pairs)
     held = own_held(c.held_u, c.held_g)
     if held is None:
         held = held_out(pairs, c.items, c.model.seed)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STUBS', 'ENDINGS', 'PICTURES', 'TEXTS', 'HIDDEN', 'TARS', 'TABLES', 'NOT_THERE', 'IMAGE_COLUMNS', 'BadRow', 'tars_of',
-           'open_rows', 'each_row', 'parse_columns', 'pick_columns', 'check_scene', 'make_record', 'first_bad',
-           'read_records', 'load_records']
+           'open_rows', 'each_row', 'parse_columns', 'pick_columns', 'check_scene', 'make_record', 'check_limits',
+           'first_bad', 'keep_good', 'read_records', 'load_records']
 
 # %% ../nbs/data/00_load.ipynb #0e81e210
 import ast
@@ -18,6 +18,7 @@ import re
 import sys
 import tarfile
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from difflib import get_close_matches
@@ -552,7 +553,7 @@ def make_record(
     return dict(id=str(id), scene=scene or "") | said | dict(image=image)
 
 # %% ../nbs/data/00_load.ipynb #f2e1e4dc
-def _check_limits(max_bad, limit, max_side, images):
+def check_limits(max_bad, limit, max_side, images):
     "Refuse a number below zero, what is no share, and a folder that is not there."
     for name, n in (("limit", limit), ("max_side", max_side)):
         if n < 0:
@@ -635,6 +636,22 @@ def _converter(adapt, make, source, id_column):
 
     return convert
 
+# %% ../nbs/data/00_load.ipynb #0003c88b
+def keep_good(
+    rows,  # from open_rows
+    path,  # what they come from, for messages
+    convert: Callable,  # a row and its number -> a dict with an id, or a reason to leave it out
+    max_bad: float,  # share of rows that may be bad and skipped
+    limit: int = 0,  # of what to keep; 0: all
+    doing: str = "reading",  # for the bar
+) -> tuple:  # what was converted, counts
+    "Convert rows; count what is left out and list what is bad."
+    bar = tqdm(each_row(rows, path), doing, unit=" rows", delay=2)
+    n, found, left_out, bad, hopeless = _convert_rows(bar, convert, max_bad, limit)
+    _check_outcome(path, n, found, left_out, bad, max_bad, hopeless)
+    counts = dict(rows=n, records=len(found), left_out=dict(left_out), bad=len(bad))
+    return list(found.values()), counts | dict(bad_rows=bad)
+
 # %% ../nbs/data/00_load.ipynb #538d0d88
 def read_records(
     path,  # see open_rows
@@ -649,7 +666,7 @@ def read_records(
     "Read and check the records of one source; count what is left out and list what is bad."
     if max_bad is None:
         max_bad = 0.05 if tars_of(path) else 0.0
-    _check_limits(max_bad, limit, max_side, images)
+    check_limits(max_bad, limit, max_side, images)
     names = parse_columns(columns, source)
     adapt = adapt or partial(pick_columns, source=source, columns=names)
     rows, base = open_rows(path)
@@ -657,11 +674,7 @@ def read_records(
     base, images = os.path.abspath(base), images and os.path.abspath(images)
     how = dict(source=source, base=base, max_side=max_side, store=Store(), images=images)
     convert = _converter(adapt, partial(make_record, **how), source, names.get("id") or "id")
-    bar = tqdm(each_row(rows, path), f"reading {source.upper()}", unit=" rows", delay=2)
-    n, found, left_out, bad, hopeless = _convert_rows(bar, convert, max_bad, limit)
-    _check_outcome(path, n, found, left_out, bad, max_bad, hopeless)
-    counts = dict(rows=n, records=len(found), left_out=dict(left_out), bad=len(bad))
-    return list(found.values()), counts | dict(bad_rows=bad)
+    return keep_good(rows, path, convert, max_bad, limit, f"reading {source.upper()}")
 
 # %% ../nbs/data/00_load.ipynb #4673e5bf
 def load_records(path, source: str, columns: str = "", **how) -> list:  # see read_records
