@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 from pairuni_nb.ablate import interval
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.shared_words import SETTINGS, as_pair, examples, forgetful, held_out, learn
-from pairuni_nb.shared_words import scored, train_words_alone, word_rows, word_table
+from pairuni_nb.shared_words import scored, train_words, word_rows, word_table
 from pairuni_nb.step import backward_passes, ceiling, roll_out_sides
 
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ MODES = ("u", "g", "aligned", "random")
 WAYS = {
     "words": dict(steps=40, pairs_per_step=4, lr=3e-3),
     "words, 1 pair": dict(steps=160, pairs_per_step=1, lr=3e-3),
-    "all": dict(steps=40, pairs_per_step=4, lr=1.5e-4),
+    "all": dict(steps=40, pairs_per_step=4, lr=3e-3),
 }
 
 
@@ -160,8 +160,7 @@ def run(way, mode, seed):
     began, s = time.process_time(), replace(SETTINGS, **WAYS[way])
     policy, held = forgetful(0.15), held_out()
     before = scored(policy, held)
-    if way != "all":
-        train_words_alone(policy)
+    train_words(policy, alone=way != "all")
     learn(policy, mode, seed, s)
     after = scored(policy, held)
     row = dict(way=way, mode=mode, seed=seed)

@@ -116,6 +116,10 @@ class DiffusionPolicy(JanusPolicy):
         bias = bias.expand(-1, 1, x.shape[1], -1)
         return super().trunk(x, bias, position_ids, cache)
 
+    def at_once(self, T: int) -> int:
+        "All."
+        return T
+
     def steps(self, task: str) -> int:
         "How often it looks."
         config = self.model.config
@@ -294,7 +298,13 @@ def make_diffusion(
 # %% ../nbs/18_diffusion.ipynb #3c8557d9
 def masked_config(path: str) -> MaskedJanusConfig:
     "The config of a masked Janus; one sentence when the path holds none."
-    return family_config(path, MaskedJanusConfig, "a masked Janus")
+    config = family_config(path, MaskedJanusConfig, "a masked Janus")
+    for name in ("text_steps", "image_steps"):
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"config.json in '{path}' says {name} {getattr(config, name)}: at least 1"
+            )
+    return config
 
 
 def load_masked(

@@ -98,7 +98,7 @@ class Train:
     pairs: str = ""
     held_u: str = ""  # U records to score instead of a tenth of the pairs: as in pairuni pair
     held_g: str = ""  # G records to score, likewise
-    model: str = ""  # checkpoint of a Janus or an Emu3, a folder or a name; without one, janus-nano
+    model: str = ""  # checkpoint of a Janus, an Emu3 or a masked Janus; without one, janus-nano
     # of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, a weighted sum
     # of these, or module:function of yours; without one, what the pairs allow
     reward: str = ""
@@ -115,8 +115,8 @@ class Train:
 class Plan:
     "Does a run fit your GPU, and how long does it take? Nothing is loaded."
 
-    # where all other flags start, as in train: nano, nano-emoji, nano-emu3, nano-diffusion,
-    # janus-pro-1b, janus-pro-7b or janus-pro-1b-24gb
+    # where all other flags start, as in train: nano, nano-emoji, nano-emu3, janus-pro-1b,
+    # janus-pro-7b or janus-pro-1b-24gb
     preset: str = "janus-pro-1b"
     model: str = ""  # Janus checkpoint, of which only config.json is read
     card: str = "H100"  # RTX 4090, A100 80GB, H100 80GB or H200, by a part of its name
@@ -128,7 +128,7 @@ class Plan:
 class Model:
     "A checkpoint and how to sample from it."
 
-    # checkpoint of a Janus or an Emu3, a folder or a name; a run folder, or a save in one;
+    # checkpoint of a Janus, an Emu3 or a masked Janus; a run folder, or a save in one;
     # without one, janus-nano
     checkpoint: str = ""
     seed: int = 0  # of sampling, and of the held-out items

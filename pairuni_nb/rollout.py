@@ -370,6 +370,10 @@ class Policy(nn.Module):
         "Tokens that the family's layout sets, and nobody chooses."
         return {}
 
+    def at_once(self, T: int) -> int:
+        "Of T places, those whose logits the sampler holds together."
+        return 1
+
     def free(self, task: str, T: int):  # of T places: a slice, or a list
         "The places whose tokens are chosen."
         forced = self.forced(task)
@@ -832,7 +836,8 @@ def rows_that_fit(
     twice = task == "g" and sampling.samples_guided
     apart = twice and not sampling.scores_guided  # two rows of logits, too
     kv_bytes = (1 + twice) * kv_width * dtype.itemsize * tokens
-    logit_bytes = (1 + apart) * 6 * 4 * self.vocabulary(task)  # six copies in float32
+    logits = self.vocabulary(task) * self.at_once(self.length(task, sampling))
+    logit_bytes = (1 + apart) * 6 * 4 * logits  # six copies in float32
     return max(1, int(gb * 1e9 / (kv_bytes + logit_bytes)))
 
 # %% ../nbs/11_rollout.ipynb #3ae91213

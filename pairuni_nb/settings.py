@@ -157,7 +157,7 @@ class Preset:
     "What a whole job starts from. Every part can be changed by a flag."
 
     train: TrainSettings
-    model: str = ""  # checkpoint of a Janus or an Emu3; without one, janus-nano
+    model: str = ""  # checkpoint of one of the families; without one, janus-nano
     reward: str = ""  # of drawings; without one, what the pairs allow
     # where pairs come from when none are given: toy, a folder with u, g, held-u and held-g,
     # or nowhere ("")

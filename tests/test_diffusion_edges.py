@@ -1,7 +1,9 @@
 """Masked diffusion: paths that must not be mixed up, schedules, what is learned from, and what is refused."""
 
+import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from pairuni_nb.diffusion import (
     schedule,
 )
 from pairuni_nb.emu3 import examples, text_examples
-from pairuni_nb.janus import load_janus
+from pairuni_nb.janus import checkpoint_path, load_janus
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, join, noise
 
 DRAW = ["a red star top", "two blue circles and a green square, on stripes"]
@@ -172,3 +174,40 @@ def test_a_checkpoint_says_in_how_many_steps_it_draws(tmp_path):
     u = noise(0, 0, range(2), 1, 36)
     drawn = again.sample(again.image_prompts(DRAW), 1, u, Sampling(cfg_weight=1.0))
     assert drawn.step.max() == 3
+
+
+def test_the_sampler_counts_the_logits_of_all_places():
+    prompts, sampling = policy().image_prompts(DRAW), Sampling(cfg_weight=1.0)
+    plain = JanusPolicy(*load_janus())
+    one_place = 1e9 / plain.rows_that_fit(1.0, plain.image_prompts(DRAW), sampling)
+    all_places = 1e9 / policy().rows_that_fit(1.0, prompts, sampling)  # bytes a row
+    more = 35 * 6 * 4 * policy().vocabulary("g")
+    assert all_places - one_place == pytest.approx(more, rel=0.01)
+    assert (policy().at_once(36), plain.at_once(36)) == (36, 1)
+
+
+@pytest.mark.parametrize("name", ["text_steps", "image_steps"])
+def test_no_steps_are_refused(tmp_path, name):
+    source = Path(checkpoint_path("nano-diffusion"))
+    for file in source.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    told = json.loads((source / "config.json").read_text()) | {name: 0}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=f"says {name} 0: at least 1"):
+        load_masked(str(tmp_path))
+
+
+def test_the_benchmarks_one_step_score_is_that_of_all_hidden(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    from nano_diffusion import OneStep
+
+    one = OneStep(*load_masked("nano-diffusion"))
+    u = noise(0, 0, range(2), 2, 36)
+    drawn = one.sample(one.image_prompts(DRAW), 2, u, Sampling(cfg_weight=1.0))
+    own = DiffusionPolicy(*load_masked("nano-diffusion"))
+    with torch.no_grad():
+        hidden = own(replace(drawn, step=torch.zeros_like(drawn.step)))
+        assert (own(drawn) - hidden).abs().max() > 0.1
+    assert torch.allclose(drawn.logp, hidden, atol=1e-5)
+    assert set(drawn.step.unique().tolist()) != {0}

@@ -2,7 +2,7 @@
 
 
 
-# %% ../nbs/19_shared_words.ipynb #571209a1
+# %% ../nbs/19_shared_words.ipynb #1fcae481
 import torch
 
 from pairuni_nb.janus import load_janus
