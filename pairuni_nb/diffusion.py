@@ -306,7 +306,7 @@ def masked_config(path: str) -> MaskedJanusConfig:
             )
     return config
 
-
+# %% ../nbs/18_diffusion.ipynb #cdf4e28f
 def load_masked(
     path: str,  # a folder or a name on the hub
     device: str = "cpu",
