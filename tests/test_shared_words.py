@@ -2,7 +2,7 @@
 
 
 
-# %% ../nbs/19_shared_words.ipynb #1fcae481
+# %% ../nbs/19_shared_words.ipynb #cc1f04bb
 import torch
 
 from pairuni_nb.janus import load_janus
