@@ -284,7 +284,7 @@ def cosine_between(a: dict, b: dict, names: list) -> float:
 # %% ../nbs/14_step.ipynb #c61a8084
 def ceiling(half_u: float, half_g: float) -> float:
     "The cosine that U and G would show if they pulled alike, by the cosines of their halves."
-    reliable = [max(0.0, 2 * r / (1 + r)) if r > -1 else 0.0 for r in (half_u, half_g)]
+    reliable = [max(0.0, 2 * c / (1 + c)) if c > -1 else 0.0 for c in (half_u, half_g)]
     return math.sqrt(reliable[0] * reliable[1])
 
 # %% ../nbs/14_step.ipynb #caa79020

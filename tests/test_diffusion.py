@@ -214,7 +214,7 @@ def test_which_scores_are_exact():
         assert max(value for score, value in confidence.items() if "rejects" not in score) < 0.99
 
 # %% ../nbs/18_diffusion.ipynb #03a7a5da
-def test_an_order_is_drawn_by_lot():
+def test_an_order_is_drawn_at_random():
     u = noise(0, 0, range(600), 1, 4)
     order = lots(u, 1)[:, 0].argsort(1)
     counts = torch.bincount((order * torch.tensor([64, 16, 4, 1])).sum(1), minlength=256)

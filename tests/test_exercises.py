@@ -116,10 +116,13 @@ WRONG = {
     ],
     ("02_pair_grpo.ipynb", "my_loss"): [
         ("-torch.min", "torch.min"),  # uphill
-        ("torch.min(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A)", "ratio * A"),  # no clip
         (
-            "torch.min(ratio * A, ratio.clamp(1 - eps, 1 + eps) * A)",
-            "ratio.clamp(1 - eps, 1 + eps) * A",
+            "torch.min(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A)",
+            "ratio * A",
+        ),  # no clip
+        (
+            "torch.min(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A)",
+            "ratio.clamp(1 - clip_eps, 1 + clip_eps) * A",
         ),
         ("torch.min", "torch.max"),
         (
