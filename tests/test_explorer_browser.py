@@ -239,7 +239,8 @@ def test_real_pictures_follow_their_sliders(lab, page, tmp_path):
     assert not [
         o
         for o in page.evaluate(OUTPUTS)
-        if o["output_type"] == "error" or o.get("name") == "stderr"
+        if o["output_type"] == "error"
+        or (o.get("name") == "stderr" and "rows [" not in o["text"])  # a slow machine's bar
     ]
     first, start, last = three()
 
