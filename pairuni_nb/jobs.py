@@ -589,10 +589,10 @@ def notes_of(pairs: str) -> dict:  # settings, counts
 # %% ../nbs/run/08_jobs.ipynb #f0575b72
 def open_pairs(path: str) -> tuple:  # Dataset or rows, their notes
     "Pairs that `pairuni pair` wrote, or a PairUG file's."
-    from pairuni_nb.load import TABLES
     from pairuni_nb.pairing import load_pairs
+    from pairuni_nb.paper_data import is_pairug
 
-    if Path(path).is_file() and Path(path).suffix.lower() in TABLES:
+    if is_pairug(path):
         rows, made_by, counts, _ = read_made(path, Pair(""))
         return rows, dict(settings=made_by, counts=counts)
     return load_pairs(path), notes_of(path)
