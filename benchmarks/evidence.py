@@ -26,9 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
-from pairuni_nb.evaluate import evaluate
+from pairuni_nb.evaluate import evaluate, interval
 from pairuni_nb.janus import load_janus, warm_start
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
@@ -105,6 +104,15 @@ def seconds_of(condition, seed, rows):
     return float(own[0]["cpu_seconds"])
 
 
+def row_of(condition, seed, steps, seconds, result):
+    "A run's CSV row."
+    row = dict(condition=condition, seed=seed, steps=steps, cpu_seconds=round(seconds, 1))
+    for key in KEYS:
+        for when in ("before", "after"):
+            row[f"{key}_{when}"] = round(result[when][f"{key}_mean"], 4)
+    return row
+
+
 def run(condition, seed, rows):
     "One run; its CSV row."
     t0 = time.process_time()
@@ -112,12 +120,7 @@ def run(condition, seed, rows):
         steps, result = supervised(seed, seconds_of("pair-grpo", seed, rows))
     else:
         steps, result = reinforced(condition, seed)
-    row = dict(condition=condition, seed=seed, steps=steps)
-    row["cpu_seconds"] = round(time.process_time() - t0, 1)
-    for key in KEYS:
-        for when in ("before", "after"):
-            row[f"{key}_{when}"] = round(result[when][f"{key}_mean"], 4)
-    return row
+    return row_of(condition, seed, steps, time.process_time() - t0, result)
 
 
 def decode(model, seed, temperature, cfg_weight):
@@ -135,18 +138,11 @@ def read(file):
 def append(file, row):
     new = not file.exists()
     with file.open("a", newline="") as f:
-        writer = csv.DictWriter(f, row)
+        writer = csv.DictWriter(f, row, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(row)
     print(row, flush=True)
-
-
-def half_width(x):
-    "Of the 95 % t-interval; one seed has none."
-    if len(x) < 2:
-        return float("nan")
-    return student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
 
 
 def table(rows):
@@ -156,9 +152,10 @@ def table(rows):
         for key in KEYS:
             rise = np.array([float(r[f"{key}_after"]) - float(r[f"{key}_before"]) for r in own])
             start = np.mean([float(r[f"{key}_before"]) for r in own])
+            half = interval(rise)[1] or float("nan")  # one seed has none
             print(
                 f"{condition:10s} {key:16s} {start:.3f} -> {start + rise.mean():.3f}   "
-                f"rise {rise.mean():+.3f} +- {half_width(rise):.3f}   ({len(rise)} seeds)"
+                f"rise {rise.mean():+.3f} +- {half:.3f}   ({len(rise)} seeds)"
             )
 
 

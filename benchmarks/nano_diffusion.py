@@ -8,7 +8,7 @@
     python benchmarks/nano_diffusion.py table
 
 Each seed has its own pairs, rollout noise and fresh held-out set (300 items a side). `one-step`
-draws alike and scores every token as if all had been hidden (diffu-GRPO's estimator): what changes
+draws alike and scores every token as if all had been hidden: what changes
 is the likelihood. `shuffled` deals each step's rewards to random rollouts. `decoding` scores what
 the start draws and answers in more steps, fewer steps, by confidence and guided (200 items).
 Rows that a CSV already holds are not run again; run folders stay in runs/nano_diffusion.
@@ -19,17 +19,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nano_emu3
 import torch
-from evidence import KEYS, append, read, shuffled, table
+from evidence import append, read, table
 
 from pairuni_nb import diffusion
 from pairuni_nb.diffusion import DiffusionPolicy, load_checkpoint, policy_for
 from pairuni_nb.evaluate import evaluate
-from pairuni_nb.pairing import make_pairs
-from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import Sampling
 from pairuni_nb.settings import preset
-from pairuni_nb.train import train
 from pairuni_nb.world import records
 
 HERE = Path(__file__).parent
@@ -57,50 +55,24 @@ class OneStep(DiffusionPolicy):
             return replace(drawn, logp=self(drawn))
 
 
-def scores(model, processor, seed, sampling, n=300, **more):
-    "Held-out figures, with the true rewards."
-    held = [records(side, n, 10_000 + seed, "heldout") for side in "ug"]
-    policy = policy_for(model, processor)
-    for name, value in more.items():
-        setattr(policy, name, value)
-    return evaluate(policy, *held, sampling, seed)["figures"]
-
-
 def run(condition, seed):
     "One run; its CSV row."
-    t0 = time.process_time()
-    s = replace(preset(NAME).train, seed=seed, eval_every=10_000, save_every=10_000)
-    s = replace(s, eval_items=300, agreement_every=0)
-    pairs, _ = make_pairs(records("u", 2000, seed), records("g", 2000, seed), seed=seed)
-    out, dealt = RUNS / f"{condition}-{seed}", None
-    if condition == "shuffled":
-        dealt = dict(u=shuffled(answer_accuracy, seed), g=shuffled(scene_reward, seed))
     if condition == "one-step":
         family = diffusion.FAMILIES[DiffusionPolicy.family]
         diffusion.FAMILIES[DiffusionPolicy.family] = (*family[:2], OneStep)
-    result = train(pairs, out, s, NAME, dealt, device="cpu")
-    if dealt:  # its own figures are of the dealt rewards
-        ends = dict(before=NAME, after=str(out / "checkpoint"))
-        result = {
-            when: scores(*load_checkpoint(path), seed, Sampling.of(s))
-            for when, path in ends.items()
-        }
-    row = dict(condition=condition, seed=seed, steps=s.steps)
-    row["cpu_seconds"] = round(time.process_time() - t0, 1)
-    for key in KEYS:
-        for when in ("before", "after"):
-            row[f"{key}_{when}"] = round(result[when][f"{key}_mean"], 4)
-    return row
+    return nano_emu3.run(condition, seed, NAME, RUNS, eval_items=300, agreement_every=0)
 
 
 def decode(way):
     "What the start can do, decoded one way; its CSV row."
     text_steps, image_steps, confident, w = way
-    model, processor = load_checkpoint(NAME)
-    model.config.text_steps, model.config.image_steps = text_steps, image_steps
+    policy = policy_for(*load_checkpoint(NAME))
+    policy.model.config.text_steps, policy.model.config.image_steps = text_steps, image_steps
+    policy.confident = confident
     sampling = replace(Sampling.of(preset(NAME).train), cfg_weight=w)
+    held = [records(side, 200, 10_000, "heldout") for side in "ug"]
     t0 = time.process_time()
-    told = scores(model, processor, 0, sampling, 200, confident=confident)
+    told = evaluate(policy, *held, sampling, 0)["figures"]
     seconds = round(time.process_time() - t0, 1)
     row = dict(text_steps=text_steps, image_steps=image_steps, confident=confident, cfg_weight=w)
     for key in ("accuracy", "well_formed", "score", "diversity"):

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from evidence import KEYS, append, read, shuffled, table
+from evidence import append, read, row_of, shuffled, table
 
 from pairuni_nb.diffusion import load_checkpoint, policy_for
 from pairuni_nb.evaluate import evaluate, evaluate_g
@@ -38,29 +38,23 @@ NAME = "nano-emu3"
 
 def scores(checkpoint, seed, s):
     "Held-out figures of a checkpoint, with the true rewards."
+    policy = policy_for(*load_checkpoint(str(checkpoint)))
     held = [records(side, s.eval_items, 10_000 + seed, "heldout") for side in "ug"]
-    return evaluate(policy_for(*load_checkpoint(checkpoint)), *held, Sampling.of(s), seed)[
-        "figures"
-    ]
+    return evaluate(policy, *held, Sampling.of(s), seed)["figures"]
 
 
-def run(condition, seed):
-    "One run; its CSV row."
+def run(condition, seed, name=NAME, runs=RUNS, **changes):
+    "One run of a preset, some of its settings changed; its CSV row."
     t0 = time.process_time()
-    s = replace(preset(NAME).train, seed=seed, eval_every=10_000, save_every=10_000)
+    s = replace(preset(name).train, seed=seed, eval_every=10_000, save_every=10_000, **changes)
     pairs, _ = make_pairs(records("u", 2000, seed), records("g", 2000, seed), seed=seed)
-    out, dealt = RUNS / f"{condition}-{seed}", None
+    out, dealt = runs / f"{condition}-{seed}", None
     if condition == "shuffled":
         dealt = dict(u=shuffled(answer_accuracy, seed), g=shuffled(scene_reward, seed))
-    result = train(pairs, out, s, NAME, dealt, device="cpu")
+    result = train(pairs, out, s, name, dealt, device="cpu")
     if dealt:  # its own figures are of the dealt rewards
-        result = dict(before=scores(NAME, seed, s), after=scores(out / "checkpoint", seed, s))
-    row = dict(condition=condition, seed=seed, steps=s.steps)
-    row["cpu_seconds"] = round(time.process_time() - t0, 1)
-    for key in KEYS:
-        for when in ("before", "after"):
-            row[f"{key}_{when}"] = round(result[when][f"{key}_mean"], 4)
-    return row
+        result = dict(before=scores(name, seed, s), after=scores(out / "checkpoint", seed, s))
+    return row_of(condition, seed, s.steps, time.process_time() - t0, result)
 
 
 def decode(seed):

@@ -14,7 +14,6 @@ Rows that are there are not made again. Settings were chosen on seeds 100 and 10
 """
 
 import argparse
-import csv
 import itertools
 import time
 from dataclasses import replace
@@ -23,9 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from agreement import halves
+from evidence import append, read
 from torch.nn.functional import normalize
 
-from pairuni_nb.ablate import interval
+from pairuni_nb.evaluate import interval
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.shared_words import SETTINGS, as_pair, examples, forgetful, held_out, learn
 from pairuni_nb.shared_words import scored, train_words, word_rows, word_table
@@ -41,21 +42,6 @@ WAYS = {
     "words, 1 pair": dict(steps=160, pairs_per_step=1, lr=3e-3),
     "all": dict(steps=40, pairs_per_step=4, lr=3e-3),
 }
-
-
-def read(file):
-    return list(csv.DictReader(file.open())) if file.exists() else []
-
-
-def append(file, rows):
-    new = not file.exists()
-    with file.open("a", newline="") as f:
-        writer = csv.DictWriter(f, rows[0], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(row, flush=True)
 
 
 def gradients(policy, own):
@@ -75,16 +61,6 @@ def gradients(policy, own):
             found[task]["words"].append(gradient[words][rows].flatten())
             found[task]["all"].append(torch.cat([gradient[n].flatten() for n in names]))
     return {task: {k: torch.stack(v) for k, v in own.items()} for task, own in found.items()}
-
-
-def halves(x, rng, splits=20):
-    "Cosine of the means of two random halves, over some splits."
-    cosines = []
-    for _ in range(splits):
-        order = torch.from_numpy(rng.permutation(len(x)))
-        a, b = x[order[: len(x) // 2]].mean(0), x[order[len(x) // 2 :]].mean(0)
-        cosines.append(torch.cosine_similarity(a, b, dim=0).item())
-    return float(np.mean(cosines))
 
 
 def in_common(own):
@@ -202,12 +178,13 @@ def main():
         there = {float(r["kept"]) for r in read(AGREE)}
         for kept in KEPT:
             if kept not in there:
-                append(AGREE, agree(kept))
+                for row in agree(kept):
+                    append(AGREE, row)
     if args.what == "learn":
         for way, seed, mode in itertools.product(args.ways, args.seeds, MODES):
             there = [(r["way"], r["mode"], r["seed"]) for r in read(CSV)]
             if (way, mode, str(seed)) not in there:
-                append(CSV, [run(way, mode, seed)])
+                append(CSV, run(way, mode, seed))
     if args.what == "table":
         table(read(CSV))
 

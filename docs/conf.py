@@ -12,7 +12,7 @@ from docutils import nodes  # noqa: E402
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for conf.read, formulas and api_pages
-from formulas import mathml  # noqa: E402
+from formulas import shown  # noqa: E402
 
 # directive of a cell -> tag of its page
 FOLDED = {
@@ -64,7 +64,8 @@ def in_html(app, doctree):
     "Formulas in a notebook's own HTML, where Markdown reads none: the questions of a quiz."
     for node in doctree.findall(nodes.raw):
         if "<summary>" in node.astext():
-            found = re.sub(r"\$([^$\n]+)\$", lambda m: mathml(m[1], display=False), node.astext())
+            place = app.env.docname
+            found = re.sub(r"\$([^$\n]+)\$", lambda m: shown(m[1], False, place), node.astext())
             node.children[:] = [nodes.Text(found)]
             node.rawsource = found
 

@@ -21,14 +21,18 @@ def mathml(
     return converter.convert_with_local_state(numbered.strip(), displaystyle=display)
 
 
-def write(page, node, display):
+def shown(tex, display, location):
     "A formula that cannot be converted is a warning, which `-W` makes an error."
-    tex = node.astext()
     try:
-        made = mathml(tex, display)
+        return mathml(tex, display)
     except LatexError as error:
-        log.warning("the formula %r is not understood: %s", tex, error, location=node)
-        made = f"<code>{escape(tex)}</code>"
+        log.warning("the formula %r is not understood: %s", tex, error, location=location)
+        return f"<code>{escape(tex)}</code>"
+
+
+def write(page, node, display):
+    "The formula of a page."
+    made = shown(node.astext(), display, node)
     if display:  # it scrolls where a phone is narrower
         made = f"{page.starttag(node, 'div', CLASS='formula')}{made}</div>\n"
     page.body.append(made)

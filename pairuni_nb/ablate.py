@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'WEIGHTED', 'TABLES', 'TRAIN', 'PAIR', 'COLUMNS', 'NOT_THE_ROWS',
-           'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'interval', 'smallest_effect', 'sources',
-           'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed', 'run_name', 'trained',
-           'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run', 'start_run', 'left_by', 'finished',
-           'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done',
-           'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences', 'as_cell', 'markdown_rows',
-           'power_sentence', 'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary',
-           'said_of', 'apart', 'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
+           'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'smallest_effect', 'sources', 'shuffled',
+           'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed', 'run_name', 'trained', 'averaged', 'scores',
+           'run_row', 'read_table', 'write_table', 'Run', 'start_run', 'left_by', 'finished', 'run_all', 'steps_done',
+           'how_long', 'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short',
+           'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences', 'as_cell', 'markdown_rows', 'power_sentence',
+           'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart',
+           'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -33,7 +33,7 @@ import torch
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from .evaluate import evaluate
+from .evaluate import evaluate, interval
 from .diffusion import load_checkpoint, policy_for
 from .pairing import as_dataset, pair_records
 from .records import read_json, write_json, write_whole
@@ -122,17 +122,6 @@ def rows_of(
     reference = next(iter(rows))
     wanted = {reference, *names} if names else set(rows)
     return {name: changes for name, changes in rows.items() if name in wanted}
-
-# %% ../nbs/run/07_ablate.ipynb #9d114550
-def interval(
-    x,  # (n,) one number a seed
-) -> tuple:  # mean, half width; None for the width of one seed, and twice for none
-    "Mean and half width of its 95 % t-interval."
-    x = np.asarray(x, float)
-    if len(x) < 2:
-        return (float(x[0]) if len(x) else None), None
-    half = student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
-    return float(x.mean()), float(half)
 
 # %% ../nbs/run/07_ablate.ipynb #12850480
 def smallest_effect(
@@ -567,9 +556,8 @@ def kill_is_ctrl_c():
     def stop(number, frame):
         raise KeyboardInterrupt
 
-    main_thread = (
-        threading.current_thread() is threading.main_thread()
-    )  # only there Python allows it
+    # only there Python allows it
+    main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if main_thread else None
     try:
         yield

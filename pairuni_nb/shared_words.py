@@ -122,8 +122,9 @@ REST = 0.05  # learning rate of everything else, as a share of the words'
 def optimiser_of(policy: JanusPolicy, lr: float) -> torch.optim.AdamW:
     "One rate for the words, a smaller one for the rest of what is trained."
     table = word_table(policy)
-    rest = [p for p in policy.parameters() if p.requires_grad and p is not table]
-    groups = [dict(params=[table], lr=lr)] + [dict(params=rest, lr=REST * lr)] * bool(rest)
+    groups = [dict(params=[table], lr=lr)]
+    if rest := [p for p in policy.parameters() if p.requires_grad and p is not table]:
+        groups.append(dict(params=rest, lr=REST * lr))
     return torch.optim.AdamW(groups, weight_decay=0.0)
 
 # %% ../nbs/19_shared_words.ipynb #b9cff851

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['decide_split', 'read_split', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned', 'measure',
-           'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'watch_of', 'learning_rate',
-           'peak_gb', 'check_lengths', 'tell', 'finish']
+           'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'score_on_the_way',
+           'watch_of', 'learning_rate', 'peak_gb', 'check_lengths', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import resource
@@ -286,18 +286,9 @@ def take_steps(
             done, last = step + 1, step + 1 == s.steps
             watch = None if quiet else watch_of(made.janus, rows, done, s)
             metrics, sides = train_step(
-                made.policy,
-                made.opt,
-                rows,
-                ids,
-                step,
-                s,
-                rewards,
-                accelerator,
-                made.ref,
-                made.janus,
-                watch and watch.before,
-            )
+                made.policy, made.opt, rows, ids, step, s, rewards, accelerator,
+                made.ref, made.janus, watch and watch.before,
+            )  # fmt: skip
             metrics |= dict(lr=lr, peak_gb=peak_gb())
             log_line(out, accelerator, done, metrics)
             lines.append(dict(step=done) | metrics)
@@ -308,14 +299,27 @@ def take_steps(
             check_rewards(lines, last)
             tell(bar, lines, quiet)
             if done % s.eval_every == 0 and not last:
-                quarter = [part[: len(part) // 4] for part in held]
-                result = measure(made.janus, quarter, out, done, s, rewards["g"], accelerator)
-                save_best(out, made.policy, done, result.get("figures", {}))
+                score_on_the_way(made, held, out, done, s, rewards["g"], accelerator)
             stopped = stop.by_anyone() and not last
             if stopped or done % s.save_every == 0 and not last:
                 save_state(out, made.policy, made.opt, done, s.keep)
             if stopped:
                 raise Stopped(f"step {done} is done and saved")
+
+# %% ../nbs/run/02_train.ipynb #0afe26d6
+def score_on_the_way(
+    made: Prepared,
+    held: tuple,  # U records, G records; a quarter of them is scored
+    out: Path,
+    done: int,  # steps
+    s: TrainSettings,
+    reward,  # of drawings
+    accelerator: Accelerator,
+):
+    "An evaluation during training; a save if it is the best so far."
+    quarter = [part[: len(part) // 4] for part in held]
+    result = measure(made.janus, quarter, out, done, s, reward, accelerator)
+    save_best(out, made.policy, done, result.get("figures", {}))
 
 # %% ../nbs/run/02_train.ipynb #af6b5cad
 def watch_of(policy, rows: list, done: int, s: TrainSettings) -> Watch | None:
