@@ -2,15 +2,16 @@
 
     export OMP_NUM_THREADS=1
     python benchmarks/nano_emu3.py run pair-grpo --seeds 0 1 2 3 4
+    python benchmarks/nano_emu3.py run u --seeds 0 1 2
     python benchmarks/nano_emu3.py run shuffled --seeds 0
     python benchmarks/nano_emu3.py decoding --seeds 0 1 2 3 4
     python benchmarks/nano_emu3.py table
 
 Each seed has its own pairs, rollout noise and fresh held-out set. `shuffled` deals each step's
-rewards to random rollouts: if that rises, something other than the reward teaches. `decoding`
-scores drawings before and after under other guidance weights (200 items), for a run under guidance
-could look good by mending that alone. Rows that a CSV already holds are not run again; run folders
-stay in runs/nano_emu3.
+rewards to random rollouts: if that rises, something other than the reward teaches. `u` and `g`
+train one side alone, `random` makes strangers the pairs. `decoding` scores drawings before and
+after under other guidance weights (200 items), for a run under guidance could look good by mending
+that alone. Rows that a CSV already holds are not run again; run folders stay in runs/nano_emu3.
 """
 
 import argparse
@@ -34,6 +35,9 @@ HERE = Path(__file__).parent
 CSV, RUNS = HERE / "nano_emu3.csv", HERE.parent / "runs" / "nano_emu3"
 DECODING = HERE / "nano_emu3_decoding.csv"
 NAME = "nano-emu3"
+# what each changes in how the pairs are trained or made
+CONDITIONS = {"pair-grpo": {}, "u": dict(sides="u"), "g": dict(sides="g")}
+CONDITIONS |= {"random": dict(mix="random"), "shuffled": {}}
 
 
 def scores(checkpoint, seed, s):
@@ -45,9 +49,11 @@ def scores(checkpoint, seed, s):
 
 def run(condition, seed, name=NAME, runs=RUNS, **changes):
     "One run of a preset, some of its settings changed; its CSV row."
-    t0 = time.process_time()
+    t0, changes = time.process_time(), CONDITIONS[condition] | changes
+    mix = changes.pop("mix", "pairs")
     s = replace(preset(name).train, seed=seed, eval_every=10_000, save_every=10_000, **changes)
-    pairs, _ = make_pairs(records("u", 2000, seed), records("g", 2000, seed), seed=seed)
+    read = records("u", 2000, seed), records("g", 2000, seed)
+    pairs, _ = make_pairs(*read, seed=seed, mix=mix)
     out, dealt = runs / f"{condition}-{seed}", None
     if condition == "shuffled":
         dealt = dict(u=shuffled(answer_accuracy, seed), g=shuffled(scene_reward, seed))
@@ -77,7 +83,7 @@ def main():
     )
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
-    runs.add_argument("condition", choices=("pair-grpo", "shuffled"))
+    runs.add_argument("condition", choices=tuple(CONDITIONS))
     for command in (runs, commands.add_parser("decoding")):
         command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     commands.add_parser("table")
