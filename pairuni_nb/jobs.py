@@ -653,7 +653,7 @@ def check_train(c: Train) -> Train:
     if c.out:
         check_run(Path(c.out), False)
     check_checkpoint(c.model)
-    from pairuni_nb.step import check_weighting
+    from pairuni_nb.pair_grpo import check_weighting
 
     check_weighting(c.settings.weighting)
     return c

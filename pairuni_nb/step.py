@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['rows_of_step', 'side_rows', 'noise_names', 'roll_out', 'Side', 'own_weights', 'softmax_weights', 'reward_weights',
-           'check_weighting', 'weights_of', 'best_advantage', 'weighted_side', 'unify', 'roll_out_sides', 'Pass',
-           'halves_of', 'side_passes', 'update_passes', 'take_gradient', 'added', 'dots', 'few', 'length',
-           'cosine_between', 'ceiling', 'layer_of', 'agreement', 'without_conflict', 'scaled', 'combined', 'join_sides',
+           'weights_of', 'best_advantage', 'weighted_side', 'unify', 'roll_out_sides', 'Pass', 'halves_of',
+           'side_passes', 'update_passes', 'take_gradient', 'added', 'dots', 'few', 'length', 'cosine_between',
+           'ceiling', 'layer_of', 'agreement', 'without_conflict', 'scaled', 'combined', 'join_sides',
            'backward_passes', 'put_gradient', 'update', 'gaps_of', 'finite', 'describe_side', 'describe_kinds',
            'describe', 'score', 'compares', 'train_step']
 
@@ -26,7 +26,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pairuni_nb.pair_grpo import (
-    WEIGHTINGS,
     group_advantage,
     loss_normalizer,
     modulate,
@@ -47,7 +46,7 @@ from pairuni_nb.processes import (
 )
 from .rewards import reward_matrix, well_formed
 from .rollout import Policy, Rollouts, Sampling, gap, noise
-from .settings import TrainSettings, one_of
+from .settings import TrainSettings
 from .world import question_text
 
 # %% ../nbs/14_step.ipynb #1e5f6120
@@ -167,11 +166,6 @@ def reward_weights(
     "Each group's mean reward over the mean of them all: good groups count more."
     mean = rewards.nanmean(-1).nan_to_num(0.0).clamp(min=0.0)
     return mean / mean.mean().clamp(min=1e-8)
-
-# %% ../nbs/14_step.ipynb #78e25b63
-def check_weighting(name: str):
-    "Raise one clear sentence when a weighting is unknown."
-    one_of("weighting", name, (*WEIGHTINGS, "softmax", "reward"))
 
 # %% ../nbs/14_step.ipynb #80b8fda9
 def weights_of(

@@ -24,6 +24,7 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from .evaluate import evaluate, held_out, is_toy, split_pairs, unseen_pairs
+from .pair_grpo import check_weighting
 from .prepare import Prepared, merge_lora, prepare
 from .processes import copy_weights, gather, launch
 from .records import read_json, whole_path, write_json, write_whole
@@ -46,7 +47,7 @@ from pairuni_nb.run_folder import (
     save_state,
 )
 from .settings import TrainSettings, check
-from .step import check_weighting, own_weights, rows_of_step, train_step
+from .step import own_weights, rows_of_step, train_step
 
 # %% ../nbs/run/02_train.ipynb #1dbfd76c
 def decide_split(
