@@ -204,7 +204,7 @@ class Report:
 class Ablate:
     "Train every row of a table on every seed, and say how far each is from its first row."
 
-    # data, weighting, delta, features, combine, guidance, batch or control
+    # data, medoids, weighting, delta, features, combine, instead, guidance, batch or control
     table: Annotated[Positional[str], arg(metavar="TABLE")]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each has its own records, noise and held-out items
     rows: tuple[str, ...] = ()  # some rows of the table; without them, all
@@ -653,9 +653,9 @@ def check_train(c: Train) -> Train:
     if c.out:
         check_run(Path(c.out), False)
     check_checkpoint(c.model)
-    from pairuni_nb.pair_grpo import WEIGHTINGS
+    from pairuni_nb.pair_grpo import check_weighting
 
-    one_of("weighting", c.settings.weighting, tuple(WEIGHTINGS))
+    check_weighting(c.settings.weighting)
     return c
 
 # %% ../nbs/run/08_jobs.ipynb #b6e81e66

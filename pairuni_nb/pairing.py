@@ -44,7 +44,7 @@ from pairuni_nb.records import (
     read_image,
 )
 from .search import check_rows, kmeans, nearest, unique_images, unique_rows
-from .settings import PairSettings, check, one_of, visible
+from .settings import PairSettings, check, visible
 from .similarity import pair_features, part_weights, similarity
 
 # %% ../nbs/09_pairing.ipynb #918b1962
@@ -221,10 +221,9 @@ def drop_copies(records: list) -> tuple:  # records, how many were left out
 ONE_SIDED = ("unpaired", "u-only", "g-only")  # mixes that compare nothing
 
 # %% ../nbs/09_pairing.ipynb #55df1060
-def check_pairing(u_records: list, g_records: list, s: PairSettings, select: str):
+def check_pairing(u_records: list, g_records: list, s: PairSettings):
     "Refuse settings that cannot work, and a side without records."
     check(s)
-    one_of("select", select, ("medoids", "random"))
     for name, rows in (("U", u_records), ("G", g_records)):
         if not rows:
             raise ValueError(f"no {name} records: pairs need at least one record on each side")
@@ -328,13 +327,12 @@ def _algorithm_1(
     images: tuple,  # (N_u, D), (N_g, D) features of their images
     compared: tuple,  # (N_u, E), (N_g, E) features that s_p compares
     fill,  # see pair_records
-    select: str,  # see pair_records
     s: PairSettings,
 ) -> tuple:  # rows, counts
     "Medoids become aligned pairs, greedy neighbours become retrieved pairs."
     f, everyone = np.concatenate(images), u + g
     chosen = medoids(f, s.clusters, s.seed)
-    if select == "random":
+    if s.select == "random":
         chosen = np.random.default_rng(s.seed).choice(len(f), len(chosen), replace=False)
         chosen = np.sort(chosen)
     aligned, dropped = [], {}
@@ -360,11 +358,10 @@ def pair_records(
     s: PairSettings,
     # records -> quadruples and what was dropped, as from `complete`; None: by the completer
     fill=None,
-    select: str = "medoids",  # or random: random images in the medoids' place (Table 9)
     completer=None,  # record -> its missing half, or None; default: scene oracle, else texts
 ) -> tuple:  # rows, their images as the records have them; counts
     "Algorithm 1 or one of its baselines."
-    check_pairing(u_records, g_records, s, select)
+    check_pairing(u_records, g_records, s)
     n = len(u_records) + len(g_records)
     s = replace(s, clusters=s.clusters or clusters_for(n))
     fill = fill or partial(complete, completer=completer or offline_completer(g_records))
@@ -381,7 +378,7 @@ def pair_records(
         if s.mix == "random":
             rows, counts = _random_rows(u, g, compared, s.seed), {}
         else:
-            rows, counts = _algorithm_1(u, g, (fu, fg), compared, fill, select, s)
+            rows, counts = _algorithm_1(u, g, (fu, fg), compared, fill, s)
     if not rows:
         raise ValueError(
             f"no pair could be made with mix {s.mix!r}, delta {s.delta}, top_n {s.top_n}: "
@@ -410,13 +407,12 @@ def make_pairs(
     u_records: list,
     g_records: list,
     fill=None,  # see pair_records
-    select: str = "medoids",  # see pair_records
     completer=None,  # see pair_records
     **settings,  # fields of PairSettings
 ) -> tuple:  # Dataset of pairs, counts
     "What `pair_records` does, with settings by name, as a data set in memory."
     s = PairSettings(**settings)
-    rows, counts = pair_records(u_records, g_records, s, fill, select, completer)
+    rows, counts = pair_records(u_records, g_records, s, fill, completer)
     return as_dataset(rows), counts
 
 # %% ../nbs/09_pairing.ipynb #ada2ab9d

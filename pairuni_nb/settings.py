@@ -23,6 +23,9 @@ class PairSettings:
     # which pairs to keep, or a baseline: pairs, aligned, retrieved, random, unpaired,
     # u-only, g-only
     mix: str = "pairs"
+    # which images become aligned pairs: medoids of clusters, or as many random ones
+    # (paper, Table 9)
+    select: str = "medoids"
     n_u: int = 2000  # toy U records to draw when no data is given (paper: Orsta-47k)
     n_g: int = 2000  # toy G records to draw when no data is given (paper: BLIP3o-60k)
     # k-means clusters, so at most this many aligned pairs; without a number, a tenth of the
@@ -72,8 +75,13 @@ class TrainSettings:
     "One run of Pair-GRPO. What presets start from; `pairuni train` takes the preset `nano`."
 
     # weight of a retrieved pair: sqrt, linear or square of its similarity (paper: sqrt),
-    # or none: plain GRPO
+    # or none: plain GRPO; controls: softmax of the batch's similarities, or a group's mean reward
     weighting: str = "sqrt"
+    # draw pairs in proportion to their weight, and weigh no advantage
+    sample_by_weight: bool = False
+    # of a rollout: group, its reward's place in its group (paper); best, 1 for the group's best
+    # and else 0 (RAFT); unified, group's of one reward for answer and drawing (ULM-R1)
+    advantage: str = "group"
     steps: int = 90  # optimiser steps (paper: at most 1200)
     pairs_per_step: int = 16  # pairs per step, P (paper: 16 in all)
     # rollouts per prompt, K, for text and image alike (paper: 8 for 1B, 4 for 7B)
@@ -214,6 +222,7 @@ def visible(text: str) -> str:
 def check_pair_settings(s: PairSettings):
     "What can be wrong with pair settings alone."
     one_of("mix", s.mix, MIXES)
+    one_of("select", s.select, ("medoids", "random"))
     one_of("order", s.order, ("g", "best", "optimal"))
     one_of("similarity", s.similarity, ("image", "text", "joint", "mixture"))
     one_of("device", s.device, ("auto", "cpu", "cuda"))
@@ -228,11 +237,19 @@ def check_train_settings(s: TrainSettings):
     one_of("cfg_scoring", s.cfg_scoring, ("guided", "cond"))
     one_of("precision", s.precision, ("fp32", "bf16"))
     one_of("sides", s.sides, ("ug", "u", "g"))
+    one_of("advantage", s.advantage, ("group", "best", "unified"))
     one_of("combine", s.combine, ("sum", "balance", "pcgrad", "pcgrad-each", "alternate"))
     if s.lora_rank and (s.shard or s.train_vision):
         raise ValueError(
             "lora_rank trains additions to the language model alone: "
             "leave shard and train_vision off, or set lora_rank to 0"
+        )
+    if s.advantage == "unified" and s.sides != "ug":
+        raise ValueError("advantage unified rewards both sides together: set sides to ug")
+    if s.sample_by_weight and s.weighting in ("softmax", "reward"):
+        raise ValueError(
+            f"weighting {s.weighting} is of a batch that is drawn already: "
+            "with sample_by_weight take sqrt, linear or square"
         )
     if s.rollouts < 2:
         raise ValueError(

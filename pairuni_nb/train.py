@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from .evaluate import evaluate, held_out, is_toy, split_pairs, unseen_pairs
-from .pair_grpo import WEIGHTINGS
+from .pair_grpo import check_weighting
 from .prepare import Prepared, merge_lora, prepare
 from .processes import copy_weights, gather, launch
 from .records import read_json, whole_path, write_json, write_whole
@@ -46,8 +46,8 @@ from pairuni_nb.run_folder import (
     save_samples,
     save_state,
 )
-from .settings import TrainSettings, check, one_of
-from .step import rows_of_step, train_step
+from .settings import TrainSettings, check
+from .step import own_weights, rows_of_step, train_step
 
 # %% ../nbs/run/02_train.ipynb #1dbfd76c
 def decide_split(
@@ -252,7 +252,7 @@ def train(
 def check_call(s: TrainSettings, rewards: dict):
     "Settings and rewards that can work."
     check(s)
-    one_of("weighting", s.weighting, tuple(WEIGHTINGS))
+    check_weighting(s.weighting)
     if wrong := set(rewards or {}) - {"u", "g"}:
         raise ValueError(
             f"rewards are named {', '.join(sorted(wrong))}: "
@@ -274,11 +274,15 @@ def take_steps(
 ):
     "The loop: pairs of a step, the step, a line of metrics; now and then an evaluation and a save."
     lines = read_metrics(out) if start else []
+    weights = None
+    if s.sample_by_weight:
+        weights = own_weights([pairs[i] for i in kept], s.weighting)
     quiet = not accelerator.is_main_process
     bar = tqdm(range(start, s.steps), s.method, s.steps, initial=start, disable=quiet)
     with bar, StopAsked() as stop:
         for step in bar:
-            ids = [kept[i] for i in rows_of_step(len(kept), s.pairs_per_step, s.seed, step)]
+            places = rows_of_step(len(kept), s.pairs_per_step, s.seed, step, weights)
+            ids = [kept[i] for i in places]
             lr = learning_rate(step, s)
             for group in made.opt.param_groups:
                 group["lr"] = lr

@@ -314,7 +314,8 @@ def test_the_program_itself():
         shown = python(PROGRAM + "sys.exit(code)", *argv)
         assert shown.returncode == 0 and "train" in shown.stdout
     bad = python(PROGRAM + "sys.exit(code)", "train", "--weighting", "cubic")
-    said = "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none, square\n"
+    said = "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none, square, "
+    said += "softmax, reward\n"
     assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", said)
 
 

@@ -31,7 +31,9 @@ S = TrainSettings(rollouts=4, max_new_tokens=5, max_grad_norm=1e9)
 
 # settings that a step reads, each with another value, under which it must move otherwise
 CHANGES = dict(
-    weighting=("linear", "none"),
+    weighting=("linear", "none", "softmax", "reward"),
+    sample_by_weight=(True,),
+    advantage=("best",),
     rollouts=(3,),
     clip_eps=(0.02,),
     clip_eps_high=(0.4,),
@@ -71,10 +73,30 @@ def plain_advantages(values, K):
     return advantages
 
 
-def plain_weight(row, weighting):
-    if row["kind"] != "retrieved" or weighting == "none":
-        return 1.0
-    return math.sqrt(row["similarity"]) if weighting == "sqrt" else row["similarity"]
+def plain_weights(rows, values, s):
+    "One a pair of a side; the similarity of all but retrieved pairs counts as 1."
+    similar = [row["similarity"] if row["kind"] == "retrieved" else 1.0 for row in rows]
+    if s.sample_by_weight or s.weighting == "none":
+        return [1.0] * len(rows)
+    if s.weighting == "softmax":
+        pulls = [math.exp(10 * x) for x in similar]
+        return [len(rows) * pull / sum(pulls) for pull in pulls]
+    if s.weighting == "reward":
+        groups = [values[i : i + s.rollouts] for i in range(0, len(values), s.rollouts)]
+        known = [[v for v in group if v is not None] for group in groups]
+        means = [sum(group) / max(len(group), 1) for group in known]
+        return [mean * len(rows) / sum(means) for mean in means]
+    return [math.sqrt(x) if s.weighting == "sqrt" else x for x in similar]
+
+
+def best_of(values, K):
+    "1 for the best of each group of K, if one is better than another."
+    advantages = []
+    for start in range(0, len(values), K):
+        group = values[start : start + K]
+        known = [v for v in group if v is not None]
+        advantages += [float(len(set(known)) > 1 and v == max(known)) for v in group]
+    return advantages
 
 
 def plain_values(drawn):
@@ -120,8 +142,10 @@ def plain_update(policy, rollouts, pairs, s, lr, ref):
     told, sides = {}, []
     for drawn in rollouts:
         rows = [row for row in pairs if row["question" if drawn.task == "u" else "prompt"]]
-        weights = [plain_weight(row, s.weighting) for row in rows]
-        advantages = plain_advantages(plain_values(drawn), s.rollouts)
+        values = plain_values(drawn)
+        weights = plain_weights(rows, values, s)
+        relative = best_of if s.advantage == "best" else plain_advantages
+        advantages = relative(values, s.rollouts)
         weighed = [A * weights[r // s.rollouts] for r, A in enumerate(advantages)]
         with torch.no_grad():
             old = drawn.logp if s.precision == "fp32" else policy(drawn)

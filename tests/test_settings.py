@@ -10,6 +10,10 @@ def test_bad_settings_are_named():
     for bad, word in [
         (PairSettings(delta=-0.1), "-0.1"),
         (PairSettings(mix="pear"), "pear"),
+        (PairSettings(select="best"), "medoids, random"),
+        (TrainSettings(advantage="worst"), "group, best, unified"),
+        (TrainSettings(advantage="unified", sides="g"), "sides to ug"),
+        (TrainSettings(sample_by_weight=True, weighting="reward"), "weighting reward"),
         (TrainSettings(precision="fp8"), "fp8"),
         (TrainSettings(rollouts=1), "rollouts"),
         (TrainSettings(lr=0), "lr"),

@@ -9,8 +9,9 @@ from pairuni_nb.pair_grpo import policy_loss
 from pairuni_nb.rollout import Sampling
 from pairuni_nb.rollout import noise
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.step import added, combined, describe, layer_of, length, noise_names, roll_out_sides, rows_of_step, train_step, update
+from pairuni_nb.step import added, best_advantage, combined, describe, layer_of, length, noise_names, reward_weights, roll_out_sides, rows_of_step, softmax_weights, train_step, update, weights_of
 from pairuni_nb.world import question_text
+import math
 import torch
 
 # %% ../nbs/14_step.ipynb #08c9d428
@@ -54,10 +55,51 @@ def test_every_pair_once_an_epoch():
     assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12)) and seen[:12] != seen[12:]
     assert rows_of_step(5, 12, 0, 3) == rows_of_step(5, 12, 0, 3)  # more pairs a step than there are
 
+# %% ../nbs/14_step.ipynb #dee0f0f5
+def test_drawn_by_weight_is_weighted_on_the_mean():
+    w, g = torch.tensor([1.0, 0.8, 0.4, 0.0]), torch.tensor([3.0, -1.0, 5.0, 100.0])
+    drawn = [rows_of_step(4, 16, 0, step, w) for step in range(1500)]
+    assert abs(g[torch.tensor(drawn)].mean() - (w * g).sum() / w.sum()) < 0.06
+    assert drawn[0] != drawn[1] and drawn[7] == rows_of_step(4, 16, 0, 7, w)
+    assert drawn != [rows_of_step(4, 16, 1, step, w) for step in range(1500)]
+
 # %% ../nbs/14_step.ipynb #099025b0
 def test_noise_is_never_shared_inside_a_step():
     names = noise_names("u", [3, 5, 3, 3]) + noise_names("g", [3])
     assert len(set(names)) == 5 and names[:2] == ["u3", "u5"] and names[-1] == "g3"
+
+# %% ../nbs/14_step.ipynb #e4580666
+def test_the_best_are_imitated_and_flat_groups_are_silent():
+    nan = float("nan")
+    rewards = torch.tensor([[0.2, 0.9, 0.9], [1, 1, 1], [nan, 0, 1], [nan, nan, 1], [-1, -2, -3]])
+    expected = torch.zeros(5, 3)
+    for p, group in enumerate(rewards.tolist()):
+        there = [r for r in group if r == r]
+        for k, r in enumerate(group):
+            expected[p, k] = len(set(there)) > 1 and r == max(there)
+    assert torch.equal(best_advantage(rewards), expected)
+    assert expected.sum(1).tolist() == [2, 0, 1, 0, 1]
+
+# %% ../nbs/14_step.ipynb #fba52f0d
+def test_weights_of_a_batch_have_a_mean_of_one():
+    nan = float("nan")
+    rewards = torch.tensor([[1.0, 0.0], [nan, 0.25], [0.0, 0.0], [nan, nan]])
+    means = [0.5, 0.25, 0.0, 0.0]
+    expected = [m / (sum(means) / 4) for m in means]
+    assert torch.allclose(reward_weights(rewards), torch.tensor(expected))
+    assert reward_weights(torch.zeros(3, 2)).tolist() == [0, 0, 0]
+    s_p = torch.tensor([1.0, 0.9, 0.7])
+    exps = [math.exp(x / 0.1) for x in s_p.tolist()]
+    assert torch.allclose(softmax_weights(s_p), torch.tensor([3 * x / sum(exps) for x in exps]))
+    two = [dict(kind="retrieved", similarity=0.64), dict(kind="random", similarity=0.1)]
+    named = {}
+    for name in ("sqrt", "linear", "square", "none", "softmax", "reward"):
+        named[name] = weights_of(two, torch.ones(2, 2), TrainSettings(weighting=name)).tolist()
+    assert abs(named["sqrt"][0] - 0.8) < 1e-6 and abs(named["linear"][0] - 0.64) < 1e-6
+    assert abs(named["softmax"][1] / named["softmax"][0] / math.exp(3.6) - 1) < 1e-4
+    assert named["reward"] == named["none"] == [1, 1] and named["square"][1] == 1
+    sampled = TrainSettings(sample_by_weight=True)
+    assert weights_of(two, torch.ones(2, 2), sampled).tolist() == [1, 1]
 
 # %% ../nbs/14_step.ipynb #b82ea84f
 def test_layers_are_found_behind_every_wrapper():
@@ -204,6 +246,8 @@ def test_a_step_that_compares_is_the_same_step():
 # %% ../nbs/14_step.ipynb #3a6e127a
 import copy
 
+import pytest
+
 
 def test_what_combine_says_reaches_the_optimiser():
     pairs, policy, s = tiny_setup(max_grad_norm=1e9)
@@ -226,6 +270,24 @@ def test_alternating_is_a_step_for_each_side():
             update(own, opt, turn, s, Accelerator(cpu=True))
     for a, b in zip(policy.parameters(), start.parameters()):
         assert torch.equal(a, b)
+
+
+def test_a_pair_can_share_one_reward():
+    pairs, policy, s = tiny_setup(advantage="unified", weighting="linear")
+    sides = first_sides(policy, pairs, s)
+    for p in range(4):
+        r_u, r_g = (sides[task].rewards[p].double() for task in "ug")
+        shared = r_g + 0.8 * r_u
+        expected = (shared - shared.mean()) / (shared.std() + 1e-4) * sides["u"].weights[p]
+        for task in "ug":
+            own = sides[task].advantages[4 * p : 4 * p + 4].double()
+            assert torch.allclose(own, expected, atol=1e-3), (p, task)
+    assert not torch.equal(sides["u"].rewards, sides["g"].rewards)  # reports keep each side's own
+    plain = first_sides(policy, pairs, replace(s, advantage="group"))
+    assert not torch.allclose(plain["u"].advantages, sides["u"].advantages)
+    lone = pairs.map(lambda row: dict(prompt=None))
+    with pytest.raises(ValueError, match="both sides of every pair"):
+        first_sides(policy, lone, s)
 
 
 def test_a_side_can_be_left_out():

@@ -88,6 +88,25 @@ def test_rewards_by_another_name_and_unknown_weightings_are_refused(pairs, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_pairs_can_be_drawn_in_proportion_to_their_weight(pairs, tmp_path, monkeypatch):
+    "Only one pair has a weight, so each step trains on it alone, twice; its advantages are plain."
+    monkeypatch.setitem(pair_grpo.WEIGHTINGS, "third", lambda s: s * (s == s.min()))
+    others = [i for i, kind in enumerate(pairs["kind"]) if kind == "retrieved"][:6]
+    only = min(others, key=lambda i: pairs[i]["similarity"])
+    met, s = [], replace(S, weighting="third", sample_by_weight=True)
+    first_wins = lambda prompts, outputs, truths: [1.0 - i % 2 for i in range(len(outputs))]
+
+    def watch(done, metrics, sides):
+        met.extend(side for side in sides.values())
+
+    rewards = dict(u=first_wins, g=first_wins)
+    train(pairs.select(others), tmp_path / "run", s, None, rewards, "cpu", callback=watch)
+    assert len(met) == 4
+    for side in met:
+        assert [row["u_id"] for row in side.pairs] == [pairs[only]["u_id"]] * 2
+        assert side.weights.tolist() == [1, 1] and side.advantages.abs().min() > 0.7
+
+
 def test_a_weighting_of_your_own_trains_and_the_bar_ends(pairs, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(pair_grpo.WEIGHTINGS, "cube", lambda s: s**3)
     two = pairs.select([i for i, kind in enumerate(pairs["kind"]) if kind == "retrieved"][:2])
