@@ -93,7 +93,7 @@ class Checked:
     def __repr__(self):
         right = sum(not said for *_, said in self.cases)
         wide = max(len(label) for label, *_ in self.cases)
-        empty = all(yours is None for _, yours, _, said in self.cases if said)
+        empty = all(yours is None for _, yours, *_ in self.cases)
         end = ": all right" if self else f", {NOTHING}" if empty else ""
         lines = [f"{self.name}: {right} of {len(self.cases)} cases{end}"]
         for label, yours, expected, said in self.cases:

@@ -26,4 +26,6 @@ def test_a_check_shows_errors_and_leaves_arguments_alone():
     spoilt = grade(spoil, ("a list", (given,), [1.0]))
     assert not spoilt and given == [1.0]
     assert "(your code stops with ZeroDivisionError)" in repr(spoilt)
+    half = grade({1: True}.get, ("one", (1,), True), ("two", (2,), False))
+    assert "1 of 2 cases\n" in repr(half) and "(nothing is returned yet)" in repr(half)
     assert grade(abs, ("minus one", (-1,), 1)) and "all right" in repr(grade(abs, ("", (-1,), 1)))

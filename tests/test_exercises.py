@@ -294,6 +294,7 @@ WRONG = {
             "modulate(rewards - rewards.mean(), weights)",
         ),
         ("lr * gradient", "gradient"),
+        ("(theta - lr", "(-lr"),  # where it started is forgotten
     ],
     ("14_step.ipynb", "cosine"): [
         ("(dot(a, a) * dot(b, b)) ** 0.5", "dot(a, a)"),
