@@ -336,9 +336,14 @@ def two_pairs(x: TwoPairs) -> dict:  # what the page below shows, by its names
 
 # %% ../nbs/03_explorer.ipynb #025f274d
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <body style="margin:0"><div id="here"></div><script type="module">
 {module}
-render(document.getElementById("here"), {settings});
+const here = document.getElementById("here");
+render(here, {settings});
+if (frameElement) new ResizeObserver(() => {{  // as high as what it shows
+  frameElement.style.height = `${{here.offsetHeight}}px`;
+}}).observe(here);
 </script></body></html>"""
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_report_look import ALL
 
 from pairuni_nb.encoders import features, load_encoder
 from pairuni_nb.explorer import module_page
@@ -77,4 +78,8 @@ def test_sliding_makes_the_pairs_that_the_library_makes(need, tmp_path):
         assert page.locator("p").text_content().startswith(f"{count} of ")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390 and not faults
         page.screenshot(path=tmp_path / "pairs.png")
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            contrast = page.evaluate(ALL)
+            assert len(contrast) > 3 and min(contrast.values()) >= 4.5, (scheme, contrast)
         browser.close()

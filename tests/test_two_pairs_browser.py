@@ -1,9 +1,11 @@
 """The page of two pairs, opened from a file and moved by the keyboard, shows what the library computes."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_report_look import ALL
 
 from pairuni_nb.explorer import TwoPairs, two_pairs, two_pairs_frame, two_pairs_page
 
@@ -120,4 +122,33 @@ def test_a_preset_can_be_predicted_before_it_is_revealed(page, tmp_path):
     assert result.is_visible()
     wanted = two_pairs(TwoPairs(small))["pair_grpo"][0].item()
     assert result.text_content() == f"{wanted:.3f}"
+    assert page.faults == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 640])  # a phone; 1280 pixels at 200 %
+def test_a_phone_and_a_dark_room(page, scheme, width, tmp_path):
+    """Nothing is cut off or too pale to read, and a frame is as high as what stands in it."""
+    file = tmp_path / "frame.html"
+    head = '<meta charset="utf-8"><style>:root { color-scheme: light dark }</style>'
+    file.write_text(head + two_pairs_frame(), encoding="utf-8")
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size(dict(width=width, height=700))
+    page.goto(file.as_uri())
+    inside = page.frame_locator("iframe")
+    inside.locator(".two-pairs").wait_for()
+    frame = page.frames[1]
+    assert frame.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.wait_for_function("document.querySelector('iframe').style.height")
+    assert frame.evaluate("document.documentElement.scrollHeight - innerHeight") == 0
+    found = frame.evaluate(ALL)
+    assert len(found) > 8 and min(found.values()) >= 4.5, found
+    ink = frame.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (int(re.findall(r"\d+", ink)[0]) < 60) == (scheme == "dark")
+    cut = """all => all.filter(e => e.getBoundingClientRect().right > innerWidth + 1
+      || e.getBoundingClientRect().left < 0).map(e => e.name || e.dataset.name)"""
+    assert inside.locator("input, select, button, [data-name], svg").evaluate_all(cut) == []
+    unnamed = "all => all.filter(e => !e.labels.length && !e.ariaLabel).map(e => e.name)"
+    assert inside.locator("input, select").evaluate_all(unnamed) == []
+    page.screenshot(path=tmp_path / "frame.png", full_page=True)
     assert page.faults == []

@@ -23,22 +23,31 @@ export function compute(x) {  // pairing.retrieve over the images that no aligne
 }
 
 const LOOK = `
-.pair-browser { font: 14px/1.4 Helvetica, Arial, sans-serif; color: #222; background: #fff;
-  padding: 8px; max-width: 900px }
-.pair-browser fieldset { border: 0; padding: 2px 0; margin: 0; display: flex; flex-wrap: wrap;
-  gap: 4px 22px; align-items: center }
-.pair-browser input[type=range] { width: 190px; vertical-align: middle }
+:root { color-scheme: light dark; background: var(--page); --u: #17609b; --g: #a84a00;
+  --ink: #1d2733; --quiet: #566170; --page: #fff;
+  --card: #f3f4f5; --new: #d9eafa; --line: #b8bcc2 }
+@media (prefers-color-scheme: dark) {
+  :root { --u: #6fb3ee; --g: #ff9d4d; --ink: #e6e9ec; --quiet: #a3adb8; --page: #14171b;
+    --card: #1f2429; --new: #173a57; --line: #565e68 }
+}
+.pair-browser { font: 14px/1.4 Helvetica, Arial, sans-serif; color: var(--ink); padding: 8px }
+.pair-browser > * { max-width: 900px }
+.pair-browser fieldset { border: 0; padding: 2px 0; margin: 0; min-width: 0; display: flex;
+  flex-wrap: wrap; gap: 4px 22px; align-items: center }
+.pair-browser input[type=range] { width: 180px; vertical-align: middle; accent-color: var(--u) }
 .pair-browser select { font: inherit }
-.pair-browser output { display: inline-block; min-width: 2.6em; text-align: right }
+.pair-browser output { display: inline-block; min-width: 2.2em; text-align: right }
 .pair-browser .slots { display: grid; gap: 10px; margin-top: 10px;
   grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) }
-.pair-browser figure { margin: 0; text-align: center; font-size: 12px }
+.pair-browser figure { margin: 0; padding: 5px 0; text-align: center; font-size: 12px;
+  background: var(--card); border-radius: 8px }
 .pair-browser img, .pair-browser .none { width: 64px; height: 64px; display: block;
-  margin: 2px auto; image-rendering: pixelated; border: 2px solid #a84a00 }
-.pair-browser img.u { border-color: #17609b }
-.pair-browser .none { border: 2px dashed #bbb }
-.pair-browser figure.alone { opacity: 0.55 }
-.pair-browser figure.new { background: #eef5fb }`;
+  margin: 2px auto; image-rendering: pixelated; border: 2px solid var(--g); border-radius: 3px }
+.pair-browser img.u { border-color: var(--u) }
+.pair-browser .none { border: 2px dashed var(--line) }
+.pair-browser figure.alone { color: var(--quiet) }
+.pair-browser figure.alone img { opacity: 0.55 }
+.pair-browser figure.new { background: var(--new) }`;
 
 const text = (tag, words, name) => {
   const el = document.createElement(tag);

@@ -76,50 +76,76 @@ export const PRESETS = {
   "U against G": [[[1, 0, 0, 1], [0, 1, 1, 0]], [[1, 0, 0, 0], [0, 1, 0, 0]]],
 };
 
-const COLOURS = ["#1f77b4", "#ff7f0e"];  // U, G
+const COLOURS = ["var(--u)", "var(--g)"];
 const LOOK = `
-.two-pairs { font: 14px/1.4 Helvetica, Arial, sans-serif; color: #222; background: #fff }
-.two-pairs { padding: 8px; max-width: 860px }
-.two-pairs fieldset { border: 0; padding: 2px 0; margin: 0 }
-.two-pairs fieldset { display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: center }
-.two-pairs table { border-collapse: collapse; width: 100% }
+:root { color-scheme: light dark; background: var(--page); --u: #17609b; --g: #a84a00;
+  --ink: #1d2733; --quiet: #566170; --page: #fff;
+  --line: #b8bcc2; --grpo: #b0b5bb }
+@media (prefers-color-scheme: dark) {
+  :root { --u: #6fb3ee; --g: #ff9d4d; --ink: #e6e9ec; --quiet: #a3adb8; --page: #14171b;
+    --line: #565e68; --grpo: #7d8793 }
+}
+.two-pairs { font: 14px/1.4 Helvetica, Arial, sans-serif; color: var(--ink); padding: 8px }
+.two-pairs > * { max-width: 860px }
+.two-pairs fieldset { border: 0; padding: 2px 0; margin: 0; min-width: 0; display: flex;
+  flex-wrap: wrap; gap: 4px 16px; align-items: center }
+.two-pairs fieldset:first-child { gap: 6px; margin-bottom: 4px }
+.two-pairs table { border-collapse: collapse; width: 100%; table-layout: fixed }
 .two-pairs td, .two-pairs th { padding: 2px 6px; text-align: center; font-weight: normal }
-.two-pairs th:first-child { text-align: left; white-space: nowrap }
-.two-pairs tr.pair th { padding-top: 10px; text-align: left }
-.two-pairs tr.policy td { border-top: 1px solid #bbb }
-.two-pairs input[type=range] { width: 84px; vertical-align: middle }
+.two-pairs th:first-child { text-align: left; width: 28% }
+.two-pairs tr.pair th { padding-top: 10px }
+.two-pairs tr.pair span { white-space: nowrap; margin-right: 10px }
+.two-pairs tr.policy > * { border-top: 1px solid var(--line) }
+.two-pairs small, .two-pairs .grpo { color: var(--quiet) }
+.two-pairs input { accent-color: var(--u) }
+.two-pairs input[type=range] { width: 84px; vertical-align: middle; margin: 2px 0 }
 .two-pairs output { display: inline-block; min-width: 2.6em; text-align: right }
+.two-pairs svg { display: block; margin: 0 auto }
 .two-pairs .hidden { visibility: hidden }
-.two-pairs button, .two-pairs select { font: inherit }`;
+.two-pairs button, .two-pairs select { font: inherit }
+.two-pairs .result > * { margin: 0 4px }
+@media (max-width: 600px) {
+  .two-pairs td, .two-pairs th { padding: 2px }
+  .two-pairs table, .two-pairs tbody { display: block }
+  .two-pairs tr { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)) }
+  .two-pairs th:first-child { grid-column: 1 / -1; width: auto; padding-top: 8px }
+  .two-pairs tr.policy > td { border: 0 }
+  .two-pairs th br { display: none }
+  .two-pairs td input[type=range] { width: 100% }
+  .two-pairs td output, .two-pairs .result > * { display: block; text-align: center; margin: 0 }
+}`;
 
 function bars(values, colours, filled, scale, height, zero) {  // two, up or down from a line
   const body = values.map((value, i) => {
     const h = Math.abs(value) * scale, y = value > 0 ? zero - h : zero;
-    const fill = filled || i === 0 ? colours[i] : "white";
-    return `<rect x="${24 + 24 * i}" y="${y}" width="18" height="${h}"
-      fill="${fill}" stroke="${colours[i]}" stroke-width="2"/>`;
+    const fill = filled || i === 0 ? colours[i] : "var(--page)";
+    return `<rect x="${14 + 24 * i}" y="${y}" width="18" height="${h}"
+      style="fill: ${fill}; stroke: ${colours[i]}; stroke-width: 2"/>`;
   });
-  const line = `<path d="M10 ${zero}h70" stroke="#999"/>`;
-  return `<svg width="90" height="${height}">${line}${body.join("")}</svg>`;
+  const line = `<path d="M2 ${zero}h66" style="stroke: var(--line)"/>`;
+  return `<svg width="70" height="${height}" aria-hidden="true">${line}${body.join("")}</svg>`;
 }
 
 export function render(el, x) {
   const style = document.createElement("style"), box = document.createElement("div");
   style.textContent = LOOK;
   box.className = "two-pairs";
-  const slider = (name, value, max, step) =>
-    `<input type="range" name="${name}" min="0" max="${max}" step="${step}"
-      value="${value}"><output></output>`;
-  const option = (name, choices, chosen) => `<select name="${name}">${choices.map((c) =>
+  const slider = (name, value, max, step, told) =>
+    `<input type="range" name="${name}" min="0" max="${max}" step="${step}" value="${value}"
+      ${told ? `aria-label="${told}"` : ""}><output></output>`;
+  const option = (name, choices, chosen, told) => `<select name="${name}"
+    ${told ? `aria-label="${told}"` : ""}>${choices.map((c) =>
     `<option${c === chosen ? " selected" : ""}>${c}</option>`).join("")}</select>`;
-  const row = (p, task) => `<tr><th style="color:${COLOURS[task]}">${["U: answers", "G: drawings"][task]}<br>
-    <small style="color:#666">advantage: grey &Acirc;, colour w&Acirc;</small></th>${
-    FLAT.map((_, k) => `<td>${slider(`r${p}${task}${k}`, x.rewards[p][task][k], 1, 0.05)}
+  const row = (p, task) => `<tr><th style="color: ${COLOURS[task]}">${
+    ["U: answers", "G: drawings"][task]}<br> <small>advantage: grey &Acirc;, colour w&Acirc;</small></th>${
+    FLAT.map((_, k) => `<td>${slider(`r${p}${task}${k}`, x.rewards[p][task][k], 1, 0.05,
+      `reward of pair ${p + 1}, ${"UG"[task]}, action ${k + 1}`)}
       <div data-bars="${p}${task}${k}"></div></td>`).join("")}</tr>`;
-  const pair = (p) => `<tr class="pair"><th colspan="5"><b>Pair ${p + 1}</b>
-    ${option(`kind${p}`, ["retrieved", "aligned"], x.aligned[p] ? "aligned" : "retrieved")}
-    similarity ${slider(`s${p}`, x.similarity[p], 1, 0.01)} &nbsp;
-    weight <b data-name="w${p}"></b></th></tr>${row(p, 0)}${row(p, 1)}`;
+  const pair = (p) => `<tr class="pair"><th colspan="5"><span><b>Pair ${p + 1}</b>
+    ${option(`kind${p}`, ["retrieved", "aligned"], x.aligned[p] ? "aligned" : "retrieved",
+      `kind of pair ${p + 1}`)}</span>
+    <span>similarity ${slider(`s${p}`, x.similarity[p], 1, 0.01, `similarity of pair ${p + 1}`)}</span>
+    <span>weight <b data-name="w${p}"></b></span></th></tr>${row(p, 0)}${row(p, 1)}`;
   const places = ["after normalising", "before normalising"];
   const presets = Object.keys(PRESETS).map((name) => `<button type="button">${name}</button>`);
   const actions = (cell) => FLAT.map((_, k) => cell(k)).join("");
@@ -136,11 +162,11 @@ export function render(el, x) {
     <table><tr><th>reward of the rollout that took</th>
       ${actions((k) => `<td>action ${k + 1}</td>`)}</tr>
       ${pair(0)}${pair(1)}
-      <tr class="policy"><th>policy, grey: GRPO,<br>black: Pair-GRPO</th>
+      <tr class="policy"><th>policy, grey: GRPO,<br> bold: Pair-GRPO</th>
       ${actions((k) => `<td data-bars="policy${k}"></td>`)}</tr>
       <tr class="policy"><th>probabilities</th>
-      ${actions((k) => `<td class="result"><span data-name="grpo${k}" style="color:#666"></span>
-        &nbsp; <b data-name="pair_grpo${k}"></b></td>`)}</tr>
+      ${actions((k) => `<td class="result"><span class="grpo" data-name="grpo${k}"></span>
+        <b data-name="pair_grpo${k}"></b></td>`)}</tr>
     </table>
     <p>The gradients of pair 1 and pair 2 have the cosine <b data-name="cosine_pairs"></b>,
       those of U and G <b data-name="cosine_tasks"></b>.
@@ -179,13 +205,13 @@ export function render(el, x) {
       show(`w${p}`, found.weights[p]);
       for (const t of [0, 1]) FLAT.forEach((_, k) => {
         const values = [found.plain[p][t][k], found.weighted[p][t][k]];
-        const colours = ["#b8b8b8", COLOURS[t]];
+        const colours = ["var(--grpo)", COLOURS[t]];
         bin(`${p}${t}${k}`).innerHTML = bars(values, colours, now.aligned[p], 12, 42, 21);
       });
     }
     FLAT.forEach((_, k) => {
       const values = [found.grpo[k], found.pair_grpo[k]];
-      bin(`policy${k}`).innerHTML = bars(values, ["#b8b8b8", "#222"], true, 56, 60, 58);
+      bin(`policy${k}`).innerHTML = bars(values, ["var(--grpo)", "var(--ink)"], true, 56, 60, 58);
       show(`grpo${k}`, found.grpo[k]);
       show(`pair_grpo${k}`, found.pair_grpo[k]);
     });
