@@ -348,8 +348,10 @@ def test_defaults_are_those_of_the_published_figures():
     )
     trained_with |= dict(warmup=0, clip_eps_high=None, instruction="", plain_reward=0.0)
     trained_with |= dict(mask_truncated=False, importance_cap=0.0)
+    trained_with |= dict(sample_by_weight=False, advantage="group")
     paired_with = dict(
         mix="pairs",
+        select="medoids",
         n_u=2000,
         n_g=2000,
         clusters=None,  # 400 of the 4,000 images
