@@ -222,7 +222,7 @@ class Compare:
     "Runs side by side, finished or not: what differs, and what each has reached."
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")]  # run folders
-    out: str = ""  # new image file for their curves
+    out: str = ""  # new image file for their curves; .html: a page of their rollouts, step by step
 
 # %% ../nbs/run/08_jobs.ipynb #2762db70
 @dataclass(frozen=True)
@@ -883,17 +883,25 @@ def run_ablate(c: Ablate):
 # %% ../nbs/run/08_jobs.ipynb #db6ae797
 def run_compare(c: Compare):
     "pairuni compare"
+    out = Path(c.out)
     if c.out:
-        check_suffix(c.out)
+        if out.suffix != ".html":
+            check_suffix(c.out)
         check_new(c.out)
     from pairuni_nb.ablate import draw_runs, side_by_side
+    from pairuni_nb.records import write_whole
 
-    print(visible(side_by_side(list(c.runs))))
+    told = side_by_side(list(c.runs))
+    if out.suffix == ".html":
+        from pairuni_nb.report import beside
+
+        text = beside(list(c.runs))
+        write_whole(out, lambda part: part.write_text(text, encoding="utf-8"))
+    elif c.out:
+        picture, suffix = draw_runs(list(c.runs)), out.suffix[1:]
+        write_whole(out, lambda part: picture.savefig(part, format=suffix))
+    print(visible(told))
     if c.out:
-        from pairuni_nb.records import write_whole
-
-        picture, suffix = draw_runs(list(c.runs)), Path(c.out).suffix[1:]
-        write_whole(Path(c.out), lambda part: picture.savefig(part, format=suffix))
         print(f"drawn to {c.out}")
 
 # %% ../nbs/run/08_jobs.ipynb #3e0ba93d

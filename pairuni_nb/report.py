@@ -8,7 +8,8 @@ __all__ = ['SCORES', 'SIDES', 'HELD_OUT', 'PHASES', 'SHARE', 'FORM', 'NORM', 'CO
            'draw_heldout', 'panel', 'both', 'draw_seconds', 'finish_panel', 'new_figure', 'plot_run', 'compare',
            'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture', 'drawing', 'drawings_of', 'panel_picture', 'judged',
            'Asked', 'asked_of', 'signed', 'Made', 'Group', 'LookedAt', 'rollouts_of', 'group_of', 'looked_at',
-           'looks_of', 'in_words', 'optional_json', 'scores_of', 'page_data', 'page', 'write_report']
+           'steps_looked_at', 'looks_of', 'in_words', 'optional_json', 'scores_of', 'page_data', 'page', 'write_report',
+           'same_pairs', 'beside']
 
 # %% ../nbs/run/03_report.ipynb #b53bd2bd
 import json
@@ -533,16 +534,23 @@ def looked_at(
     return list(first.values())
 
 # %% ../nbs/run/03_report.ipynb #a11ff42c
+def steps_looked_at(runs: list, most: int = 12) -> list:  # numbers
+    "The steps that all the runs can be looked into, evenly chosen where they are many."
+    kept = [{int(place.name) for place in (run / "rollouts").glob("[0-9]*")} for run in runs]
+    steps = sorted(set.intersection(*kept))
+    if len(steps) > most:
+        places = np.linspace(0, len(steps) - 1, most).round().astype(int)
+        steps = [steps[i] for i in places]
+    return steps
+
+# %% ../nbs/run/03_report.ipynb #1f3b119f
 def looks_of(
     run: Path,
     most: int = 12,  # steps on the page
 ) -> dict:  # step -> LookedAt rows
-    "The steps of a run that can be looked into, evenly chosen where they are many."
-    folders = sorted((run / "rollouts").glob("[0-9]*"))
-    if len(folders) > most:
-        places = np.linspace(0, len(folders) - 1, most).round().astype(int)
-        folders = [folders[i] for i in places]
-    return {int(folder.name): looked_at(folder) for folder in folders}
+    "The steps of a run that can be looked into."
+    steps = steps_looked_at([run], most)
+    return {step: looked_at(run / "rollouts" / f"{step:06}") for step in steps}
 
 # %% ../nbs/run/03_report.ipynb #cd0e9a7a
 def in_words(value) -> str:
@@ -611,12 +619,12 @@ def page_data(run: Path) -> dict:
     )
 
 # %% ../nbs/run/03_report.ipynb #6ee54b98
-def page(data: dict) -> str:  # HTML
-    "The template, filled."
+def page(data: dict, template: str = "report.html") -> str:  # HTML
+    "A template of `assets`, filled."
     loader = PackageLoader("pairuni_nb", "assets")
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     jinja.filters |= dict(in_words=in_words, judged=judged, signed=signed)
-    return jinja.get_template("report.html").render(data)
+    return jinja.get_template(template).render(data)
 
 # %% ../nbs/run/03_report.ipynb #d282b891
 def write_report(run) -> Path:  # run folder -> run/report.html
@@ -630,3 +638,30 @@ def write_report(run) -> Path:  # run folder -> run/report.html
     text = page(page_data(run))
     write_whole(run / "report.html", lambda part: part.write_text(text, encoding="utf-8"))
     return run / "report.html"
+
+# %% ../nbs/run/03_report.ipynb #360da3d0
+def same_pairs(looks: list) -> bool:  # LookedAt rows of each run
+    "Whether all runs were asked the same."
+    asked = []
+    for pairs in looks:
+        asked.append([(p.kind, [(g.task, g.prompt, g.answer) for g in p.groups]) for p in pairs])
+    return all(told == asked[0] for told in asked)
+
+# %% ../nbs/run/03_report.ipynb #69a0bd45
+def beside(runs: list) -> str:  # run folders -> HTML
+    "Runs side by side, step by step."
+    runs = [Path(run) for run in runs]
+    steps = steps_looked_at(runs)
+    if not steps:
+        told = " and ".join(f"'{run}'" for run in runs)
+        raise ValueError(f"nothing to lay side by side: {told} kept rollouts of no step in common")
+    looks = {}
+    for step in steps:
+        looks[step] = [looked_at(run / "rollouts" / f"{step:06}") for run in runs]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    same = {step: same_pairs(rows) for step, rows in looks.items()}
+    rows = {step: list(zip_longest(*pairs)) for step, pairs in looks.items()}
+    title = " beside ".join(names)
+    return page(dict(title=title, names=names, looks=rows, same=same), "compare.html")

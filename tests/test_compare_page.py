@@ -1,0 +1,106 @@
+"""Two runs side by side: each column tells its own run, and both are on the same step."""
+
+import json
+import re
+import shutil
+
+import pytest
+from test_report_look import ALL, MARKUP
+
+from pairuni_nb.cli import main
+from pairuni_nb.pairing import make_pairs
+from pairuni_nb.records import write_json
+from pairuni_nb.report import beside, looks_of
+from pairuni_nb.settings import TrainSettings
+from pairuni_nb.train import train
+from pairuni_nb.world import records
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "A run, and another one that differs in a reward of step 2 and has no step 1 to look into."
+    base = tmp_path_factory.mktemp("runs")
+    pairs = make_pairs(records("u", 40, 0), records("g", 40, 0), clusters=10)[0]
+    few = dict(steps=2, pairs_per_step=3, rollouts=2, eval_items=4, eval_every=1)
+    train(pairs, base / "one", TrainSettings(**few), device="cpu")
+    shutil.copytree(base / "one", base / "other")
+    shutil.rmtree(base / "other/rollouts/000001")
+    file = base / "other/rollouts/000002/g.json"
+    told = json.loads(file.read_text())
+    told["rewards"][0] = [0.11, 0.12]
+    write_json(file, told)
+    return base / "one", base / "other"
+
+
+def columns(text, n):
+    "The text of each pair on the page, by column."
+    cells = re.findall(r"<article class=pair>.*?</article>", text, re.S)
+    return [cells[i::n] for i in range(n)]
+
+
+def test_each_column_tells_its_own_run(runs):
+    text = beside(list(runs))
+    assert text.index("<h3>one</h3>") < text.index("<h3>other</h3>")
+    first, second = columns(text, 2)
+    assert len(first) == len(second) == len(looks_of(runs[0])[2])
+    told = lambda cells: "".join(cells).count("<dd>0.11</dd>")
+    assert (told(first), told(second)) == (0, 1)
+    assert first[1:] == second[1:]
+    assert [part[0] for part in columns(beside([runs[1], runs[0]]), 2)] == [second[0], first[0]]
+
+
+def test_only_steps_that_both_kept(runs):
+    text = beside(list(runs))
+    assert re.findall(r"<label for=.at-\d+.>(\d+)<", text) == ["2"]
+    assert re.findall(r"<label for=.at-\d+.>(\d+)<", beside([runs[0]] * 2)) == ["1", "2"]
+
+
+def test_other_pairs_and_two_of_one_name_are_told(runs, tmp_path):
+    copy = shutil.copytree(runs[1], tmp_path / "one")
+    assert "other pairs" not in beside([runs[0], copy])
+    assert f"<h3>{copy}</h3>" in beside([runs[0], copy])
+    file = copy / "rollouts/000002/g.json"
+    told = json.loads(file.read_text())
+    write_json(file, told | dict(prompts=[MARKUP] * len(told["prompts"])))
+    text = beside([runs[0], copy])
+    assert "The runs had other pairs" in text and "<script" not in text and "<img src=x" not in text
+
+
+def test_on_the_command_line(runs, tmp_path, capsys):
+    page = tmp_path / "both.html"
+    assert not main(["compare", *map(str, runs), "--out", str(page)])
+    assert page.read_text() == beside(list(runs)) and "drawn to" in capsys.readouterr().out
+    bare = shutil.copytree(runs[0], tmp_path / "bare", ignore=shutil.ignore_patterns("rollouts"))
+    nowhere = ["--out", str(tmp_path / "none.html")]
+    assert main(["compare", str(runs[0]), str(bare), *nowhere])
+    said = capsys.readouterr()
+    assert "kept rollouts of no step in common" in said.err and "Traceback" not in said.err
+    assert not said.out and sorted(p.name for p in tmp_path.iterdir()) == ["bare", "both.html"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_both_go_on_together(runs, need, width, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    file = tmp_path / "both.html"
+    file.write_text(beside([runs[0]] * 2), encoding="utf-8")
+    with sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
+        page = browser.new_page(viewport=dict(width=width, height=800), offline=True)
+        page.goto(file.as_uri())
+        seen = lambda: page.locator("article.pair:visible").count()
+        first = seen()
+        page.locator("#at-1").focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#step-2").is_visible() and not page.locator("#step-1").is_visible()
+        assert first and first % 2 == 0 and seen() % 2 == 0
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert min(page.evaluate(ALL).values()) >= 4.5
+        left, right = page.locator("#step-2 .beside > h3").all()
+        boxes = left.bounding_box(), right.bounding_box()
+        assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+        browser.close()
