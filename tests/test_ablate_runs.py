@@ -3,14 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from program import CLI, Python
 from scipy import stats
 
 from pairuni_nb import ablate as a
@@ -141,8 +140,17 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeyp
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     "A table of two rows on one seed, and its lines."
-    out = tmp_path_factory.mktemp("tables")
-    return out, a.ablate("weighting", out, [0], ["none"], 2, TINY)
+    out, start = tmp_path_factory.mktemp("tables"), a.start_run
+
+    def start_one(out, run, base):  # the reference in a process of its own, the other row here
+        if run.row != "none":
+            return start(out, run, base)
+        a.main([str(out), json.dumps(run.changes), str(run.seed)])
+        return Process(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(a, "start_run", start_one)
+        return out, a.ablate("weighting", out, [0], ["none"], 2, TINY)
 
 
 def test_all_rows_of_a_seed_see_the_same(made):
@@ -364,11 +372,9 @@ def test_a_seed_and_a_prompt_decide_how_rewards_are_dealt():
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_or_a_kill_saves_what_is_on_its_way(tmp_path, how):
-    words = "-m pairuni_nb.cli ablate control --rows reference --seeds 0 --steps 500 --rollouts 2"
+    words = "ablate control --rows reference --seeds 0 --steps 500 --rollouts 2"
     words += " --pairs-per-step 2 --eval-items 4 --out tables --jobs 1"
-    job = subprocess.Popen(
-        [sys.executable, *words.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    job = Python(CLI, *words.split(), cwd=tmp_path)
     run = tmp_path / "tables/runs/reference,seed=0"
     try:
         until = time.monotonic() + 300
@@ -376,9 +382,9 @@ def test_ctrl_c_or_a_kill_saves_what_is_on_its_way(tmp_path, how):
             assert job.poll() is None and time.monotonic() < until
             time.sleep(0.2)
     finally:
-        job.send_signal(how)
-        said = job.communicate(timeout=120)[1]
-    assert job.returncode == 130 and "the same command goes on" in said
+        job.send(how)
+        code, said = job.wait(120), job.said()[1]
+    assert code == 130 and "the same command goes on" in said
     assert (run / "state.pt").exists() and not (run / "result.json").exists()
     assert not (run / ".lock").exists() and not (tmp_path / "tables/control.csv").exists()
 

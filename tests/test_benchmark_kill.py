@@ -3,8 +3,8 @@
 import json
 import re
 import signal
-import subprocess
-import sys
+
+from program import Python
 
 from pairuni_nb.benchmark import draw_benchmark, is_whole, read_geneval
 from pairuni_nb.janus import load_janus
@@ -38,10 +38,8 @@ def test_a_killed_run_goes_on(tmp_path):
             for p in ("a red circle top-left", "two blue squares", "a pink star")
         )
     )
-    died = subprocess.run(
-        [sys.executable, "-c", KILLED, str(prompts), str(out)], capture_output=True, text=True
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    died = Python(KILLED, prompts, out)
+    assert died.wait() == -signal.SIGKILL, died.said()
     # as GenEval looks for pictures
     names = [p for p in out.rglob("*") if re.match(r"\d+\.png", p.name)]
     assert len(names) == 3

@@ -1,12 +1,10 @@
 """A run that is asked to stop finishes its step, saves, says the truth, and goes on to the same end."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from program import CLI, Python
 
 from pairuni_nb.cli import main
 from pairuni_nb.run_folder import read_metrics, without_cost
@@ -38,13 +36,13 @@ def wait_for_lines(run, n):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_step_is_finished_and_saved(folder, tmp_path, number):
     run = tmp_path / "run"
-    words = [sys.executable, "-m", "pairuni_nb.cli", *train(folder, run)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Python(CLI, *train(folder, run))
     wait_for_lines(run, 2)  # an evaluation and a step
-    os.kill(process.pid, number)
-    out, said = process.communicate()
+    process.send(number)
+    code = process.wait()
+    out, said = process.said()
     steps = max(line["step"] for line in read_metrics(run))
-    assert process.returncode == 130 and 1 <= steps < 6
+    assert code == 130 and 1 <= steps < 6
     assert f"stopped; step {steps} is done and saved; the run goes on with pairuni train" in said
     assert (run / "report.html").exists() and "report" in out
     assert main(["train", "--resume", str(run), "--device", "cpu"]) == 0
@@ -55,9 +53,9 @@ def test_a_step_is_finished_and_saved(folder, tmp_path, number):
 def test_what_was_saved_can_be_scored(folder, tmp_path, capsys):
     run = tmp_path / "run"
     words = [*train(folder, run), "--keep", "2", "--save-every", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "pairuni_nb.cli", *words])
+    process = Python(CLI, *words)
     wait_for_lines(run, 5)  # three steps and the evaluation after the second
-    process.kill()
+    process.send(signal.SIGKILL)
     process.wait()
     saves = sorted(p.name for p in run.glob("*.pt"))
     assert "best.pt" in saves and "state.pt" in saves and len(saves) == 3
@@ -69,10 +67,9 @@ def test_what_was_saved_can_be_scored(folder, tmp_path, capsys):
 
 def test_changed_pairs_and_settings_are_noticed(folder, tmp_path, capsys):
     run = tmp_path / "run"
-    words = [sys.executable, "-m", "pairuni_nb.cli", *train(folder, run)]
-    process = subprocess.Popen(words)
+    process = Python(CLI, *train(folder, run))
     wait_for_lines(run, 2)
-    process.kill()
+    process.send(signal.SIGKILL)
     process.wait()
     pairs = run / "pairs" / "pairs.parquet"
     kept = pairs.read_bytes()
