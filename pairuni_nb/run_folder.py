@@ -36,7 +36,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .diffusion import load_checkpoint
-from .pair_grpo import group_advantage
 from .pairing import save_pairs
 from .prepare import merge_lora, prepare
 from .processes import rank_and_size
@@ -323,13 +322,14 @@ def group_texts(
     "What some groups were asked and made, and what it was worth."
     pairs, rows = [side.pairs[i] for i in groups], rows_of_groups(side, groups)
     rewards, advantages = side.rewards[groups], side.advantages.cpu()[rows]
+    weights = side.weights[groups]
     told = dict(
         kinds=[pair["kind"] for pair in pairs],
         similarity=[pair["similarity"] for pair in pairs],
         prompts=[pair["question" if task == "u" else "prompt"] for pair in pairs],
-        weights=numbers(side.weights[groups]),
+        weights=numbers(weights),
         rewards=numbers(rewards),
-        normalised=numbers(group_advantage(rewards)),
+        normalised=numbers(advantages / weights.clamp(min=1e-8)[:, None]),  # weight 0: 0
         advantages=numbers(advantages),
     )
     if task == "u":

@@ -147,3 +147,17 @@ def test_every_family_and_precision_can_be_looked_at(model, own, tmp_path):
         assert look["logp_before"] == look["logp_after"]  # no update, no change, in bf16 neither
         assert (look["logp_before"][0][0] is None) == (task == "u")
         assert all(x < 0 for group in look["logp_before"] for x in group if x is not None)
+
+
+def test_a_look_shows_the_advantage_that_the_loss_took(tmp_path):
+    "Not GRPO's where the settings ask for another, and nothing breaks where a weight is 0."
+    changes = dict(advantage="best", weighting="reward", steps=1)
+    train(toy_pairs(), tmp_path / "run", replace(S, **changes), device="cpu")
+    for task in "ug":
+        look = told(tmp_path / "run", 1, task)
+        for r, a, w, wa in zip(
+            *(look[k] for k in ("rewards", "normalised", "weights", "advantages"))
+        ):
+            best = [float(x == max(r) and max(r) > min(r)) for x in r]
+            assert a == pytest.approx([b * (w > 0) for b in best], rel=1e-4)
+            assert wa == pytest.approx([w * b for b in best], rel=1e-4)
