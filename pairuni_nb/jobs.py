@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['OWN', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Ablate', 'Compare', 'Convert',
            'Serve', 'tell_gone', 'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'completer',
-           'completed_by', 'check_place', 'when_stopped', 'check_pairug', 'check_made', 'check_pair', 'run_pair',
-           'check_device', 'check_checkpoint', 'check_tracker', 'own_function', 'named_rewards', 'whole_reward',
-           'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'check_flags', 'check_gpu',
-           'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume',
-           'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'own_sampling', 'load_model',
+           'completed_by', 'check_place', 'when_stopped', 'check_pairug', 'check_made', 'check_licences', 'check_pair',
+           'run_pair', 'check_device', 'check_checkpoint', 'check_tracker', 'own_function', 'named_rewards',
+           'whole_reward', 'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'check_flags',
+           'check_gpu', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given',
+           'resume', 'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'own_sampling', 'load_model',
            'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix',
            'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
@@ -63,6 +63,9 @@ class Pair:
     # folder that the paths of U's images start from, and may not leave; without one, their file's
     images_u: str = ""
     images_g: str = ""  # likewise
+    # how U's records are licensed, in the Hub's words, as cc-by-4.0: for the card and pairs.json
+    licence_u: str = "unknown"
+    licence_g: str = "unknown"  # likewise
     # share of the rows that may be bad and are left out, listed in OUT/bad_rows.jsonl; without
     # one, 0.05 of tars and of the paper's data, and 0 of files of your own
     max_bad: float | None = None
@@ -450,11 +453,22 @@ def check_made(c: Pair):
     from pairuni_nb.paper_data import is_pairug
 
     obeyed = ("out", "u", "images_u", "images_g", "max_bad", "limit", "max_side", "pairug")
+    obeyed += ("licence_u", "licence_g")
     if is_pairug(c.u) and c != Pair(**{name: getattr(c, name) for name in obeyed}):
         flags = ", ".join("--" + name.replace("_", "-") for name in obeyed if name != "u")
         raise ValueError(f"{c.u} holds pairs that are made already: give no flags but {flags}")
 
 # %% ../nbs/run/08_jobs.ipynb #b36a0b65
+def check_licences(c: Pair):
+    "A licence is one of the Hub's words, so that a card's header can carry it."
+    for name in ("licence_u", "licence_g"):
+        if not re.fullmatch("[a-z0-9][a-z0-9.+-]*", getattr(c, name)):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(c, name)!r}: give one of the Hub's words, "
+                "as cc-by-4.0, other or unknown"
+            )
+
+# %% ../nbs/run/08_jobs.ipynb #0be23063
 def check_pair(c: Pair):
     "What can be wrong before any record is read."
     check(c.settings)
@@ -467,6 +481,7 @@ def check_pair(c: Pair):
     from pairuni_nb.similarity import part_weights
 
     part_weights(c.settings.similarity, c.settings.weights, c.settings.joint_encoder)
+    check_licences(c)
     check_free(c.out)
     check_place(c.out)
     if c.pairug:
@@ -491,6 +506,7 @@ def run_pair(c: Pair):
         pairs, made_by, counts, bad = build_pairs(c)
     if "pairug" not in made_by:
         made_by |= completed_by(c)
+    made_by |= dict(licence_u=c.licence_u, licence_g=c.licence_g)
     save_pairs(pairs, c.out, made_by, counts)
     if bad:
         lines = "".join(json.dumps(row) + "\n" for row in bad)

@@ -451,6 +451,7 @@ def browser_data(
 # %% ../nbs/09_pairing.ipynb #52dde644
 HEADER = """---
 pretty_name: U-G pairs
+license: {licence}
 task_categories: [visual-question-answering, text-to-image]
 tags: [pairuni, unified-multimodal]
 size_categories: [{size}]
@@ -509,6 +510,14 @@ def _bars(s_p):
     return rows
 
 # %% ../nbs/09_pairing.ipynb #6629ea10
+def _licence(settings):
+    "The Hub's word for both sources: theirs where they share one, unknown where one says nothing."
+    both = {settings.get(f"licence_{side}", "unknown") for side in "ug"}
+    if "unknown" in both:
+        return "unknown"
+    return both.pop() if len(both) == 1 else "other"
+
+# %% ../nbs/09_pairing.ipynb #508a463f
 def dataset_card(
     pairs,  # Dataset or list of rows
     settings: dict,  # what made them
@@ -524,7 +533,7 @@ def dataset_card(
             by_kind.append((kind, len(own), f"{np.median(own):.2f}"))
     bars = _bars(s_p[(kinds == "retrieved") | (kinds == "random")])
     parts = [
-        HEADER.format(size=size, rows=len(pairs), version=__version__),
+        HEADER.format(size=size, rows=len(pairs), version=__version__, licence=_licence(settings)),
         _table(("kind", "pairs", "median s_p"), by_kind),
     ]
     for title, head, rows in (
