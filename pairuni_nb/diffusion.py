@@ -327,6 +327,11 @@ FAMILIES = {  # model_type -> how to read its config, to load it, to train it
 def family_of(path: str) -> tuple:  # of FAMILIES
     "The family that a checkpoint says it is of; one sentence when it is of none."
     kind = config_said(path)["model_type"]
+    if whole := [family for family in FAMILIES if kind.startswith(f"{family}_")]:
+        raise ValueError(
+            f"'{checkpoint_path(path)}' is a part of a checkpoint, its '{kind}': "
+            f"take the whole, whose config says model_type '{whole[0]}'"
+        )
     if kind not in FAMILIES:
         raise ValueError(
             f"'{checkpoint_path(path)}' is a '{kind}' checkpoint, not a Janus, an Emu3 or a masked "

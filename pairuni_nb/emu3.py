@@ -32,6 +32,7 @@ from pairuni_nb.janus import (
     crammed_scene,
     draw_scenes,
     family_config,
+    load_processor,
     load_weights,
     misanswer,
     miscaption,
@@ -582,4 +583,4 @@ def load_emu3(
 def emu3_side(path: str) -> int:
     "Codes a side of what an Emu3's checkpoint draws."
     factor = 2 ** (len(emu3_config(path).vq_config.channel_multiplier) - 1)
-    return drawing_size(Emu3Processor.from_pretrained(checkpoint_path(path)), factor)[1]
+    return drawing_size(load_processor(checkpoint_path(path), Emu3Processor), factor)[1]
