@@ -876,6 +876,9 @@ def show_result(
 # %% ../nbs/run/08_jobs.ipynb #f2d60632
 def run_report(c: Report):
     "pairuni report"
+    from pairuni_nb.records import check_measured
+
+    check_measured(Path(c.run))
     from pairuni_nb.report import write_report
 
     print(f"written to {write_report(c.run)}")

@@ -7,7 +7,8 @@ __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'IMAGE_MARK', 'MOST_PIXELS', 'NARROW
            'short', 'columns_fault', 'parse_number', 'same_number', 'plain_words', 'answer_kind', 'text_fault',
            'choices_fault', 'question_fault', 'eight_bits', 'to_rgb', 'first_line', 'read_bytes', 'check_sides',
            'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'Store', 'find_image', 'is_inside', 'check_free',
-           'new_folder', 'check_run', 'remove', 'write_whole', 'write_json', 'read_json', 'whole_path', 'save_records']
+           'new_folder', 'check_run', 'check_measured', 'remove', 'write_whole', 'write_json', 'read_json',
+           'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
 import json
@@ -462,6 +463,15 @@ def check_run(out: Path, resume: bool):
             f"'{out}' holds a half-finished run: go on with --resume {out}, or choose another --out"
         )
     check_free(out)
+
+# %% ../nbs/04_records.ipynb #b52b74ea
+def check_measured(run: Path):
+    "Say in one sentence why a folder has no report, if it has none."
+    for name in ("settings.json", "metrics.jsonl"):
+        if not (run / name).exists():
+            raise ValueError(
+                f"no report for '{run}': it holds no {name}, so nothing was measured there"
+            )
 
 # %% ../nbs/04_records.ipynb #d5a62555
 def remove(path: Path):

@@ -25,7 +25,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from .records import read_json, write_whole
+from .records import check_measured, read_json, write_whole
 from .rewards import answer_accuracy, well_formed
 from .run_folder import read_drawings, read_metrics
 from .world import G_COLOUR, U_COLOUR
@@ -630,11 +630,7 @@ def page(data: dict, template: str = "report.html") -> str:  # HTML
 def write_report(run) -> Path:  # run folder -> run/report.html
     "Write a self-contained report.html into a run folder."
     run = Path(run)
-    for name in ("settings.json", "metrics.jsonl"):
-        if not (run / name).exists():
-            raise ValueError(
-                f"no report for '{run}': it holds no {name}, so nothing was measured there"
-            )
+    check_measured(run)
     text = page(page_data(run))
     write_whole(run / "report.html", lambda part: part.write_text(text, encoding="utf-8"))
     return run / "report.html"

@@ -125,6 +125,7 @@ def test_the_version_is_told_in_one_line():
         "sample draw x --checkpoint nowhere",
         "train --model nowhere",
         "train --resume nowhere",
+        "report nowhere",
         "train --out used",
         "train --lr -1",
         "train --stepz 3",
