@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['OURS', 'ORIGINAL', 'BOS', 'EOS', 'PAD', 'BOI', 'IMAGE', 'EOI', 'CHAT_TEMPLATE', 'IMAGE_BLOCK', 'DESCRIBE',
            'nano_folder', 'checkpoint_path', 'check_files', 'check_no_pickle', 'config_said', 'family_config',
-           'first_line', 'load_processor', 'load_weights', 'load_janus', 'byte_bpe', 'nano_tokenizer', 'world_texts',
-           'nano_processor', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle', 'descend',
-           'train_vision', 'crammed_scene', 'draw_crammed', 'draw_mixed', 'to_tokens', 'to_images', 'spread_codes',
-           'move_codes', 'survival', 'to_latents', 'from_latents', 'train_vq', 'user_turn', 'answer_text', 'text_loss',
-           'image_loss', 'misanswer', 'miscaption', 'rehearse', 'warm_start', 'make_nano', 'random_janus_pro']
+           'first_line', 'load_processor', 'check_complete', 'load_weights', 'load_janus', 'byte_bpe', 'nano_tokenizer',
+           'world_texts', 'nano_processor', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle',
+           'descend', 'train_vision', 'crammed_scene', 'draw_crammed', 'draw_mixed', 'to_tokens', 'to_images',
+           'spread_codes', 'move_codes', 'survival', 'to_latents', 'from_latents', 'train_vq', 'user_turn',
+           'answer_text', 'text_loss', 'image_loss', 'misanswer', 'miscaption', 'rehearse', 'warm_start', 'make_nano',
+           'random_janus_pro']
 
 # %% ../nbs/10_janus.ipynb #b38722f7
 from importlib.resources import files
@@ -168,6 +169,18 @@ def load_processor(path: str, Processor):  # a Processor; a class of transformer
             f"({why}): fetch its files again"
         ) from e
 
+# %% ../nbs/10_janus.ipynb #3b7e3ace
+def check_complete(path: str, lacks: list):  # names of weights
+    "One sentence when a checkpoint lacks weights: how many, and where."
+    if not lacks:
+        return
+    part = ".".join(commonprefix([name.split(".")[:-1] for name in lacks]))
+    where = f", all in {part}" if part else ""
+    raise ValueError(
+        f"'{path}' is incomplete: it lacks {len(lacks)} of the model's weights{where}, "
+        f"the first {lacks[0]}; fetch it again"
+    )
+
 # %% ../nbs/10_janus.ipynb #023aef6a
 def load_weights(
     path: str,
@@ -194,14 +207,7 @@ def load_weights(
         ) from e
     finally:
         logging.set_verbosity(told)
-    if info["missing_keys"]:
-        lacks = sorted(info["missing_keys"])
-        part = ".".join(commonprefix([name.split(".")[:-1] for name in lacks]))
-        where = f", all in {part}" if part else ""
-        raise ValueError(
-            f"'{path}' is incomplete: it lacks {len(lacks)} of the model's weights{where}, "
-            f"the first {lacks[0]}; fetch it again"
-        )
+    check_complete(path, sorted(info["missing_keys"]))
     if not processor.chat_template:
         raise ValueError(
             f"'{path}' holds no chat template: "

@@ -536,7 +536,9 @@ def looked_at(
 # %% ../nbs/run/03_report.ipynb #a11ff42c
 def steps_looked_at(runs: list, most: int = 12) -> list:  # numbers
     "The steps that all the runs can be looked into, evenly chosen where they are many."
-    kept = [{int(place.name) for place in (run / "rollouts").glob("[0-9]*")} for run in runs]
+    kept = []
+    for run in runs:
+        kept.append({int(place.name) for place in (run / "rollouts").glob("[0-9]*")})
     steps = sorted(set.intersection(*kept))
     if len(steps) > most:
         places = np.linspace(0, len(steps) - 1, most).round().astype(int)
@@ -640,7 +642,8 @@ def same_pairs(looks: list) -> bool:  # LookedAt rows of each run
     "Whether all runs were asked the same."
     asked = []
     for pairs in looks:
-        asked.append([(p.kind, [(g.task, g.prompt, g.answer) for g in p.groups]) for p in pairs])
+        groups = [(p.kind, g.task, g.prompt, g.answer) for p in pairs for g in p.groups]
+        asked.append(groups)
     return all(told == asked[0] for told in asked)
 
 # %% ../nbs/run/03_report.ipynb #69a0bd45
