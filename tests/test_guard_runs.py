@@ -225,7 +225,8 @@ def test_a_run_is_its_steps(toy):
     assert moved > 1e-4
 
 
-WITH_LORA = replace(S, precision="bf16", lora_rank=2, sides="g")
+WITH_LORA = replace(S, precision="bf16", lora_rank=2, sides="g", advantage="best")
+WITH_LORA = replace(WITH_LORA, sample_by_weight=True)
 WITHOUT = replace(WITH_LORA, lora_rank=0, train_vision=True, shard=True)
 
 

@@ -408,7 +408,9 @@ def test_pair_writes_it_and_every_command_with_pairs_reads_it(capsys):
         assert a["u_image"].tobytes() == b["u_image"].tobytes()
         assert a["g_image"].tobytes() == b["g_image"].tobytes()
     told = json.loads(Path("again/pairs.json").read_text())
-    assert told["settings"] == dict(pairug="shared/pairug.jsonl")  # no completer, no clusters
+    licences = dict(licence_u="unknown", licence_g="unknown")
+    # no completer, no clusters
+    assert told["settings"] == dict(pairug="shared/pairug.jsonl") | licences
     assert told["counts"]["aligned"] == sum(kind == "aligned" for kind in ours["kind"])
     rows, notes = open_pairs("shared/pairug.jsonl")
     save_pairs(rows, "third", **notes)
