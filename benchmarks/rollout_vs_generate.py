@@ -2,13 +2,12 @@
 
 Same process, weights and prompts; runs alternate; the median of each is compared, and beside it
 stands the least time that the arithmetic could take: (trunk + head parameters) x rows x tokens x 2
-flops, at the matmul rate measured here.
+flops, at the matmul rate measured here. Milliseconds are those of the CPU, of one thread: they
+leave out what else the machine does.
 
     OMP_NUM_THREADS=1 python benchmarks/rollout_vs_generate.py
-    OMP_NUM_THREADS=2 python benchmarks/rollout_vs_generate.py
 
-Writes benchmarks/rollout_vs_generate.csv; a number of threads replaces its own rows and leaves the
-others.
+Writes benchmarks/rollout_vs_generate.csv.
 """
 
 import argparse
@@ -28,9 +27,9 @@ CSV = Path(__file__).with_suffix(".csv")
 
 
 def seconds(f):
-    start = time.perf_counter()
+    start = time.process_time()
     f()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def matmul_rate(n=1024, repeats=9):
@@ -90,13 +89,11 @@ def measure(policy, texts, n, k, args, least):
 
 
 def save(rows):
-    "Replace the rows of this number of threads."
-    kept = list(csv.DictReader(CSV.open())) if CSV.exists() else []
-    kept = [r for r in kept if int(r["threads"]) != torch.get_num_threads()]
+    "Write the table."
     with CSV.open("w", newline="") as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
-        writer.writerows(sorted(kept + rows, key=lambda r: int(r["threads"])))
+        writer.writerows(rows)
 
 
 def main():

@@ -1,9 +1,9 @@
-"""Where a training step's time goes: each phase's calls and seconds, the mean over some steps.
+"""Where a training step's time goes: each phase's calls and CPU seconds, the mean over some steps.
 
-    python benchmarks/step_profile.py
+    OMP_NUM_THREADS=1 python benchmarks/step_profile.py
 
-The run is the default one. Writes benchmarks/step_profile.csv. Phases nest (a prefill runs inside a
-sampling or a scoring), so the indented ones are parts of the line above them.
+The run is the default one. CPU seconds leave out what else the machine does. Writes
+benchmarks/step_profile.csv.
 """
 
 import csv
@@ -30,12 +30,12 @@ def timed(function, phase, spent, calls):
     "The same function, its calls timed under a phase: a name, or a function of the arguments."
 
     def inner(*args, **kwargs):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             return function(*args, **kwargs)
         finally:
             key = phase(*args) if callable(phase) else phase
-            spent[key] += time.perf_counter() - start
+            spent[key] += time.process_time() - start
             calls[key] += 1
 
     return inner
@@ -96,10 +96,10 @@ def main():
         if step == 2:  # the first two warm up
             spent.clear()
             calls.clear()
-            start = time.perf_counter()
+            start = time.process_time()
         ids = steps.rows_of_step(len(pairs), s.pairs_per_step, s.seed, step)
         steps.train_step(policy, opt, [pairs[i] for i in ids], ids, step, s, rewards, accelerator)
-    rows = table(spent, calls, (time.perf_counter() - start) / STEPS)
+    rows = table(spent, calls, (time.process_time() - start) / STEPS)
     with CSV.open("w", newline="") as f:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
