@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['decide_split', 'read_split', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned', 'measure',
-           'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'take_steps', 'score_on_the_way',
-           'watch_of', 'learning_rate', 'peak_gb', 'check_lengths', 'tell', 'finish']
+           'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'drawing_weights', 'take_steps',
+           'score_on_the_way', 'watch_of', 'learning_rate', 'set_learning_rate', 'peak_gb', 'check_lengths', 'tell',
+           'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import resource
@@ -259,6 +260,18 @@ def check_call(s: TrainSettings, rewards: dict):
             "name them u (of answers) and g (of drawings)"
         )
 
+# %% ../nbs/run/02_train.ipynb #f8522772
+def drawing_weights(
+    pairs,  # Dataset of pair rows
+    kept: list,  # which of them to train on
+    s: TrainSettings,
+) -> torch.Tensor | None:  # (kept,); None: pairs come in turn
+    "In proportion to what pairs are drawn; no picture is read for it."
+    if not s.sample_by_weight:
+        return None
+    told = pairs.select_columns(["similarity", "kind"])
+    return own_weights([told[i] for i in kept], s.weighting)
+
 # %% ../nbs/run/02_train.ipynb #933386cf
 def take_steps(
     made: Prepared,
@@ -274,18 +287,14 @@ def take_steps(
 ):
     "The loop: pairs of a step, the step, a line of metrics; now and then an evaluation and a save."
     lines = read_metrics(out) if start else []
-    weights = None
-    if s.sample_by_weight:
-        weights = own_weights([pairs[i] for i in kept], s.weighting)
+    weights = drawing_weights(pairs, kept, s)
     quiet = not accelerator.is_main_process
     bar = tqdm(range(start, s.steps), s.method, s.steps, initial=start, disable=quiet)
     with bar, StopAsked() as stop:
         for step in bar:
             places = rows_of_step(len(kept), s.pairs_per_step, s.seed, step, weights)
             ids = [kept[i] for i in places]
-            lr = learning_rate(step, s)
-            for group in made.opt.param_groups:
-                group["lr"] = lr
+            lr = set_learning_rate(made.opt, step, s)
             rows = [pairs[i] for i in ids]
             done, last = step + 1, step + 1 == s.steps
             watch = None if quiet else watch_of(made.janus, rows, done, s)
@@ -339,6 +348,14 @@ def learning_rate(step: int, s: TrainSettings) -> float:
     "Rises over the warm-up, if there is one, and falls linearly to 0."
     rise = min(1.0, (step + 1) / s.warmup) if s.warmup else 1.0
     return rise * s.lr * (1 - step / s.steps)
+
+# %% ../nbs/run/02_train.ipynb #4395c54e
+def set_learning_rate(opt, step: int, s: TrainSettings) -> float:
+    "The step's learning rate, which the optimiser gets."
+    lr = learning_rate(step, s)
+    for group in opt.param_groups:
+        group["lr"] = lr
+    return lr
 
 # %% ../nbs/run/02_train.ipynb #b05490ec
 def peak_gb() -> float:

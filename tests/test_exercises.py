@@ -425,6 +425,8 @@ WRONG = {
             "    whole = whole.flatten()\n    whole[4 * cell : 4 * cell + 4] = donor[4 * cell : 4 * cell + 4]\n    return whole",
         ),  # four in a row
         ("donor.view(6, 6)[square]", "donor.view(6, 6)[:2, :2]"),  # always the same four
+        ("codes.clone().view", "codes.view"),  # a view of the drawing
+        ("    return whole.flatten()", "    return whole"),  # a square, not a row
     ],
     ("learn/05_labs.ipynb", "paid"): [
         ("(stated | shown).total()", "stated.total()"),  # paint more
