@@ -1,4 +1,4 @@
-"""Does the loop that trains a Janus train an Emu3? One CSV row a run, as in evidence.py.
+"""Does the loop that trains a Janus train an Emu3? One CSV row a run.
 
     export OMP_NUM_THREADS=1
     python benchmarks/nano_emu3.py run pair-grpo --seeds 0 1 2 3 4
