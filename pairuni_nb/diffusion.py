@@ -152,8 +152,9 @@ def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional,
     task, step = rollouts.task, rollouts.step
     twice = task == "g" and rollouts.sampling.scores_guided
     used, group = rollouts.group.unique(return_inverse=True)
-    _, cache, mask = self.prefill(rollouts.prompts[used], group, twice)
-    states = 0.0
+    last, cache, mask = self.prefill(rollouts.prompts[used], group, twice)
+    # no token is drawn from it, but --shard gathers a layer when its output's gradient arrives
+    states = 0 * last
     for s in range(int(step.max()) + 1):
         seen = self.look(task, cache, mask, rollouts.tokens, step >= s)
         now = (step == s).repeat(1 + twice, 1)
