@@ -430,7 +430,7 @@ def test_settings_become_work():
     made = plan(JANUS_PRO_1B, w, card_named("A100"))
     assert made["hours"] == s.steps * sum(made["seconds"].values()) / 3600
 
-# %% ../nbs/run/04_plan.ipynb #fa1fac7a
+# %% ../nbs/run/04_plan.ipynb #a04c7f67
 def test_emu3_8b_is_planned_as_transformers_builds_it():
     made, gb = plan(*PLANS["emu3-8b"], card_named("H100")), 1e9
     with torch.device("meta"):

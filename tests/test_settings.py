@@ -40,7 +40,7 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="unknown preset 'mega'"):
         preset("mega")
 
-# %% ../nbs/00_settings.ipynb #3fe52ef3
+# %% ../nbs/00_settings.ipynb #e35179a8
 def test_a_preset_takes_its_own_family():
     names = ("nano", "nano-emoji", "nano-emu3", "nano-diffusion", "janus-pro-1b", "emu3-8b")
     families = ("janus", "janus", "emu3", "masked_janus", "janus", "emu3")
@@ -51,6 +51,8 @@ def test_a_preset_takes_its_own_family():
                 continue
             with pytest.raises(ValueError, match=f"'{name}'.* {own}, .*'a/b'.* {family}: start") as e:
                 check_family(name, family, "a/b")
+            with pytest.raises(ValueError, match="family mine: call train"):
+                check_family(name, "mine", "a/b")
             offered = str(e.value).split("--preset ")[1].split(", or name")[0].split(" or ")
             assert {preset(other).family for other in offered} == {family}
 
