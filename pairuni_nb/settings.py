@@ -312,7 +312,7 @@ def check(s: TrainSettings | PairSettings):
         if isinstance(value, int):
             at_most(name, value, MOST_SEED if name == "seed" else MOST)
 
-# %% ../nbs/00_settings.ipynb #0e9560f1
+# %% ../nbs/00_settings.ipynb #a4a542c6
 def check_family(
     name: str,  # of a preset
     family: str,  # of the checkpoint, as its config says
@@ -322,9 +322,10 @@ def check_family(
     wanted = preset(name).family
     if family == wanted:
         return
-    fit = [other for other, p in PRESETS.items() if p.family == family]
+    fit = " or ".join(other for other, p in PRESETS.items() if p.family == family)
+    cure = f"start from --preset {fit}, or name another --model"
     raise ValueError(
         f"preset '{name}' has settings for the family {wanted}, and the checkpoint "
-        f"'{model or 'janus-nano'}' is of the family {family}: start from --preset "
-        f"{' or '.join(fit)}, or name another --model"
+        f"'{model or 'janus-nano'}' is of the family {family}: "
+        + (cure if fit else "call train() in Python, with settings of your own")
     )
