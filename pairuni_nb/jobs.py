@@ -8,10 +8,10 @@ __all__ = ['OWN', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 'Ask', 'Draw', '
            'completed_by', 'check_place', 'when_stopped', 'check_pairug', 'check_made', 'check_licences', 'check_pair',
            'run_pair', 'check_device', 'check_checkpoint', 'check_tracker', 'own_function', 'named_rewards',
            'whole_reward', 'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'whole_job', 'check_train', 'check_flags',
-           'check_gpu', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given',
-           'resume', 'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'own_sampling', 'load_model',
-           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix',
-           'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'check_gpu', 'check_start', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name',
+           'check_given', 'resume', 'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan',
+           'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate',
+           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -41,6 +41,7 @@ from pairuni_nb.settings import (
     TrainSettings,
     at_most,
     check,
+    check_family,
     one_of,
     preset,
     visible,
@@ -93,15 +94,17 @@ class Train:
     """
 
     # where all other flags start: nano, nano-emoji, nano-emu3, nano-diffusion,
-    # janus-pro-1b, janus-pro-7b
-    # or janus-pro-1b-24gb
+    # janus-pro-1b, janus-pro-7b, janus-pro-1b-24gb
+    # or emu3-8b (of these four no checkpoint was ever loaded here)
     preset: str = "nano"
     # folder that `pairuni pair` wrote, or a file of pairs as PairUni's authors write them (PairUG,
     # JSON lines), its images beside it; without one, the preset's
     pairs: str = ""
     held_u: str = ""  # U records to score instead of a tenth of the pairs: as in pairuni pair
     held_g: str = ""  # G records to score, likewise
-    model: str = ""  # checkpoint of a Janus, an Emu3 or a masked Janus; without one, janus-nano
+    # checkpoint of the preset's family (a Janus, an Emu3 or a masked Janus); without one,
+    # janus-nano
+    model: str = ""
     # of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, a weighted sum
     # of these, or module:function of yours; without one, what the pairs allow
     reward: str = ""
@@ -119,9 +122,10 @@ class Plan:
     "Does a run fit your GPU, and how long does it take? Nothing is loaded."
 
     # where all other flags start, as in train: nano, nano-emoji, nano-emu3, janus-pro-1b,
-    # janus-pro-7b or janus-pro-1b-24gb
+    # janus-pro-7b, janus-pro-1b-24gb or emu3-8b
     preset: str = "janus-pro-1b"
-    model: str = ""  # Janus checkpoint, of which only config.json is read
+    # checkpoint of the preset's family, of which only config.json is read, and an Emu3's processor
+    model: str = ""
     card: str = "H100"  # RTX 4090, A100 80GB, H100 80GB or H200, by a part of its name
     devices: int = 1  # how many of them
     settings: OmitArgPrefixes[TrainSettings] = TrainSettings()
@@ -701,6 +705,16 @@ def check_gpu(c: Train, device: str):  # device: the one found
             "one is, or add --device cpu to wait for a CPU"
         )
 
+# %% ../nbs/run/08_jobs.ipynb #8265fdda
+def check_start(c: Train):
+    "A checkpoint that fits its preset, and lacks nothing."
+    from pairuni_nb.diffusion import policy_without_weights
+
+    policy = policy_without_weights(c.model)
+    check_family(c.preset, policy.family, c.model)
+    if c.settings.train_vision:
+        policy.train_tower()
+
 # %% ../nbs/run/08_jobs.ipynb #3db2b5b4
 def run_train(
     c: Train,
@@ -714,7 +728,6 @@ def run_train(
     check_flags(c, argv)
     device = check_device(c.device)
     check_gpu(c, device)
-    from pairuni_nb.diffusion import checkpoint_config
     from pairuni_nb.processes import join_processes
 
     group = join_processes(device)
@@ -724,7 +737,7 @@ def run_train(
     check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
     # now, so that a wrong name or a bad record leaves no run folder
-    checkpoint_config(c.model)
+    check_start(c)
     held = own_held(c.held_u, c.held_g)
     rewards = named_rewards(c.reward_u, c.reward, c.reward_device)
     if group.is_main_process:
@@ -932,7 +945,9 @@ def run_plan(c: Plan):
     work, card = Work(c.settings, c.devices), card_named(c.card)
     if c.model not in KNOWN_SHAPES:
         check_checkpoint(c.model)
-    print(plan_table(plan(shape_named(c.model), work, card)))
+    shape = shape_named(c.model)
+    check_family(c.preset, shape.family, c.model)
+    print(plan_table(plan(shape, work, card)))
 
 # %% ../nbs/run/08_jobs.ipynb #bfab628b
 def own_sampling(m: Model, policy) -> dict:
