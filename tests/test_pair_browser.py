@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_labs import lab
+from test_labs import NOTEBOOKS, lab
 from test_report_look import ALL
 
 from pairuni_nb.encoders import features, load_encoder
@@ -88,9 +88,10 @@ def test_sliding_makes_the_pairs_that_the_library_makes(need, tmp_path):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("text", [0.0, 0.2])
-def test_the_emoji_pair_on_the_page_as_in_the_library(need, text):
+def test_the_emoji_pair_on_the_page_as_in_the_library(need, text, monkeypatch):
     from playwright.sync_api import sync_playwright
 
+    monkeypatch.chdir(NOTEBOOKS["data/05_emoji.ipynb"].parent)
     space = lab("data/05_emoji.ipynb", "def right_of_found")
     x = space["emoji_page"](text)
     parts = zip(space["rows"]["efficientnet"], space["rows"]["minilm"])
