@@ -115,9 +115,9 @@ def as_lines(metrics, names):
     return "".join(f"{line}\n" for line in lines)
 
 
-def few_colours(image, file):
-    "Save it with 32 of them."
-    image.convert("RGB").quantize(32).save(file, optimize=True)
+def few_colours(image, file, n=32):
+    "Save it with n of them."
+    image.convert("RGB").quantize(n).save(file, optimize=True)
 
 
 def cut_down(folder, to, s):
@@ -141,7 +141,7 @@ def cut_down(folder, to, s):
 
 def sheet(folder, when, file):
     "Drawings of the first held-out prompts, in a row."
-    few_colours(Image.fromarray(np.hstack(read_drawings(folder, when)[:N_DRAWINGS])), file)
+    few_colours(Image.fromarray(np.hstack(read_drawings(folder, when)[:N_DRAWINGS])), file, 128)
 
 
 def cut_for_lab(folder, to, name):
