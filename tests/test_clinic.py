@@ -1,6 +1,7 @@
 """The fault clinic: each patch is the fault that it is named for, and nothing stays patched."""
 
 import inspect
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -221,3 +222,63 @@ def test_no_ratio_is_plain_policy_gradient_however_often():
     for name, p in plain.named_parameters():
         torch.testing.assert_close(policy.get_parameter(name), p)
     assert not torch.allclose(right.said, plain.said)
+
+
+def test_first_outside_is_the_first_step_beyond_the_range_and_half_of_it():
+    lines = [dict(step=n, x=x) for n, x in enumerate((2.0, 2.4, 2.6, 1.0), 1)]
+    lines.insert(1, dict(step=9))  # a step that does not tell it
+    assert clinic.first_outside(lines, "x", 1.0, 2.0) == 3
+    assert clinic.first_outside(lines, "x", 1.6, 2.6) == 4
+    assert clinic.first_outside(lines, "x", 1.0, 2.6) == 0
+    assert clinic.first_outside([dict(step=1, x=float("nan"))], "x", 0.0, 1.0) == 1
+    clips = [dict(step=1, clip_low_u=0.2, clip_high_u=0.1)]
+    assert clinic.figure(clips[0], "clip_u") == pytest.approx(0.3)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    "A clinic of two steps, sixty records a side and four held-out items."
+    job = replace(clinic.JOB, steps=2, pairs_per_step=2, rollouts=3, eval_items=4)
+    pair = replace(clinic.BASE.pair, n_u=60, n_g=60)
+    parts = dict(JOB=job, BASE=replace(clinic.BASE, pair=pair), RANGE_SEEDS=(9,))
+    parts |= dict(CSV=tmp_path / "a.csv", RANGE=tmp_path / "b.csv", RUNS=tmp_path / "runs")
+    for name, value in parts.items():
+        monkeypatch.setattr(clinic, name, value)
+    yield tmp_path
+    for kept in (clinic.given, clinic.start):
+        kept.cache_clear()
+
+
+def test_a_finished_table_is_not_run_again_and_a_lost_row_comes_back_the_same(tiny, monkeypatch):
+    for kept in (clinic.given, clinic.start):
+        kept.cache_clear()
+    clinic.run_all(["healthy", "temperature"], [3])
+    rows, ranges = clinic.read(clinic.CSV), clinic.RANGE.read_text()
+    assert [r["row"] for r in rows] == ["healthy", "temperature"]
+    assert rows[1]["first_gap_u"] == rows[1]["first_gap_g"] == "1"
+    assert rows[0]["accuracy_before"] == rows[1]["accuracy_before"]
+    assert {r["row"] for r in clinic.read(clinic.RANGE)} == {"healthy"}
+    with monkeypatch.context() as m:
+        m.setattr(clinic, "train", lambda *a, **k: 1 / 0)
+        clinic.run_all(["healthy", "temperature"], [3])
+    assert clinic.read(clinic.CSV) == rows
+    clinic.CSV.write_text("".join(clinic.CSV.read_text().splitlines(True)[:2]))
+    shutil.rmtree(clinic.folder_of("temperature", 3))
+    clinic.run_all(["healthy", "temperature"], [3])
+    again = clinic.read(clinic.CSV)
+    for row in (*rows, *again):
+        row.pop("cpu_seconds")
+    assert again == rows and clinic.RANGE.read_text() == ranges
+
+
+def test_the_committed_table_is_what_a_first_step_tells(monkeypatch, tmp_path):
+    "One step of one row: what left its range at once does so again, and nothing else."
+    row, seed = "temperature", 0
+    (kept,) = [r for r in clinic.read(clinic.CSV) if (r["row"], r["seed"]) == (row, str(seed))]
+    job = replace(clinic.JOB, steps=1)
+    lines, failed = clinic.steps_of(row, seed, tmp_path / "run", job)
+    found = clinic.usual(clinic.healthy_of(row), clinic.read(clinic.RANGE))
+    assert not failed
+    for name in clinic.FIGURES:
+        told = clinic.first_outside(lines, name, *found[name])
+        assert (told == 1) == (kept[f"first_{name}"] == "1"), name
