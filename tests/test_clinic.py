@@ -3,6 +3,7 @@
 import inspect
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pairuni_nb.pair_grpo
 import pairuni_nb.rollout
 import pairuni_nb.step
 from hand_made import HandMade, pair, reward
-from pairuni_nb.rollout import Policy, Sampling, gap
+from pairuni_nb.janus import load_janus
+from pairuni_nb.rollout import JanusPolicy, Policy, Sampling, gap
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.step import roll_out_sides, train_step
+from pairuni_nb.world import records
 from test_rollout import DRAW, nano_policy, plain_score, rollouts
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -135,6 +138,24 @@ def test_top_k_draws_from_the_likeliest_and_scores_all():
         torch.testing.assert_close(r.sample_logp, drawn, atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_one_batch_of_truncated_drawings_is_too_little_surprised():
+    "What would tell top k, and needs the whole distribution: 11_rollout's surprise."
+    policy = JanusPolicy(*load_janus())
+    truths = [dict(prompt=r["prompt"]) for r in records("g", 8, 9)]
+    s = replace(clinic.JOB, seed=9)
+    z = {}
+    for name, fault in dict(healthy=nullcontext, sick=clinic.top_k).items():
+        with fault():
+            r, *_ = pairuni_nb.step.roll_out(policy, truths, "g", list(range(8)), 0, s)
+        logp = policy.logits(replace(r, sampling=replace(r.sampling, cfg_scoring="guided")))
+        logp = logp.log_softmax(-1)
+        entropy = -(logp.exp() * logp).sum(-1)
+        off = -r.sample_logp - entropy
+        z[name] = (off.mean() / (off.std() / off.numel() ** 0.5)).item()
+    assert abs(z["healthy"]) < 3 and z["sick"] < -8, z
+
+
 def sides_of(*faults, s=S):
     "Both sides of a step of three pairs, rewards and weights known by hand."
     judges = {task: reward(task) for task in "ug"}
@@ -240,7 +261,7 @@ def tiny(tmp_path, monkeypatch):
     "A clinic of two steps, sixty records a side and four held-out items."
     job = replace(clinic.JOB, steps=2, pairs_per_step=2, rollouts=3, eval_items=4)
     pair = replace(clinic.BASE.pair, n_u=60, n_g=60)
-    parts = dict(JOB=job, BASE=replace(clinic.BASE, pair=pair), RANGE_SEEDS=(9,))
+    parts = dict(JOB=job, BASE=replace(clinic.BASE, pair=pair), RANGE_SEEDS=dict(healthy=(9,)))
     parts |= dict(CSV=tmp_path / "a.csv", RANGE=tmp_path / "b.csv", RUNS=tmp_path / "runs")
     for name, value in parts.items():
         monkeypatch.setattr(clinic, name, value)
