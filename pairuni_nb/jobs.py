@@ -115,6 +115,9 @@ class Train:
     resume: str = ""  # run folder to go on with, instead of a new one
     device: str = "auto"  # auto, cpu or cuda
     tracker: str = ""  # tensorboard, wandb or trackio, beside metrics.jsonl
+    # USER/NAME on the Hugging Face Hub: the trained checkpoint goes there, too, private, with a
+    # card
+    push_to_hub: str = ""
     settings: OmitArgPrefixes[TrainSettings] = TrainSettings()
 
 # %% ../nbs/run/08_jobs.ipynb #9f6f8b2b
@@ -823,7 +826,9 @@ def run_train(
     "pairuni train"
     if c.resume:
         check_flags(c, argv)
-        return resume(c.resume, None, None, c.device, c.reward_device, c.tracker)
+        check_hub(c.push_to_hub)
+        resume(c.resume, None, None, c.device, c.reward_device, c.tracker)
+        return push(Path(c.resume), c.push_to_hub)
     c = check_train(c)
     check_flags(c, argv)
     device = check_device(c.device)
@@ -840,6 +845,7 @@ def run_train(
     check_start(c)
     held = own_held(c.held_u, c.held_g)
     rewards = named_rewards(c.reward_u, c.reward, c.reward_device)
+    check_hub(c.push_to_hub)
     if group.is_main_process:
         begin_job(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()
@@ -849,6 +855,7 @@ def run_train(
         if group.is_main_process and not (out / "metrics.jsonl").exists():
             shutil.rmtree(out)
         raise
+    push(out, c.push_to_hub)
 
 # %% ../nbs/run/08_jobs.ipynb #183049ea
 def begin_job(c: Train, out: Path, command: str):
