@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from evidence import append, read
+from rows import append, read
 
 import pairuni_nb.rollout
 import pairuni_nb.step

@@ -9,12 +9,12 @@ On each seed's own 500 held-out items a side. Lines that the CSV already holds a
 """
 
 import argparse
-import csv
 import textwrap
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from rows import KEYS, append, read
 
 from pairuni_nb.ablate import sources
 from pairuni_nb.diffusion import load_checkpoint, policy_for
@@ -27,7 +27,6 @@ from pairuni_nb.settings import preset
 HERE = Path(__file__).parent
 MODELS = {"start": None, "pair-grpo": "reference", "u": "sides=u"}  # name, and of its run folder
 WEIGHTS = (1.0, 2.0, 3.0)
-KEYS = ("accuracy", "accuracy_formed", "well_formed", "score", "full", "diversity")
 
 
 def decode(checkpoint, held, seed, cfg_weight):
@@ -39,8 +38,7 @@ def decode(checkpoint, held, seed, cfg_weight):
 
 def decode_all(runs, seeds, file, base):
     "Each line that the CSV does not hold yet, of every run that is there."
-    lines = list(csv.DictReader(file.open())) if file.exists() else []
-    held_already = {(r["model"], int(r["seed"]), float(r["cfg_weight"])) for r in lines}
+    there = {(r["model"], int(r["seed"]), float(r["cfg_weight"])) for r in read(file)}
     for seed in seeds:
         _, _, *held = sources(base, seed)
         for model, run in MODELS.items():
@@ -49,19 +47,10 @@ def decode_all(runs, seeds, file, base):
                 print(f"{model} of seed {seed} left out: no {checkpoint}")
                 continue
             for weight in WEIGHTS:
-                if (model, seed, weight) in held_already:
+                if (model, seed, weight) in there:
                     continue
                 line = dict(model=model, seed=seed, temperature=0.0, cfg_weight=weight)
-                lines.append(line | decode(checkpoint, held, seed, weight))
-                print(lines[-1], flush=True)
-                write(file, lines)
-
-
-def write(file, lines):
-    with file.open("w", newline="") as f:
-        writer = csv.DictWriter(f, lines[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+                append(file, line | decode(checkpoint, held, seed, weight))
 
 
 def drawings(run, file, n=8):
