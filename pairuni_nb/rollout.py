@@ -630,7 +630,7 @@ def pick(
         sure = torch.zeros_like(mixed[:, 0])
         return mixed.argmax(-1), sure, sure
     probs = (mixed / sampling.temperature).softmax(-1)
-    token = draw(probs, u)
+    token = draw(probs, u).clamp(max=probs.shape[-1] - 1)  # NaN: `sample` tells
     drawn = probs.gather(1, token[:, None])[:, 0].log()
     if len(logits) == R:
         return token, drawn, drawn
@@ -894,7 +894,13 @@ def sample(
     for part in rows.split(self.rows_that_fit(gb, prompts, sampling)):
         mine, u = group[part].to(self.device), noise[part].to(self.device)
         parts.append(self._sample_rows(prompts, k, mine, u, sampling))
-    return join(parts, self.pad)
+    drawn = join(parts, self.pad)
+    if drawn.sample_logp.isnan().any():
+        raise ValueError(
+            "the model's probabilities are not numbers (NaN): its weights ran away; "
+            "go back to an earlier save, with a lower --lr"
+        )
+    return drawn
 
 # %% ../nbs/11_rollout.ipynb #bf62d039
 @patch_to(Policy)

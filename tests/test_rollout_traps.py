@@ -468,3 +468,15 @@ def test_rollouts_of_a_prompt_share_its_keys(monkeypatch):
     monkeypatch.setattr(R, "Shared", watched)
     rollouts("g", Sampling())  # four of each of three prompts, guided
     assert {(len(x.prompt[0]), len(x.own[0])) for x in made} == {(6, 24)}
+
+
+@pytest.mark.parametrize("task", ["u", "g"])
+def test_weights_that_ran_away_are_told(fresh, task):
+    with torch.no_grad():
+        for weight in fresh.language_model.parameters():
+            weight.mul_(1e18)
+    prompts = fresh.text_prompts(ASK) if task == "u" else fresh.image_prompts(DRAW)
+    sampling = Sampling(max_new_tokens=3)
+    u = noise(0, 0, range(len(prompts)), 2, fresh.length(task, sampling))
+    with pytest.raises(ValueError, match="not numbers.*lower --lr"):
+        fresh.sample(prompts, 2, u, sampling)
