@@ -2,9 +2,9 @@
 
     export OMP_NUM_THREADS=1
     python benchmarks/nano_diffusion.py decoding
-    python benchmarks/nano_diffusion.py run pair-grpo --seeds 0 1 2
+    python benchmarks/nano_diffusion.py run pair-grpo --seeds 0 1 2 3 4
     python benchmarks/nano_diffusion.py run one-step --seeds 0
-    python benchmarks/nano_diffusion.py run shuffled --seeds 0
+    python benchmarks/nano_diffusion.py run shuffled --seeds 0 1 2 3 4
     python benchmarks/nano_diffusion.py table
 
 Each seed has its own pairs, rollout noise and fresh held-out set (300 items a side). `one-step`

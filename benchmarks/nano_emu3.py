@@ -3,7 +3,7 @@
     export OMP_NUM_THREADS=1
     python benchmarks/nano_emu3.py run pair-grpo --seeds 0 1 2 3 4
     python benchmarks/nano_emu3.py run u --seeds 0 1 2
-    python benchmarks/nano_emu3.py run shuffled --seeds 0
+    python benchmarks/nano_emu3.py run shuffled --seeds 0 1 2 3 4
     python benchmarks/nano_emu3.py decoding --seeds 0 1 2 3 4
     python benchmarks/nano_emu3.py table
 
