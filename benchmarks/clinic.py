@@ -14,7 +14,6 @@ stay in runs/clinic. Evaluations are always healthy.
 """
 
 import argparse
-import csv
 import functools
 import shutil
 import time
@@ -25,6 +24,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from rows import append, read
 
 import pairuni_nb.rollout
 import pairuni_nb.step
@@ -243,21 +243,6 @@ def run(row, seed):
         told["cpu_seconds"] = round(time.process_time() - began, 1)
         write_json(file, told)
     return read_json(file, "remove it")
-
-
-def read(file):
-    return list(csv.DictReader(file.open())) if file.exists() else []
-
-
-def append(file, row):
-    "One more line of a CSV, and on the screen."
-    new = not file.exists()
-    with file.open("a", newline="") as f:
-        writer = csv.DictWriter(f, row, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row, flush=True)
 
 
 def figure(line, name):

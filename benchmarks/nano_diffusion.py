@@ -21,7 +21,7 @@ from pathlib import Path
 
 import nano_emu3
 import torch
-from evidence import append, read, table
+from rows import append, read, table
 
 from pairuni_nb import diffusion
 from pairuni_nb.diffusion import DiffusionPolicy, load_checkpoint, policy_for

@@ -1,4 +1,4 @@
-"""Does the loop that trains a Janus train an Emu3? One CSV row a run, as in evidence.py.
+"""Does the loop that trains a Janus train an Emu3? One CSV row a run.
 
     export OMP_NUM_THREADS=1
     python benchmarks/nano_emu3.py run pair-grpo --seeds 0 1 2 3 4
@@ -19,8 +19,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from evidence import append, read, row_of, shuffled, table
+from rows import append, read, row_of, table
 
 from pairuni_nb.diffusion import load_checkpoint, policy_for
 from pairuni_nb.evaluate import evaluate, evaluate_g
@@ -38,6 +39,12 @@ NAME = "nano-emu3"
 # what each changes in how the pairs are trained or made
 CONDITIONS = {"pair-grpo": {}, "u": dict(sides="u"), "g": dict(sides="g")}
 CONDITIONS |= {"random": dict(mix="random"), "shuffled": {}}
+
+
+def shuffled(reward, seed):
+    "The same rewards, dealt to random rollouts."
+    rng = np.random.default_rng(seed)
+    return lambda *a: [float(v) for v in rng.permutation(reward(*a))]
 
 
 def scores(checkpoint, seed, s):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evidence import append, quiet, read
+from rows import append, quiet, read
 
 from pairuni_nb.ablate import smallest_effect
 from pairuni_nb.diffusion import DiffusionPolicy, filled, load_checkpoint, masked_loss, policy_for

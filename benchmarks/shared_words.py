@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from agreement import halves
-from evidence import append, read
+from rows import append, read
 from torch.nn.functional import normalize
 
 from pairuni_nb.evaluate import interval

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'MaskedJanusConfig', 'MaskedJanus', 'masked_from', 'schedule', 'lots', 'DiffusionPolicy', 'hide',
            'masked_loss', 'filled', 'warm_start_masked', 'make_diffusion', 'masked_config', 'load_masked', 'family_of',
-           'checkpoint_config', 'load_checkpoint', 'policy_for']
+           'checkpoint_config', 'load_checkpoint', 'policy_for', 'policy_without_weights']
 
 # %% ../nbs/18_diffusion.ipynb #530f6b3a
 # R rollouts, L prompt tokens, T completion tokens, S steps, D width, V vocabulary
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor
+from transformers.utils import logging
 
 from .emu3 import Emu3Policy, emu3_config, load_emu3, pool_examples, question_examples
 from pairuni_nb.janus import (
@@ -151,8 +152,9 @@ def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional,
     task, step = rollouts.task, rollouts.step
     twice = task == "g" and rollouts.sampling.scores_guided
     used, group = rollouts.group.unique(return_inverse=True)
-    _, cache, mask = self.prefill(rollouts.prompts[used], group, twice)
-    states = 0.0
+    last, cache, mask = self.prefill(rollouts.prompts[used], group, twice)
+    # no token is drawn from it, but --shard gathers a layer when its output's gradient arrives
+    states = 0 * last
     for s in range(int(step.max()) + 1):
         seen = self.look(task, cache, mask, rollouts.tokens, step >= s)
         now = (step == s).repeat(1 + twice, 1)
@@ -358,3 +360,16 @@ def load_checkpoint(
 def policy_for(model, processor, *settings, **named) -> Policy:  # the rest: see `Policy`
     "A model as a policy of its family."
     return FAMILIES[model.config.model_type][2](model, processor, *settings, **named)
+
+# %% ../nbs/18_diffusion.ipynb #0cbfaf9d
+def policy_without_weights(
+    path: str = None,  # as in `load_checkpoint`
+) -> Policy:  # on the meta device
+    "A checkpoint's policy, its weights not read; one sentence when it cannot be trained."
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the weights that are read later have one
+    try:
+        return policy_for(*load_checkpoint(path, "meta"))
+    finally:
+        if bars:
+            logging.enable_progress_bar()

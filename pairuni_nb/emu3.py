@@ -220,9 +220,10 @@ class Emu3Policy(Policy):
             if getattr(own, f"{name}_token_id") is None:
                 raise ValueError(f"the checkpoint's generation config names no {name} token id")
         self.bos, self.pad = own.bos_token_id, own.pad_token_id
-        eos = torch.tensor(own.eos_token_id, device=self.device).reshape(-1)
+        ends = [own.eos_token_id] if isinstance(own.eos_token_id, int) else own.eos_token_id
+        eos = torch.tensor(ends, device=self.device)
         codes = torch.arange(self.first, self.first + self.codes, device=self.device)
-        marks = torch.tensor([*marks, int(eos[0])], device=self.device)
+        marks = torch.tensor([*marks, ends[0]], device=self.device)
         self.register_buffer("eos", eos, persistent=False)
         self.register_buffer("words", torch.cat([codes, marks]), persistent=False)  # (C+4,)
         self._read_grid()

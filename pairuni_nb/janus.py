@@ -200,6 +200,7 @@ def load_weights(
             dtype=dtype or "auto",
             use_safetensors=True,
             output_loading_info=True,
+            device_map="meta" if str(device) == "meta" else None,  # names and shapes alone
         )
     except Exception as e:  # of any kind: the files are a stranger's
         raise ValueError(

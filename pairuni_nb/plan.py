@@ -40,6 +40,11 @@ class Shape:
     draw_flops: int  # to decode one image from its tokens
 
     @property
+    def family(self) -> str:
+        "As config.json names it."
+        return "janus" if self.code_width else "emu3"
+
+    @property
     def query_width(self) -> int:
         "Of the queries of all heads."
         return self.heads * self.head_dim

@@ -556,10 +556,10 @@ def looks_of(
 
 # %% ../nbs/run/03_report.ipynb #cd0e9a7a
 def in_words(value) -> str:
-    "A count or a setting as text; dicts as `name value`."
+    "A count or a setting as text; dicts as `name value`; nothing as none."
     if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items()) or "none"
-    return str(value)
+        return ", ".join(f"{name} {in_words(part)}" for name, part in value.items()) or "none"
+    return "none" if value in ("", None) else str(value)
 
 # %% ../nbs/run/03_report.ipynb #458259b5
 SHOWN = ("model", "weighting", "seed", "steps", "pairs", "pairs_per_step", "rollouts")

@@ -10,7 +10,7 @@ from pairuni_nb.language_model import ToyEndpoint, read_journal
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.preference import tiny_clip
 from pairuni_nb.records import save_records
-from pairuni_nb.settings import PairSettings
+from pairuni_nb.settings import PRESETS, PairSettings
 from pairuni_nb.world import records
 from program import pairuni
 
@@ -367,20 +367,35 @@ def test_one_item_has_no_score(capsys, tmp_path):
     assert kept["figures"]["score_mean"] is None
 
 
+def told_of(command, capsys):
+    assert pairuni(f"{command} --help") == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     "command, steps",
     [
         ("train", 150),
         ("train --preset nano-emoji", 60),
         ("train --preset nano-emu3", 60),
+        ("train --preset emu3-8b", 1200),
         ("plan --preset=nano-emoji", 60),
         ("plan", 1200),
     ],
 )
 def test_help_shows_the_presets_values(command, steps, capsys):
-    assert pairuni(f"{command} --help") == 0
-    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    shown = told_of(command, capsys)
     assert f"(paper: at most 1200) (default: {steps})" in shown
+
+
+def test_help_names_every_preset(capsys):
+    for command, without in (("train", ()), ("plan", ("nano-diffusion",))):
+        shown = told_of(command, capsys)
+        named = re.findall(r"all other flags start[^(]*", shown)[0].replace(" or ", ", ")
+        found = {word.strip() for word in re.split("[,:]", named)}
+        assert set(PRESETS) - set(without) <= found, set(PRESETS) - found
+        assert not found & set(without)
+    assert "of these four no checkpoint was ever loaded here" in told_of("train", capsys)
 
 
 def test_help_names_what_stands_without_a_flag(capsys):

@@ -40,7 +40,11 @@ def columns(text, n):
 
 def test_each_column_tells_its_own_run(runs):
     text = beside(list(runs))
-    assert text.index("<h3>one</h3>") < text.index("<h3>other</h3>")
+    assert re.findall(r"<label for=.run-\d.>(\w+)<", text) == ["one", "other"]
+    assert re.findall(r"<div class=.run-(\d). role=group aria-label=.(\w+)", text)[:2] == [
+        ("1", "one"),
+        ("2", "other"),
+    ]
     first, second = columns(text, 2)
     assert len(first) == len(second) == len(looks_of(runs[0])[2])
     told = lambda cells: "".join(cells).count("<dd>0.11</dd>")
@@ -58,7 +62,7 @@ def test_only_steps_that_both_kept(runs):
 def test_other_pairs_and_two_of_one_name_are_told(runs, tmp_path):
     copy = shutil.copytree(runs[1], tmp_path / "one")
     assert "other pairs" not in beside([runs[0], copy])
-    assert f"<h3>{copy}</h3>" in beside([runs[0], copy])
+    assert f">{copy}</label>" in beside([runs[0], copy])
     file = copy / "rollouts/000002/g.json"
     told = json.loads(file.read_text())
     write_json(file, told | dict(prompts=[MARKUP] * len(told["prompts"])))
@@ -78,29 +82,76 @@ def test_on_the_command_line(runs, tmp_path, capsys):
     assert not said.out and sorted(p.name for p in tmp_path.iterdir()) == ["bare", "both.html"]
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 390])
-def test_both_go_on_together(runs, need, width, tmp_path):
+@pytest.fixture
+def opened(runs, need, tmp_path):
+    """The page of a run and of a copy with longer answers, as wide as is asked."""
     from playwright.sync_api import sync_playwright
 
+    wordy = shutil.copytree(runs[0], tmp_path / "wordy")
+    for file in wordy.glob("rollouts/*/u.json"):
+        told = json.loads(file.read_text())
+        write_json(file, told | dict(texts=[text + " and so on" * 60 for text in told["texts"]]))
     file = tmp_path / "both.html"
-    file.write_text(beside([runs[0]] * 2), encoding="utf-8")
+    file.write_text(beside([runs[0], wordy]), encoding="utf-8")
     with sync_playwright() as play:
         flags = ["--no-sandbox", "--disable-gpu"]
         browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
-        page = browser.new_page(viewport=dict(width=width, height=800), offline=True)
-        page.goto(file.as_uri())
-        seen = lambda: page.locator("article.pair:visible").count()
-        first = seen()
-        page.locator("#at-1").focus()
-        page.keyboard.press("ArrowRight")
-        assert page.locator("#step-2").is_visible() and not page.locator("#step-1").is_visible()
-        assert first and first % 2 == 0 and seen() % 2 == 0
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert min(page.evaluate(ALL).values()) >= 4.5
-        left, right = page.locator("#step-2 .beside > h3").all()
-        boxes = left.bounding_box(), right.bounding_box()
-        assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+
+        def at(width):
+            page = browser.new_page(viewport=dict(width=width, height=800), offline=True)
+            page.goto(file.as_uri())
+            return page
+
+        yield at
         browser.close()
+
+
+def places(page, run):
+    """Where a run's drawings and answers begin in the second step, if they are seen."""
+    groups = page.locator(f"#step-2 .run-{run} .group:visible").all()
+    return [group.bounding_box()["y"] for group in groups]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_every_width_can_be_read(opened, width):
+    page = opened(width)
+    page.locator("#at-1").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#step-2").is_visible() and not page.locator("#step-1").is_visible()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert min(page.evaluate(ALL).values()) >= 4.5
+
+
+@pytest.mark.browser
+def test_side_by_side_the_same_group_stands_at_one_height(opened):
+    page = opened(1280)
+    page.locator("label[for=at-2]").click()
+    assert len(places(page, 1)) > 1 and places(page, 1) == places(page, 2)
+    left, right = page.locator("#step-2 .run-1, #step-2 .run-2").all()[:2]
+    boxes = left.bounding_box(), right.bounding_box()
+    assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
+    names = [page.locator(f"label[for=run-{i}]").bounding_box()["x"] for i in (1, 2)]
+    assert abs(names[1] - boxes[1]["x"]) < 8 and names[0] < names[1]
+    assert not page.locator("[name=run]").first.is_visible()  # nothing to choose here
+
+
+@pytest.mark.browser
+def test_on_a_phone_a_tap_changes_the_run_and_nothing_else(opened):
+    page = opened(390)
+    page.locator("label[for=at-2]").click()
+    page.mouse.wheel(0, 400)
+    page.wait_for_function("scrollY === 400")
+    first = places(page, 1)
+    assert len(first) > 1 and not places(page, 2)
+    page.locator("label[for=run-2]").click()
+    assert places(page, 2) == first and not places(page, 1)
+    assert page.evaluate("scrollY") == 400
+    page.locator("label[for=at-1]").click()  # another step keeps the run
+    assert page.locator("#step-1 .run-2 article:visible").count() > 0
+    assert page.locator("#step-1 .run-1 article:visible").count() == 0
+    page.locator("#run-2").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#step-1 .run-1 article:visible").count() > 0

@@ -158,7 +158,8 @@ def refused(capsys, *argv):
 
 def test_there_is_no_tower_to_train(capsys, folder, tmp_path):
     out = tmp_path / "run"
-    said = refused(capsys, "train", "--model", folder, "--out", out, "--train-vision")
+    started = "train", "--preset", "nano-emu3", "--model", folder, "--out", out
+    said = refused(capsys, *started, "--train-vision")
     assert "no vision tower to train: leave train_vision off" in said
     assert not out.exists()
 
@@ -166,7 +167,9 @@ def test_there_is_no_tower_to_train(capsys, folder, tmp_path):
 def test_the_plan_counts_an_emu3_by_arithmetic_alone(capsys, folder):
     assert main(["plan", "--preset", "nano-emu3", "--model", str(folder)]) == 0
     small = capsys.readouterr().out
-    assert main(["plan", "--preset", "janus-pro-7b", "--model", "BAAI/Emu3-Gen-hf"]) == 0
+    assert main(["plan", "--preset", "emu3-8b", "--model", "BAAI/Emu3-Chat-hf"]) == 0
     real = capsys.readouterr().out
+    assert main(["plan", "--preset", "emu3-8b"]) == 0
+    assert capsys.readouterr().out == real  # the two checkpoints are of one shape
     assert "8,762,751,807 parameters" in real
     assert "1,400,443 parameters" in small

@@ -10,14 +10,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from transformers import AutoConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from hand_made import pair
 from pairuni_nb import evaluate, processes, step, train
 from pairuni_nb.cli import main
 from pairuni_nb.diffusion import FAMILIES, load_checkpoint, policy_for
+from pairuni_nb.janus import family_config, load_janus, load_weights
+from pairuni_nb.jobs import Train, resume, run_train
 from pairuni_nb.pairing import as_dataset, make_pairs
 from pairuni_nb.prepare import prepare
 from pairuni_nb.rewards import answer_accuracy, scene_reward
+from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.run_folder import read_metrics
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.train import default_rewards
@@ -131,3 +135,57 @@ def test_drawings_without_a_verifier_are_compared_by_the_codes_latents():
     assert values[0] > 0.999
     assert values[1] > 0.999  # the record's picture is brought to the drawing's size
     assert values[2] < 0.9
+
+
+class MyConfig(JanusConfig):
+    model_type = "my_janus"
+
+
+class MyJanus(JanusForConditionalGeneration):
+    config_class = MyConfig
+
+
+class MyPolicy(JanusPolicy):
+    family, named = "my_janus", "a Janus of mine"
+
+
+AutoConfig.register("my_janus", MyConfig)
+
+
+def my_config(path):
+    return family_config(path, MyConfig, "a Janus of mine")
+
+
+def load_mine(path, device="cpu", dtype=None):
+    return load_weights(path, my_config(path), MyJanus, JanusProcessor, device, dtype)
+
+
+@pytest.fixture
+def my_folder(tmp_path, monkeypatch):
+    "A checkpoint of a family that this program alone knows."
+    janus, processor = load_janus()
+    said = janus.config.to_dict()
+    said.pop("model_type")
+    mine = MyJanus(MyConfig(**said))
+    mine.load_state_dict(janus.state_dict())
+    mine.generation_config = janus.generation_config
+    mine.save_pretrained(tmp_path / "mine")
+    processor.save_pretrained(tmp_path / "mine")
+    monkeypatch.setitem(FAMILIES, MyPolicy.family, (my_config, load_mine, MyPolicy))
+    return str(tmp_path / "mine")
+
+
+def test_a_family_of_your_own_needs_one_line(my_folder, pairs, tmp_path):
+    out, s = tmp_path / "run", replace(S, steps=2, eval_every=9)
+
+    def breaks(*_):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train.train(pairs, out, s, my_folder, device="cpu", callback=breaks)
+    resume(out, device="cpu")
+    assert type(policy_for(*load_checkpoint(str(out / "checkpoint")))) is MyPolicy
+    assert main(["evaluate", "--items", "4", "--checkpoint", str(out), "--device", "cpu"]) == 0
+    with pytest.raises(ValueError, match="'nano' .* janus, and .* of the family my_janus: call tr"):
+        run_train(Train("nano", model=my_folder, device="cpu", out=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()

@@ -407,6 +407,12 @@ WRONG = {
         ('A="weight", ', ""),
         ('F="batch"', 'F="batch, centre"'),
     ],
+    ("learn/06_name_the_run.ipynb", "names_of_runs"): [
+        ('C="healthy", D="first choice"', 'C="first choice", D="healthy"'),
+        ('E="random rewards"', 'E="short leash"'),
+        ('A="rate too high", ', ""),
+        ('A="rate too high"', 'A="uphill"'),
+    ],
     ("learn/05_labs.ipynb", "guided_entropy"): [
         ("uncond + w * (cond - uncond)", "cond + w * (cond - uncond)"),
         ("uncond + w * (cond - uncond)", "cond"),  # not guided

@@ -128,7 +128,7 @@ def page(need, lab):
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=need("chromium"), headless=True, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1200})
-        page.set_default_timeout(40_000)
+        page.set_default_timeout(300_000)
         yield page
         browser.close()
 
@@ -152,8 +152,8 @@ def widget_image(page):
 
 
 def until(page, read, right):
-    """What `read` gives, as soon as it is `right`; after 20 s whatever it is."""
-    for _ in range(100):
+    """What `read` gives, as soon as it is `right`; after 200 s whatever it is."""
+    for _ in range(1000):
         value = read()
         if right(value):
             break

@@ -1,4 +1,5 @@
-"""Checkpoints of a part, of another layout or of no family: one sentence from each command, and no file."""
+"""Checkpoints of a part, of another layout, of no family or not of the preset's: one sentence from
+each command, before anything is made, and no file."""
 
 import json
 import os
@@ -9,7 +10,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pairuni_nb.cli import main
-from pairuni_nb.janus import checkpoint_path
+from pairuni_nb.diffusion import checkpoint_config
+from pairuni_nb.janus import OURS, checkpoint_path
+from pairuni_nb.jobs import Train, run_train
+from pairuni_nb.plan import KNOWN_SHAPES, shape_named
+from pairuni_nb.settings import PRESETS
 
 COMMANDS = {
     "train": "train --device cpu --out made --model",
@@ -75,12 +80,17 @@ def folders(tmp_path_factory):
     return made
 
 
+def no_pairs(job):
+    pytest.fail("pairs were made for a checkpoint that cannot be trained")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", BROKEN)
 def test_one_sentence_says_what_is_wrong(name, command, folders, tmp_path, monkeypatch, capfd):
     if (name, command) == ("no codes", "plan"):
         pytest.skip("the plan reads no weights")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pairuni_nb.jobs.pairs_of", no_pairs)
     line, folder = COMMANDS[command], str(folders[name])
     words = line.split() if "{}" in line else [*line.split(), folder]
     assert main([word.replace("{}", folder) for word in words]) == 2
@@ -90,3 +100,77 @@ def test_one_sentence_says_what_is_wrong(name, command, folders, tmp_path, monke
     assert "Traceback" not in said[-1] and len(said[-1]) < 500
     assert re.search(BROKEN[name][1], said[-1]), said[-1]
     assert os.listdir(tmp_path) == []
+
+
+class Begun(Exception):
+    "The job passed every check."
+
+
+def begun(*job):
+    raise Begun
+
+
+def trained_on(preset, model, capfd):
+    "What `train` says, or nothing where it would begin."
+    words = f"train --preset {preset} --model {model} --pairs . --reward scene --lora-rank 0"
+    try:
+        assert main([*words.split(), "--device", "cpu", "--out", "made"]) == 2
+    except Begun:
+        return ""
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "Traceback" not in said and len(said) < 300
+    return said
+
+
+def refuses(said, preset, model, family):
+    "A sentence that names preset, checkpoint, both families, and presets that would do."
+    told = f"'{preset}' .* {PRESETS[preset].family}, and .*'{model}' .* {family}: start"
+    assert re.search(told, said), said
+    offered = said.split("--preset ")[1].split(", or name")[0].split(" or ")
+    assert offered == [name for name, p in PRESETS.items() if p.family == family]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_trains_its_own_family_alone(preset, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pairuni_nb.jobs.pairs_of", no_pairs)
+    monkeypatch.setattr("pairuni_nb.jobs.begin_job", begun)
+    (tmp_path / "runs/first").mkdir(parents=True)
+    families = set()
+    for name in OURS:
+        family = checkpoint_config(name).model_type
+        saved = f"runs/first/{name}"  # as a run leaves its checkpoint
+        shutil.copytree(checkpoint_path(name), saved)
+        for model in (name, saved):
+            said = trained_on(preset, model, capfd)
+            if family == PRESETS[preset].family:
+                assert not said, said
+            else:
+                refuses(said, preset, model, family)
+        families.add(family)
+    assert len(families) == 3 and os.listdir(tmp_path) == ["runs"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_plans_its_own_family_alone(preset, capfd):
+    for model in (*KNOWN_SHAPES, "janus-nano", "nano-emu3"):
+        family = shape_named(model).family
+        mine = family == PRESETS[preset].family
+        words = ["plan", "--preset", preset, "--model", model]
+        assert main(words) == (0 if mine else 2)
+        if not mine:
+            refuses(capfd.readouterr().err.strip(), preset, model, family)
+
+
+def test_families_of_presets_are_those_of_their_checkpoints():
+    for name, p in PRESETS.items():
+        if p.model in KNOWN_SHAPES:
+            assert shape_named(p.model).family == p.family, name
+        else:
+            assert checkpoint_config(p.model).model_type == p.family, name
+
+
+def test_a_preset_without_its_checkpoint_in_python(monkeypatch):
+    monkeypatch.setattr("pairuni_nb.jobs.begin_job", begun)
+    with pytest.raises(ValueError, match="'nano-emu3' .* emu3, and .* 'janus-nano' .* janus:"):
+        run_train(Train("nano-emu3", device="cpu"))  # without a model: janus-nano

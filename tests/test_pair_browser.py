@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_labs import NOTEBOOKS, lab
 from test_report_look import ALL
 
 from pairuni_nb.encoders import features, load_encoder
@@ -83,3 +84,37 @@ def test_sliding_makes_the_pairs_that_the_library_makes(need, tmp_path):
             contrast = page.evaluate(ALL)
             assert len(contrast) > 3 and min(contrast.values()) >= 4.5, (scheme, contrast)
         browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("text", [0.0, 0.2])
+def test_the_emoji_pair_on_the_page_as_in_the_library(need, text, monkeypatch):
+    from playwright.sync_api import sync_playwright
+
+    monkeypatch.chdir(NOTEBOOKS["data/05_emoji.ipynb"].parent)
+    space = lab("data/05_emoji.ipynb", "def right_of_found")
+    x = space["emoji_page"](text)
+    parts = zip(space["rows"]["efficientnet"], space["rows"]["minilm"])
+    g, u = (np.hstack([(1 - text) ** 0.5 * a, text**0.5 * b]) for a, b in parts)
+    read = "all => all.filter(f => f.dataset.u).map(f => [+f.dataset.g, +f.dataset.u])"
+    slide = "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})) }"
+    counts = set()
+    with sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
+        page = browser.new_page(viewport=dict(width=390, height=800), offline=True)
+        page.set_content(module_page("pair_browser.js", x, "Emoji"))
+        page.locator("figure").first.wait_for()
+        for delta in np.arange(0, 1.01, 0.05).round(2).tolist():
+            page.locator("[name=delta]").evaluate(slide, str(delta))
+            found = [(i, j) for i, j, _ in retrieve(g, u, 10, delta)]
+            shown = page.locator("figure").evaluate_all(read)
+            assert [tuple(pair) for pair in shown] == found, delta
+            right = sum(i == j for i, j in found)
+            assert space["right_of_found"](text, delta) == f"{right} of {len(found)}"
+            counts.add(len(found))
+        loaded = "all => all.every(i => i.complete && i.naturalWidth === 48)"
+        assert page.locator("img").evaluate_all(loaded)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        browser.close()
+    assert len(counts) > 5

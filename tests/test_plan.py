@@ -330,7 +330,7 @@ def test_head_flops_match_the_policys_head():
 
 # %% ../nbs/run/04_plan.ipynb #7bc5b649
 def test_every_preset_fits_and_7b_is_told_to_shard():
-    for (name, (shape, w)), on in zip(PLANS.items(), ("H100", "A100", "4090")):
+    for (name, (shape, w)), on in zip(PLANS.items(), ("H100", "A100", "4090", "A100")):
         assert ": fits" in advice(shape, w, card_named(on)), name
     h100 = card_named("H100")
     assert "needs sharding" not in advice(*PLANS["janus-pro-1b"], h100)
@@ -429,6 +429,28 @@ def test_settings_become_work():
     assert update_bytes(JANUS_PRO_1B, s, u)["activations"] == kept
     made = plan(JANUS_PRO_1B, w, card_named("A100"))
     assert made["hours"] == s.steps * sum(made["seconds"].values()) / 3600
+
+# %% ../nbs/run/04_plan.ipynb #a04c7f67
+def test_emu3_8b_is_planned_as_transformers_builds_it():
+    made, gb = plan(*PLANS["emu3-8b"], card_named("H100")), 1e9
+    with torch.device("meta"):
+        model = Emu3ForConditionalGeneration(Emu3Config(vocabulary_map={"<image>": 0})).eval()
+        cache = DynamicCache(config=model.config.text_config)
+        model.model.text_model(torch.zeros(1, 5, dtype=torch.long), past_key_values=cache)
+    frozen = count(model.model.vqmodel)
+    moved = count(model) - frozen
+    assert (made["parameters"], made["trained"]) == (count(model), moved)
+    listed = (4.94, 4.83, 5.0, 5.0, 4.83, 5.0, 4.37)  # GB of its seven files
+    assert abs(4 * moved / gb - sum(listed)) < 0.01
+    step = made["gb"]["step"]  # of each of eight devices
+    assert abs(step["weights"] - 4 * (moved / 8 + frozen) / gb) < 1e-6
+    assert abs(step["optimiser"] - 8 * moved / 8 / gb) < 1e-6
+    token = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 5 / 2  # bfloat16
+    drawings, length = 8, 64 + 90 * 91 + 3  # all at once: rollout_gb leaves room for them
+    assert made["tasks"][1].rows == drawings
+    assert abs(made["gb"]["sample"]["keys and values"] - 2 * drawings * length * token / gb) < 1e-6
+    assert made["hours"] == 1200 * sum(made["seconds"].values()) / 3600
+    assert model.config.text_config.max_position_embeddings >= length + made["tasks"][0].new
 
 # %% ../nbs/run/04_plan.ipynb #d97c624a
 def test_bad_plans_are_named():

@@ -70,5 +70,5 @@ def test_the_minutes_of_the_paths_are_true():
                 assert int(told) < true, name
             else:
                 assert abs(int(told) - true) <= max(4, true / 8), (name, true)
-    assert totals[:2] == [400, 215]  # the page says six hours and a half, and three and a half
-    assert "six hours and a half" in text and "three hours and a half" in text
+    assert totals[:2] == [420, 215]  # the page says seven hours, and three and a half
+    assert "seven hours" in text and "three hours and a half" in text

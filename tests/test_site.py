@@ -40,24 +40,10 @@ def site(need, tmp_path_factory, worker_id):
     return out / "html"
 
 
-@pytest.fixture(scope="module")
-def browser(need):
-    """A headless browser."""
-    need("playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def phone(browser):
+def phone(new_page):
     """A page as wide as a phone, without a network; what goes wrong on it."""
-    page = browser.new_page(viewport={"width": 390, "height": 844}, offline=True)
-    page.set_default_timeout(20_000)
+    page = new_page(viewport={"width": 390, "height": 844}, offline=True)
     page.faults = []
     page.on("pageerror", lambda error: page.faults.append(f"error: {error}"))
     page.on("console", lambda m: m.type == "error" and page.faults.append(f"console: {m.text}"))

@@ -20,20 +20,14 @@ START = TwoPairs(
 
 
 @pytest.fixture
-def page(need):
+def page(new_page):
     """A page of a headless browser that refuses the network; what it complains about."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
-        page = browser.new_page(viewport={"width": 900, "height": 700}, offline=True)
-        page.set_default_timeout(20_000)
-        page.faults = []
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
-        page.on("console", lambda message: page.faults.append(message.text))
-        yield page
-        browser.close()
+    page = new_page(viewport={"width": 900, "height": 700}, offline=True)
+    page.faults = []
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("console", lambda message: page.faults.append(message.text))
+    yield page
+    page.close()
 
 
 def shown(page):
