@@ -137,7 +137,11 @@ class TrainSettings:
 
     @property
     def method(self) -> str:
-        "What the run is called: without pair weights it is GRPO."
+        "What the run is called, as the table `instead` calls it."
+        if self.advantage != "group":
+            return dict(best="raft").get(self.advantage, self.advantage)
+        if self.sample_by_weight:
+            return "sampling"
         return "grpo" if self.weighting == "none" else "pair-grpo"
 
 # %% ../nbs/00_settings.ipynb #9f15d32c

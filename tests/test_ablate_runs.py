@@ -419,3 +419,9 @@ def test_compare_shows_what_differs_and_takes_unfinished_runs(tmp_path):
     assert rows["reward of answers, last 10"] == ["0.750", "", ""]
     a.draw_runs([one, two, three])
     assert a.short_names([one, tmp_path / "other" / "one"])[0] == str(one)
+
+
+def test_a_run_is_called_what_its_row_is_called():
+    base = TrainSettings()
+    for row in ("pair-grpo", "grpo", "sampling", "raft", "unified"):
+        assert replace(base, **a.TABLES["instead"][row]).method == row
