@@ -719,9 +719,11 @@ def check_hub(
     name: str,  # USER/NAME; empty: nothing is pushed
 ):
     "A private place on the Hub that this machine's token may write to, made if it is not there."
+    if not name:
+        return
     from pairuni_nb.processes import rank_and_size
 
-    if not name or rank_and_size()[0]:
+    if rank_and_size()[0]:
         return
     import huggingface_hub
 
