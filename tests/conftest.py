@@ -27,18 +27,6 @@ def need():
     return find
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A file's tests go to one worker, which sets their fixtures up once; notebooks go one by one.
-
-    What takes longest comes first, so that no worker is left with it at the end.
-    """
-    items.sort(key=lambda item: (item.path.stem != "test_notebooks", not browses(item)))
-    for item in items:
-        if item.path.stem != "test_notebooks":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="module")
 def new_page():
     """`new_page(viewport=..)` is a page of a headless browser, patient: the machine may be busy."""
@@ -56,11 +44,6 @@ def new_page():
 
         yield page
         browser.close()
-
-
-def browses(item):
-    """Whether its file drives a browser: that waits more than it computes."""
-    return item.path.stem in ("test_site", "test_report_look") or "browser" in item.path.stem
 
 
 def pytest_runtest_setup(item):
