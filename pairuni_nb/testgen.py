@@ -309,7 +309,11 @@ def is_bar(
 ) -> bool:  # whether it is a progress bar's, or the empty line behind one
     "Does this output only show that something went on?"
     text = "".join(output.get("text", ""))
-    return output.get("name") == "stderr" and ("\r" in text or not text.strip())
+    shown = "".join(output.get("data", {}).get("text/plain", ""))
+    drawn = bool(
+        re.match(r".*: +\d+%\|", shown)
+    )  # by tqdm as a widget; that depends on the machine
+    return drawn or output.get("name") == "stderr" and ("\r" in text or not text.strip())
 
 # %% ../nbs/run/11_testgen.ipynb #96aa8d57
 def drop_bars(

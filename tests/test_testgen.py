@@ -92,6 +92,9 @@ def test_progress_bars_are_not_kept():
     said = dict(output_type="stream", name="stdout", text=["a\rb"])
     warned = dict(output_type="stream", name="stderr", text=["be careful\n"])
     assert is_bar(bar) and is_bar(bar | dict(text="\n")) and not is_bar(said) and not is_bar(warned)
+    widget = dict(output_type="display_data", data={"text/plain": ["Map:   0%|      | 0/53 [00:00<?"]})
+    assert is_bar(widget)
+    assert not is_bar(widget | dict(data={"text/plain": "VBox(children=(FloatSlider(value=0.5"}))
 
 # %% ../nbs/run/11_testgen.ipynb #a99t0052
 @pytest.fixture
