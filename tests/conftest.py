@@ -46,6 +46,26 @@ def new_page():
         browser.close()
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: item.path.stem != "test_notebooks")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests go to one worker, which sets their fixtures up once; notebooks go one by one.
+
+    `--dist loadgroup` would say it, but under pytest 9.2 it does not see the groups (xdist 3.8).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return nodeid if file.endswith("test_notebooks.py") else file
+
+    return ByFile(config, log)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not importlib.import_module("torch").cuda.is_available():
         pytest.skip("needs a CUDA device")

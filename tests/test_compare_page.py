@@ -83,27 +83,21 @@ def test_on_the_command_line(runs, tmp_path, capsys):
 
 
 @pytest.fixture
-def opened(runs, need, tmp_path):
+def opened(runs, new_page, tmp_path):
     """The page of a run and of a copy with longer answers, as wide as is asked."""
-    from playwright.sync_api import sync_playwright
-
     wordy = shutil.copytree(runs[0], tmp_path / "wordy")
     for file in wordy.glob("rollouts/*/u.json"):
         told = json.loads(file.read_text())
         write_json(file, told | dict(texts=[text + " and so on" * 60 for text in told["texts"]]))
     file = tmp_path / "both.html"
     file.write_text(beside([runs[0], wordy]), encoding="utf-8")
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
 
-        def at(width):
-            page = browser.new_page(viewport=dict(width=width, height=800), offline=True)
-            page.goto(file.as_uri())
-            return page
+    def at(width):
+        page = new_page(viewport=dict(width=width, height=800), offline=True)
+        page.goto(file.as_uri())
+        return page
 
-        yield at
-        browser.close()
+    return at
 
 
 def places(page, run):

@@ -1,12 +1,16 @@
-"""Every notebook runs from the top in a fresh process, and its committed outputs are where that run puts outputs."""
+"""Every notebook runs from the top in a fresh process, and its committed outputs are where that run puts outputs.
 
+Its tests run from the files that were exported from them, and once is enough; the slow run takes them along.
+"""
+
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from pairuni_nb.testgen import is_bar, notebooks
+from pairuni_nb.testgen import is_bar, keep_functions, notebooks
 
 NOTEBOOKS = notebooks(Path(__file__).parents[1] / "nbs")
 CELL_SECONDS = 600  # a cell that hangs, on a machine however busy
@@ -23,10 +27,25 @@ def marks(cell):
     )
 
 
-def run(path, leave_out, timeout):
-    """The notebook's cells as a fresh kernel leaves them; a cell that fails or takes too long fails the test."""
+def fast(path):
+    """A notebook's cells without what is slow, what needs a GPU, and the calls of its tests."""
+    cells = nbformat.read(path, as_version=4).cells
+    cells = [cell for cell in cells if not marks(cell) & {"slow", "gpu"} and not named_test(cell)]
+    for cell in cells:
+        if "test" in marks(cell):
+            cell.source = keep_functions(cell.source, [])
+    return cells
+
+
+def named_test(cell):
+    """Whether the whole cell is one test, `#| test some_name`."""
+    return cell.cell_type == "code" and re.search(r"^#\| test \w", cell.source, re.M)
+
+
+def run(path, cells, timeout):
+    """The cells as a fresh kernel leaves them; a cell that fails or takes too long fails the test."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if not marks(cell) & leave_out]
+    notebook.cells = cells
     NotebookClient(
         notebook,
         timeout=timeout,
@@ -48,8 +67,8 @@ def test_runs_from_the_top(name):
     committed = {cell.id: cell for cell in nbformat.read(path, as_version=4).cells}
     stale = [
         cell.id
-        for cell in run(path, {"slow", "gpu"}, CELL_SECONDS)
-        if kinds(cell) != kinds(committed[cell.id])
+        for cell in run(path, fast(path), CELL_SECONDS)
+        if "test" not in marks(cell) and kinds(cell) != kinds(committed[cell.id])
     ]
     assert not stale, (
         f"the committed outputs of cells {stale} are stale; execute {path.name} again and commit it"
@@ -60,6 +79,5 @@ def test_runs_from_the_top(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_with_its_slow_cells(name):
     path = NOTEBOOKS[name]
-    if not any("slow" in marks(cell) for cell in nbformat.read(path, as_version=4).cells):
-        pytest.skip("has no slow cell")
-    run(path, {"gpu"}, SLOW_CELL_SECONDS)
+    cells = nbformat.read(path, as_version=4).cells
+    run(path, [cell for cell in cells if "gpu" not in marks(cell)], SLOW_CELL_SECONDS)

@@ -34,63 +34,55 @@ def test_the_data_are_those_of_algorithm_1():
 
 
 @pytest.mark.browser
-def test_sliding_makes_the_pairs_that_the_library_makes(need, tmp_path):
-    from playwright.sync_api import sync_playwright
-
+def test_sliding_makes_the_pairs_that_the_library_makes(new_page, tmp_path):
     x = browser_data(U, G, S)
     x["g"][0]["text"] = x["u"][0]["text"] = MARKUP
     file = tmp_path / "pairs.html"
     file.write_text(module_page("pair_browser.js", x, "<Pairs>"), encoding="utf-8")
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
-        page = browser.new_page(viewport=dict(width=390, height=800), offline=True)
-        faults = []
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda message: faults.append(message.text))
-        page.on("dialog", lambda dialog: faults.append(dialog.message))
-        page.goto(file.as_uri())
-        read = "all => all.filter(f => f.dataset.u).map(f => [+f.dataset.g, +f.dataset.u])"
+    page = new_page(viewport=dict(width=390, height=800), offline=True)
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("dialog", lambda dialog: faults.append(dialog.message))
+    page.goto(file.as_uri())
+    read = "all => all.filter(f => f.dataset.u).map(f => [+f.dataset.g, +f.dataset.u])"
 
-        def shown():
-            return [tuple(pair) for pair in page.locator("figure").evaluate_all(read)]
+    def shown():
+        return [tuple(pair) for pair in page.locator("figure").evaluate_all(read)]
 
-        page.locator(".pair-browser").wait_for()
-        delta, top_n, seen = S.delta, S.top_n, set()
-        assert shown() == expected(x, delta, top_n, "g")
-        for key, times, name in (
-            ("ArrowLeft", 12, "delta"),
-            ("ArrowRight", 6, "top_n"),
-            ("ArrowRight", 30, "delta"),
-            ("ArrowLeft", 9, "top_n"),
-            ("ArrowLeft", 25, "delta"),
-        ):
-            for _ in range(times):
-                page.locator(f"[name={name}]").press(key)
-            step = times if key == "ArrowRight" else -times
-            delta = round(delta + 0.01 * step, 2) if name == "delta" else delta
-            top_n = top_n + step if name == "top_n" else top_n
-            for order in ("best", "g"):
-                page.locator("[name=order]").select_option(order)
-                assert shown() == expected(x, delta, top_n, order), (delta, top_n, order)
-                seen.add(tuple(shown()))
-        assert len(seen) > 5 and page.title() == "<Pairs>"
-        count = len(expected(x, delta, top_n, "g"))
-        assert page.locator("p").text_content().startswith(f"{count} of ")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390 and not faults
-        page.screenshot(path=tmp_path / "pairs.png")
-        for scheme in ("dark", "light"):
-            page.emulate_media(color_scheme=scheme)
-            contrast = page.evaluate(ALL)
-            assert len(contrast) > 3 and min(contrast.values()) >= 4.5, (scheme, contrast)
-        browser.close()
+    page.locator(".pair-browser").wait_for()
+    delta, top_n, seen = S.delta, S.top_n, set()
+    assert shown() == expected(x, delta, top_n, "g")
+    for key, times, name in (
+        ("ArrowLeft", 12, "delta"),
+        ("ArrowRight", 6, "top_n"),
+        ("ArrowRight", 30, "delta"),
+        ("ArrowLeft", 9, "top_n"),
+        ("ArrowLeft", 25, "delta"),
+    ):
+        for _ in range(times):
+            page.locator(f"[name={name}]").press(key)
+        step = times if key == "ArrowRight" else -times
+        delta = round(delta + 0.01 * step, 2) if name == "delta" else delta
+        top_n = top_n + step if name == "top_n" else top_n
+        for order in ("best", "g"):
+            page.locator("[name=order]").select_option(order)
+            assert shown() == expected(x, delta, top_n, order), (delta, top_n, order)
+            seen.add(tuple(shown()))
+    assert len(seen) > 5 and page.title() == "<Pairs>"
+    count = len(expected(x, delta, top_n, "g"))
+    assert page.locator("p").text_content().startswith(f"{count} of ")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390 and not faults
+    page.screenshot(path=tmp_path / "pairs.png")
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        contrast = page.evaluate(ALL)
+        assert len(contrast) > 3 and min(contrast.values()) >= 4.5, (scheme, contrast)
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("text", [0.0, 0.2])
-def test_the_emoji_pair_on_the_page_as_in_the_library(need, text, monkeypatch):
-    from playwright.sync_api import sync_playwright
-
+def test_the_emoji_pair_on_the_page_as_in_the_library(new_page, text, monkeypatch):
     monkeypatch.chdir(NOTEBOOKS["data/05_emoji.ipynb"].parent)
     space = lab("data/05_emoji.ipynb", "def right_of_found")
     x = space["emoji_page"](text)
@@ -99,22 +91,18 @@ def test_the_emoji_pair_on_the_page_as_in_the_library(need, text, monkeypatch):
     read = "all => all.filter(f => f.dataset.u).map(f => [+f.dataset.g, +f.dataset.u])"
     slide = "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})) }"
     counts = set()
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
-        page = browser.new_page(viewport=dict(width=390, height=800), offline=True)
-        page.set_content(module_page("pair_browser.js", x, "Emoji"))
-        page.locator("figure").first.wait_for()
-        for delta in np.arange(0, 1.01, 0.05).round(2).tolist():
-            page.locator("[name=delta]").evaluate(slide, str(delta))
-            found = [(i, j) for i, j, _ in retrieve(g, u, 10, delta)]
-            shown = page.locator("figure").evaluate_all(read)
-            assert [tuple(pair) for pair in shown] == found, delta
-            right = sum(i == j for i, j in found)
-            assert space["right_of_found"](text, delta) == f"{right} of {len(found)}"
-            counts.add(len(found))
-        loaded = "all => all.every(i => i.complete && i.naturalWidth === 48)"
-        assert page.locator("img").evaluate_all(loaded)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        browser.close()
+    page = new_page(viewport=dict(width=390, height=800), offline=True)
+    page.set_content(module_page("pair_browser.js", x, "Emoji"))
+    page.locator("figure").first.wait_for()
+    for delta in np.arange(0, 1.01, 0.05).round(2).tolist():
+        page.locator("[name=delta]").evaluate(slide, str(delta))
+        found = [(i, j) for i, j, _ in retrieve(g, u, 10, delta)]
+        shown = page.locator("figure").evaluate_all(read)
+        assert [tuple(pair) for pair in shown] == found, delta
+        right = sum(i == j for i, j in found)
+        assert space["right_of_found"](text, delta) == f"{right} of {len(found)}"
+        counts.add(len(found))
+    loaded = "all => all.every(i => i.complete && i.naturalWidth === 48)"
+    assert page.locator("img").evaluate_all(loaded)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert len(counts) > 5

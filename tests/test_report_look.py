@@ -162,38 +162,30 @@ def test_many_looks_are_thinned_evenly(copy):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser(run, need, scheme, tmp_path):
+def test_in_a_browser(run, new_page, scheme, tmp_path):
     """Arrow keys go from step to step, every text can be read, nothing is fetched, no phone scrolls sideways."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        browser = play.chromium.launch(executable_path=need("chromium"), args=flags)
-        faults = []
-        for width in (1280, 390):
-            page = browser.new_page(
-                viewport=dict(width=width, height=800), offline=True, color_scheme=scheme
-            )
-            page.on("pageerror", lambda error: faults.append(str(error)))
-            page.on("console", lambda message: faults.append(message.text))
-            page.goto((run / "report.html").as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            shown = page.locator(".look > section")
-            seen = [[shown.nth(i).is_visible() for i in range(3)]]
-            page.locator("#at-1").focus()
-            for _ in range(2):
-                page.keyboard.press("ArrowRight")
-                seen.append([shown.nth(i).is_visible() for i in range(3)])
-            page.locator("label[for=at-1]").click()
+    faults = []
+    for width in (1280, 390):
+        page = new_page(viewport=dict(width=width, height=800), offline=True, color_scheme=scheme)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text))
+        page.goto((run / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        shown = page.locator(".look > section")
+        seen = [[shown.nth(i).is_visible() for i in range(3)]]
+        page.locator("#at-1").focus()
+        for _ in range(2):
+            page.keyboard.press("ArrowRight")
             seen.append([shown.nth(i).is_visible() for i in range(3)])
-            one = [True, False, False]
-            assert seen == [one, [False, True, False], [False, False, True], one]
-            for fold in page.locator("summary").all():
-                fold.click()
-            found = page.evaluate(ALL)
-            assert len(found) > 15 and min(found.values()) >= 4.5, found
-            ink = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (int(re.findall(r"\d+", ink)[0]) < 60) == (scheme == "dark")
-            page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
-        assert not faults
-        browser.close()
+        page.locator("label[for=at-1]").click()
+        seen.append([shown.nth(i).is_visible() for i in range(3)])
+        one = [True, False, False]
+        assert seen == [one, [False, True, False], [False, False, True], one]
+        for fold in page.locator("summary").all():
+            fold.click()
+        found = page.evaluate(ALL)
+        assert len(found) > 15 and min(found.values()) >= 4.5, found
+        ink = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (int(re.findall(r"\d+", ink)[0]) < 60) == (scheme == "dark")
+        page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
+    assert not faults
