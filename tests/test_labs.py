@@ -1,6 +1,8 @@
 """The labs' runs: sealed letters are what the folded answer says, and the log alone tells them apart."""
 
+import json
 from functools import cache
+from pathlib import Path
 
 import matplotlib
 import nbformat
@@ -9,7 +11,10 @@ import pytest
 import torch
 from test_exercises import EXERCISES, NOTEBOOKS, solution
 
+from pairuni_nb.report import lines_with
 from pairuni_nb.world import render
+
+ROOT = Path(__file__).parents[1]
 
 
 @cache
@@ -93,6 +98,37 @@ def test_what_the_page_says_of_the_weight():
         assert abs(together - 1) < 1e-3 and abs(sgd - (1 - w) / 2) < 1e-3
         assert abs(apart - (1 - w) / (2 * (1 + w**2)) ** 0.5) < 0.015
     assert clipped(5.0) == [1, 1] and clipped(0.5) == [0.5, 0.3]
+
+
+def named(lines):
+    """The name of a run of `06_name_the_run`, by the clues of the page's answer, in its order."""
+
+    def of(key):
+        return np.array(lines_with(lines, key)[1])
+
+    gaps = np.concatenate([of("gap_u"), of("gap_g")])
+    accuracy, score = of("eval_accuracy_mean"), of("eval_score_mean")
+    if gaps.max() > 1:
+        assert 0.3 < of("clip_low_g").max() < 0.4 and of("gap_u").max() < 1e-4
+        assert score[[0, -1]].round(2).tolist() == [0.59, 0.34]
+        return "guided logp"
+    if not len(of("reward_g")):
+        assert round(accuracy[-1] - accuracy[0], 2) == 0.17
+        return "answers only"
+    if of("reward_g")[:8].min() < 0.1 < of("reward_g")[0]:
+        assert of("kl_g")[7] > 6 and accuracy[-1] > accuracy[0]
+        return "rate too high"
+    if of("reward_u")[:10].mean() < 0.25 and accuracy[0] > 0.4:
+        return "first choice"
+    return "random rewards" if of("flat_u").max() < 0.1 else "healthy"
+
+
+def test_the_clues_of_a_run_without_a_name_name_it():
+    logs = (ROOT / "benchmarks/curves/lab").glob("*.jsonl")
+    runs = {file.stem: [json.loads(line) for line in file.open()] for file in logs}
+    assert len(runs) == 6 and {name: named(lines) for name, lines in runs.items()} == {
+        name: name for name in runs
+    }
 
 
 @pytest.fixture(scope="module")
