@@ -11,8 +11,9 @@ beta is 1e-12, and `default` has every figure of a run with beta 0 through step 
 parts the two. The lab's six take 40 steps with seed 1. Runs stay in --out: the same command goes
 on with them.
 
-Writes benchmarks/curves/NAME: metrics.jsonl with the figures that the page plots, three digits each
-(every second step of `long`), and three steps of rollouts/ with drawings of 32 colours. Of the lab,
+Writes benchmarks/curves/NAME: metrics.jsonl with the figures that the page plots, three digits
+each, and three steps of rollouts/ with drawings of 32 colours (of `long` every second step's
+figures and no drawings). Of the lab,
 benchmarks/curves/lab: NAME.jsonl, NAME.png with twelve held-out drawings after the run, start.png
 with those before it, and their prompts in prompts.json.
 """
@@ -125,10 +126,12 @@ def cut_down(folder, to, s):
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
     metrics = read_metrics(folder)
-    if s.steps > 200:
+    if long := s.steps > 200:
         metrics = [line for line in metrics if line["step"] % 2 == 1 or "sec_eval" in line]
     names = KEPT | {key for line in metrics for key in line if key.startswith("eval_")}
     (to / "metrics.jsonl").write_text(as_lines(metrics, names))
+    if long:
+        return
     looks = sorted((folder / "rollouts").iterdir())
     for look in sorted({looks[0], looks[len(looks) // 2], looks[-1]}):
         shown = to / "rollouts" / look.name
