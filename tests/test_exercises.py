@@ -270,6 +270,7 @@ WRONG = {
         ('\n    said = said.strip().rstrip(".").lower()', ""),
         ("0 <= i < len(choices)", "i < len(choices)"),
         ("0 <= i < len(choices) and choices[i] == answer", "False"),  # words only
+        ("[choice.lower() for choice in choices]", "choices"),  # capitals only in `said`
         (
             "    if said in [choice.lower() for choice in choices]:\n        return said == answer.lower()\n",
             "    if len(said) > 1 and said == answer.lower():\n        return True\n",
@@ -449,6 +450,10 @@ WRONG = {
             "(stated & shown).total() / (stated | shown).total()",
             "1 - abs(stated.total() - shown.total()) / 9",
         ),  # numbers, not kinds
+        (
+            "    return",
+            "    stated, shown = (Counter(s for s, _ in c.elements()) for c in (stated, shown))\n    return",
+        ),  # shapes, not colours
     ],
     ("run/03_report.ipynb", "slope"): [
         (
