@@ -95,6 +95,10 @@ WRONG = {
         ("cell == stated[right]", "cell and cell[1] == stated[right][1]"),  # colours only
         ("cell == stated[right]", "cell and cell[0] == stated[right][0]"),  # shapes only
         ("1: 0.5", "1: 0.5, 2: 0.5"),
+        (
+            "        if cell == stated[right]:\n",
+            "        if cell and (i != right or cell == stated[i]):\n",
+        ),  # a neighbour may be anything
     ],
     ("02_pair_grpo.ipynb", "my_advantage"): [
         ("rewards.nanmean(-1, keepdim=True)", "rewards.nanmean()"),  # the batch's mean
@@ -271,6 +275,10 @@ WRONG = {
         ("0 <= i < len(choices)", "i < len(choices)"),
         ("0 <= i < len(choices) and choices[i] == answer", "False"),  # words only
         ("[choice.lower() for choice in choices]", "choices"),  # capitals only in `said`
+        (
+            "    if len(letter) != 1:\n        return False\n",
+            '    letter = letter[:1] or "?"\n',
+        ),  # its first letter
         (
             "    if said in [choice.lower() for choice in choices]:\n        return said == answer.lower()\n",
             "    if len(said) > 1 and said == answer.lower():\n        return True\n",
