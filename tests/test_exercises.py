@@ -95,6 +95,10 @@ WRONG = {
         ("cell == stated[right]", "cell and cell[1] == stated[right][1]"),  # colours only
         ("cell == stated[right]", "cell and cell[0] == stated[right][0]"),  # shapes only
         ("1: 0.5", "1: 0.5, 2: 0.5"),
+        (
+            "        if cell == stated[right]:\n",
+            "        if cell and (i != right or cell == stated[i]):\n",
+        ),  # a neighbour may be anything
     ],
     ("02_pair_grpo.ipynb", "my_advantage"): [
         ("rewards.nanmean(-1, keepdim=True)", "rewards.nanmean()"),  # the batch's mean
@@ -270,6 +274,11 @@ WRONG = {
         ('\n    said = said.strip().rstrip(".").lower()', ""),
         ("0 <= i < len(choices)", "i < len(choices)"),
         ("0 <= i < len(choices) and choices[i] == answer", "False"),  # words only
+        ("[choice.lower() for choice in choices]", "choices"),  # capitals only in `said`
+        (
+            "    if len(letter) != 1:\n        return False\n",
+            '    letter = letter[:1] or "?"\n',
+        ),  # its first letter
         (
             "    if said in [choice.lower() for choice in choices]:\n        return said == answer.lower()\n",
             "    if len(said) > 1 and said == answer.lower():\n        return True\n",
@@ -449,6 +458,10 @@ WRONG = {
             "(stated & shown).total() / (stated | shown).total()",
             "1 - abs(stated.total() - shown.total()) / 9",
         ),  # numbers, not kinds
+        (
+            "    return",
+            "    stated, shown = (Counter(s for s, _ in c.elements()) for c in (stated, shown))\n    return",
+        ),  # shapes, not colours
     ],
     ("run/03_report.ipynb", "slope"): [
         (
