@@ -8,11 +8,11 @@ __all__ = ['OWN', 'SAID', 'CARD', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 
            'completer', 'completed_by', 'check_place', 'when_stopped', 'check_pairug', 'check_made', 'check_licences',
            'check_pair', 'run_pair', 'check_device', 'check_checkpoint', 'check_tracker', 'own_function',
            'named_rewards', 'whole_reward', 'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'whole_job',
-           'check_train', 'check_flags', 'check_gpu', 'told', 'check_hub', 'model_card', 'push', 'check_start',
-           'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume',
-           'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'own_sampling', 'load_model',
-           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix',
-           'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'check_train', 'check_flags', 'check_gpu', 'told', 'check_hub', 'make_place', 'model_card', 'push',
+           'check_start', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name',
+           'check_given', 'resume', 'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan',
+           'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate',
+           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -115,9 +115,7 @@ class Train:
     resume: str = ""  # run folder to go on with, instead of a new one
     device: str = "auto"  # auto, cpu or cuda
     tracker: str = ""  # tensorboard, wandb or trackio, beside metrics.jsonl
-    # USER/NAME on the Hugging Face Hub: the trained checkpoint goes there, too, private, with a
-    # card
-    push_to_hub: str = ""
+    push_to_hub: str = ""  # USER/NAME on the Hugging Face Hub, where the checkpoint goes, private
     settings: OmitArgPrefixes[TrainSettings] = TrainSettings()
 
 # %% ../nbs/run/08_jobs.ipynb #9f6f8b2b
@@ -171,8 +169,7 @@ class Evaluate:
     # instead: draw the prompts of WISE's JSON files into the folder `out`
     wise: tuple[str, ...] = ()
     samples: int = 4  # drawings a prompt of GenEval
-    # new file for the JSON; without one, it is printed. GenEval and WISE: a folder, new or begun
-    out: str = ""
+    out: str = ""  # new file for the JSON, or it is printed; GenEval, WISE: folder, new or begun
     model: OmitArgPrefixes[Model] = Model()
 
 # %% ../nbs/run/08_jobs.ipynb #a3943d5c
@@ -374,6 +371,8 @@ def build_pairs(
     told = {name.replace("_", " "): n for name, n in counts.items()}
     told.pop("rows", None)
     for why, n in (told.pop("dropped", None) or {}).items():
+        if why == "not written":
+            why = "rules cannot write their other half, --complete llm can"
         told[f"dropped ({why})"] = n
     parts = ", ".join(f"{name} {n}" for name, n in told.items() if n)
     print(visible(f"{len(pairs)} pairs: {parts}"))
@@ -519,7 +518,7 @@ def run_pair(c: Pair):
     if bad:
         lines = "".join(json.dumps(row) + "\n" for row in bad)
         write_whole(Path(c.out) / "bad_rows.jsonl", lambda file: file.write_text(lines))
-    print(f"written to {c.out}")
+    print(f"written to {c.out}: train with --pairs {shlex.quote(c.out)}")
     if c.pairug:
         left_out = write_pairug(pairs, c.pairug)
         gone = [f"{n} left out ({why})" for why, n in left_out.items()]
@@ -646,6 +645,8 @@ def own_held(u: str, g: str) -> tuple | None:  # U records, G records; None when
 # %% ../nbs/run/08_jobs.ipynb #6cb672d4
 def whole_job(c: Train) -> Train:
     "A job with what its preset's data bring, or one sentence that says what is missing."
+    from pairuni_nb.records import perhaps
+
     p = preset(c.preset)
     if not p.data and not (c.pairs and c.reward):
         raise ValueError(
@@ -654,7 +655,9 @@ def whole_job(c: Train) -> Train:
             "HPSv2's weights with --reward hps:FOLDER, or another reward"
         )
     if c.pairs and not Path(c.pairs).exists():
-        raise ValueError(f"no pairs at {c.pairs}: name a folder that pairuni pair wrote")
+        raise ValueError(
+            f"no pairs at {c.pairs}{perhaps(c.pairs)}: name a folder that pairuni pair wrote"
+        )
     if c.pairs or p.data == "toy":
         return c
     if not Path(p.data, "u").exists():
@@ -718,12 +721,8 @@ def told(e: Exception) -> str:
 def check_hub(
     name: str,  # USER/NAME; empty: nothing is pushed
 ):
-    "A private place on the Hub that this machine's token may write to, made if it is not there."
+    "A name on the Hub that is not public, and a token: asked before anything is read or made."
     if not name:
-        return
-    from pairuni_nb.processes import rank_and_size
-
-    if rank_and_size()[0]:
         return
     import huggingface_hub
 
@@ -735,15 +734,30 @@ def check_hub(
         )
     hub = huggingface_hub.HfApi()
     try:
-        hub.create_repo(name, private=True, exist_ok=True)
-        private = hub.model_info(name).private
+        public = hub.repo_exists(name) and not hub.model_info(name).private
     except Exception as e:  # of the network, the token, the Hub
-        raise ValueError(f"--push-to-hub '{name}' cannot be written to: {told(e)}") from e
-    if not private:
+        raise ValueError(f"--push-to-hub '{name}' cannot be asked for: {told(e)}") from e
+    if public:
         raise ValueError(
             f"--push-to-hub '{name}' is public, and what is pushed here is private: "
             "make it private on the Hub, or choose another name"
         )
+
+# %% ../nbs/run/08_jobs.ipynb #03a6ca66
+def make_place(
+    name: str,  # USER/NAME; empty: nothing is pushed
+):
+    "A private place on the Hub that this machine's token may write to, made if it is not there."
+    from pairuni_nb.processes import rank_and_size
+
+    if not name or rank_and_size()[0]:
+        return
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().create_repo(name, private=True, exist_ok=True)
+    except Exception as e:  # of the network, the token, the Hub
+        raise ValueError(f"--push-to-hub '{name}' cannot be written to: {told(e)}") from e
 
 # %% ../nbs/run/08_jobs.ipynb #717abbde
 def model_card(
@@ -829,10 +843,11 @@ def run_train(
     if c.resume:
         check_flags(c, argv)
         check_hub(c.push_to_hub)
-        resume(c.resume, None, None, c.device, c.reward_device, c.tracker)
+        resume(c.resume, None, None, c.device, c.reward_device, c.tracker, c.push_to_hub)
         return push(Path(c.resume), c.push_to_hub)
     c = check_train(c)
     check_flags(c, argv)
+    check_hub(c.push_to_hub)
     device = check_device(c.device)
     check_gpu(c, device)
     from pairuni_nb.processes import join_processes
@@ -847,12 +862,11 @@ def run_train(
     check_start(c)
     held = own_held(c.held_u, c.held_g)
     rewards = named_rewards(c.reward_u, c.reward, c.reward_device)
-    check_hub(c.push_to_hub)
     if group.is_main_process:
         begin_job(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()
     try:
-        go_on(out, rewards, held, device, c.tracker)
+        go_on(out, rewards, held, device, c.tracker, c.push_to_hub)
     except Exception:
         if group.is_main_process and not (out / "metrics.jsonl").exists():
             shutil.rmtree(out)
@@ -873,7 +887,7 @@ def begin_job(c: Train, out: Path, command: str):
     begin_run(out, pairs, c.settings, said, notes)
 
 # %% ../nbs/run/08_jobs.ipynb #4d221cba
-def go_on(run: Path, rewards: dict, held: tuple, device: str, tracker: str):
+def go_on(run: Path, rewards: dict, held: tuple, device: str, tracker: str, hub: str):
     "Train a run that has begun to its end, and say what came of it."
     from pairuni_nb.pairing import load_pairs
     from pairuni_nb.processes import rank_and_size
@@ -882,10 +896,12 @@ def go_on(run: Path, rewards: dict, held: tuple, device: str, tracker: str):
 
     s, saved = old_settings(run)
     first = rank_and_size()[0] == 0
-    if first:
-        print(f"run folder {run}")
-    pairs = load_pairs(run / "pairs")
+    make_place(hub)
     try:
+        if first:
+            print(f"run folder {run}")
+        # whoever wrote this copy has looked at it, and `train` compares its digest
+        pairs = load_pairs(run / "pairs", look="pairs_sha256" not in saved)
         result = train(
             pairs, run, s, saved["model"], rewards, device, tracker or None, held, resume=True
         )
@@ -953,6 +969,7 @@ def resume(
     device: str = "auto",
     reward_device: str = "cpu",  # of a clip or hps reward
     tracker: str = "",
+    hub: str = "",  # USER/NAME that will be pushed to
 ):
     "Go on with a run: what `pairuni train --resume` does."
     from pairuni_nb.records import check_run
@@ -973,7 +990,7 @@ def resume(
     rewards = named | rewards
     if held is None:
         held = own_held(saved.get("held_u", ""), saved.get("held_g", ""))
-    go_on(run, rewards, held, device, tracker)
+    go_on(run, rewards, held, device, tracker, hub)
 
 # %% ../nbs/run/08_jobs.ipynb #d06893ee
 def show_result(
@@ -1024,6 +1041,11 @@ def run_ablate(c: Ablate):
 # %% ../nbs/run/08_jobs.ipynb #db6ae797
 def run_compare(c: Compare):
     "pairuni compare"
+    from pairuni_nb.records import run_fault
+
+    for run in c.runs:
+        if wrong := run_fault(Path(run)):
+            raise ValueError(wrong)
     out = Path(c.out)
     if c.out:
         if out.suffix != ".html":
@@ -1191,8 +1213,10 @@ def run_evaluate(c: Evaluate):
 # %% ../nbs/run/08_jobs.ipynb #7e68ee18
 def answer_question(c: Sample):
     "Print n answers to a question about an image."
-    from pairuni_nb.records import read_image
+    from pairuni_nb.records import read_image, text_fault
 
+    if wrong := text_fault("question", c.what.question):
+        raise ValueError(f"{wrong}: ask about the image")
     choices = list(c.what.choices)
     if len(choices) not in (0, 2, 3, 4):
         raise ValueError(f"{len(choices)} choices are given: give two to four, or none")
@@ -1221,6 +1245,10 @@ def check_suffix(file: str):
 # %% ../nbs/run/08_jobs.ipynb #8a3e7de8
 def draw_prompt(c: Sample):
     "Write n drawings of a prompt: one sheet to look at, and a folder of them as they are."
+    from pairuni_nb.records import text_fault
+
+    if wrong := text_fault("prompt", c.what.prompt):
+        raise ValueError(f"{wrong}: say what to draw")
     out, apart = c.what.out, Path(c.what.out).with_suffix("")
     check_suffix(out)
     check_new(out)

@@ -21,7 +21,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from pairuni_nb.records import (
     IMAGE_MARK,
     MAY_HAVE,
     NEEDS,
+    perhaps,
     question_fault,
     read_bytes,
     short,
@@ -318,10 +318,7 @@ def _library_rows(path: str):
 # %% ../nbs/data/00_load.ipynb #b483e9e1
 def _not_there(path: Path) -> str:
     "What to say of a path that names nothing."
-    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = get_close_matches(path.name, beside, 1)
-    meant = f", perhaps you meant {path.with_name(near[0])}" if near else ""
-    return f"there is no such file or folder{meant}"
+    return f"there is no such file or folder{perhaps(path)}"
 
 # %% ../nbs/data/00_load.ipynb #c715f773
 def open_rows(

@@ -7,8 +7,8 @@ __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'IMAGE_MARK', 'MOST_PIXELS', 'NARROW
            'short', 'columns_fault', 'parse_number', 'same_number', 'plain_words', 'answer_kind', 'text_fault',
            'choices_fault', 'question_fault', 'eight_bits', 'to_rgb', 'first_line', 'read_bytes', 'check_sides',
            'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'Store', 'find_image', 'is_inside', 'check_free',
-           'new_folder', 'check_run', 'check_measured', 'remove', 'write_whole', 'write_json', 'read_json',
-           'whole_path', 'save_records']
+           'new_folder', 'perhaps', 'run_fault', 'check_run', 'check_measured', 'remove', 'write_whole', 'write_json',
+           'read_json', 'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
 import json
@@ -21,6 +21,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -131,7 +132,8 @@ def question_fault(question, choices, answer, matcher="choice") -> str:  # None:
     choices = [] if choices is None else choices
     is_list = isinstance(choices, (list, tuple))
     if not is_list or not all(isinstance(choice, str) for choice in choices):
-        return f"choices are {short(repr(choices), 80)}, but must be a list of texts"
+        wanted = 'a list of texts, as ["red", "blue"]'
+        return f"choices are {short(repr(choices), 80)}, but must be {wanted}"
     texts = [("question", question), ("answer", answer)]
     for name, text in texts + [("text in a choice", choice) for choice in choices]:
         if wrong := text_fault(name, text):
@@ -441,15 +443,30 @@ def new_folder(folder):
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
+# %% ../nbs/04_records.ipynb #a333d8d7
+def perhaps(path) -> str:  # empty: nothing beside it has such a name
+    "What a mistyped path may have meant."
+    path = Path(path)
+    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, beside, 1)
+    return f", perhaps you meant {path.with_name(near[0])}" if near else ""
+
+# %% ../nbs/04_records.ipynb #06469eb0
+def run_fault(run: Path) -> str:  # empty: it is a run folder
+    "Why a folder is none that a run began."
+    if (run / "settings.json").exists():
+        return ""
+    cure = "name one that pairuni train began"
+    if run.exists():
+        return f"'{run}' holds no settings.json, so it is not a run folder: {cure}"
+    return f"there is no folder '{run}'{perhaps(run)}: {cure}"
+
 # %% ../nbs/04_records.ipynb #deff6895
 def check_run(out: Path, resume: bool):
     "Say in one sentence why a run folder cannot be used, if it cannot."
     started, finished = (out / "settings.json").exists(), (out / "result.json").exists()
     if resume and not started:
-        raise ValueError(
-            f"cannot resume: '{out}' holds no settings.json, so it is not a run folder: "
-            "name one that pairuni train began"
-        )
+        raise ValueError(f"cannot resume: {run_fault(out)}")
     if resume and finished:
         raise ValueError(
             f"cannot resume: the run in '{out}' is finished; pairuni report {out} shows it again"
@@ -467,11 +484,13 @@ def check_run(out: Path, resume: bool):
 # %% ../nbs/04_records.ipynb #b52b74ea
 def check_measured(run: Path):
     "Say in one sentence why a folder has no report, if it has none."
-    for name in ("settings.json", "metrics.jsonl"):
-        if not (run / name).exists():
-            raise ValueError(
-                f"no report for '{run}': it holds no {name}, so nothing was measured there"
-            )
+    if wrong := run_fault(run):
+        raise ValueError(f"no report: {wrong}")
+    if not (run / "metrics.jsonl").exists():
+        raise ValueError(
+            f"no report: '{run}' holds no metrics.jsonl, so nothing was measured there: "
+            f"pairuni train --resume {run} goes on"
+        )
 
 # %% ../nbs/04_records.ipynb #d5a62555
 def remove(path: Path):

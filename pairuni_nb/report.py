@@ -124,7 +124,8 @@ def panel(
             values = [lines_with(metrics, key)[1] for key in keys]
             if x:
                 total = [sum(parts) for parts in zip(*values)]
-                ax.plot(x, total, style, color=colour, lw=1.5, label=name)
+                dot = "o" if len(x) == 1 else None  # one point draws no line
+                ax.plot(x, total, style, marker=dot, ms=4, color=colour, lw=1.5, label=name)
         ax.set(title=title, ylabel=ylabel, **axes)
         return ax
 
@@ -184,6 +185,7 @@ def finish_panel(ax):
     ax.tick_params(labelsize=8)
     if not ax.get_xlabel():
         ax.set_xlabel("step")
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.grid(axis="y", color=".92")
         ax.set_axisbelow(True)
     _, names = ax.get_legend_handles_labels()
@@ -345,7 +347,7 @@ def drawings_of(
 # %% ../nbs/run/03_report.ipynb #ba373235
 def panel_picture(draw: Callable, metrics: list, name: str) -> Picture:
     "One panel as SVG."
-    height = 1.9 if name == "seconds" else 2.7
+    height = 2.3 if name == "seconds" else 2.7
     fig, file = new_figure(4.6, height), BytesIO()
     finish_panel(draw(metrics, fig.subplots()))
     fig.savefig(file, format="svg", metadata={"Date": None})

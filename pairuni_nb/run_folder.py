@@ -98,7 +98,8 @@ def made_with(
     if torch.cuda.is_available() and device != "cpu":
         told["hardware"] = f"{rank_and_size()[1]} x {torch.cuda.get_device_name()}"
     else:
-        told["hardware"] = f"{processor_name()}, {torch.get_num_threads()} threads"
+        n = torch.get_num_threads()
+        told["hardware"] = f"{processor_name()}, {n} thread{'s' * (n > 1)}"
     return dict(made=told)
 
 # %% ../nbs/run/01_run_folder.ipynb #d02fbd7a

@@ -18,7 +18,11 @@ def test_bad_flags_are_named():
         ("pair --detla 0.8 --out x", ("--detla", "perhaps you meant --delta")),
         ("train --steps ten", ("--steps", "'ten'")),
         ("pair", ("Missing", "--out")),
-        ("trian", ("trian",)),
+        ("pair --oot x", ("--out", "perhaps you meant --out", "see pairuni pair --help")),
+        ("trian", ("trian", "perhaps you meant train; see pairuni --help")),
+        ("xyz", ("xyz", "Available subcommands", "see pairuni --help")),
+        ("sample drw 'a star'", ("perhaps you meant draw", "see pairuni sample --help")),
+        ("sample draw a red star", ("red, star", '"quotes"', "see pairuni sample draw --help")),
         ("", ("pair",)),
         ("sample", ("ask", "draw")),
     ]:
@@ -26,6 +30,7 @@ def test_bad_flags_are_named():
             parse(words.split())
         said = str(e.value)
         assert all(word in said for word in told), said
+        assert said.count("perhaps") <= 1 and ("quotes" in said) == ('"quotes"' in told)
         assert "\n" not in said and not set("│╭─╮╰╯") & set(said)
 
 # %% ../nbs/run/09_cli.ipynb #faca9749

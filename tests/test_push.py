@@ -29,6 +29,10 @@ class Hub:
         if name in self.fails:
             raise self.fails[name]
 
+    def repo_exists(self, repo_id):
+        self.called("repo_exists")
+        return repo_id in self.places
+
     def create_repo(self, repo_id, *, private=None, exist_ok=False):
         self.called("create_repo")
         assert exist_ok or repo_id not in self.places
@@ -63,6 +67,7 @@ def test_the_real_client_takes_the_calls_of_the_fake():
     from inspect import signature
 
     for name, given in dict(
+        repo_exists=dict(repo_id="u/n"),
         create_repo=dict(repo_id="u/n", private=True, exist_ok=True),
         model_info=dict(repo_id="u/n"),
         upload_folder=dict(repo_id="u/n", folder_path="f"),
@@ -74,7 +79,7 @@ def test_the_real_client_takes_the_calls_of_the_fake():
 def test_a_trained_checkpoint_is_pushed_privately_with_its_card(hub, capsys):
     fake = hub()
     assert pairuni(f"{TINY} --out run --push-to-hub me/tiny") == 0
-    assert fake.calls == ["create_repo", "model_info", "upload_folder"]
+    assert fake.calls == ["repo_exists", "create_repo", "upload_folder"]
     place = fake.places["me/tiny"]
     assert place.private and "pushed to      me/tiny, private" in capsys.readouterr().out
     assert {"config.json", "model.safetensors", "sampling.json", "README.md"} <= set(place.files)
@@ -100,6 +105,7 @@ REFUSED = [
     (dict(), "tiny", "'tiny' is not of the form USER/NAME"),
     (dict(), "me/tiny/more", "not of the form USER/NAME"),
     (dict(public=["me/tiny"]), "me/tiny", "'me/tiny' is public"),
+    (dict(fails=dict(repo_exists=OSError("no route"))), "me/tiny", "cannot be asked for: no route"),
     (
         dict(fails=dict(create_repo=RuntimeError("403 Forbidden\nfor url"))),
         "them/tiny",
@@ -113,8 +119,37 @@ def test_what_cannot_be_pushed_is_said_before_training(hub, capsys, how, name, w
     fake = hub(**how)
     assert pairuni(f"{TINY} --out run --push-to-hub {name}") == 2
     said = capsys.readouterr().err
-    assert said.startswith("pairuni: ") and words in said and said.count("\n") == 1, said
+    *bars, said = said.splitlines()
+    assert said.startswith("pairuni: ") and words in said, said
+    assert all("%|" in bar for bar in bars if bar), bars  # toy pairs, made before the place
     assert "upload_folder" not in fake.calls and not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--pairs nowhere",
+        "--pairs broken",
+        "--held-u nowhere.csv",
+        "--reward clip:nowhere",
+        "--model nowhere",
+        "--out broken",
+    ],
+)
+def test_what_refuses_the_training_makes_no_place(hub, capsys, flags):
+    fake = hub()
+    Path("broken").mkdir()
+    Path("broken/pairs.parquet").write_text("none")
+    assert pairuni(f"{TINY} --push-to-hub me/tiny {flags}") == 2
+    assert "push-to-hub" not in capsys.readouterr().err
+    assert not fake.places and "create_repo" not in fake.calls and not Path("runs").exists()
+
+
+def test_a_run_that_cannot_be_taken_up_makes_no_place(hub, capsys):
+    fake = hub()
+    assert pairuni(f"{TINY} --out run") == 0
+    assert pairuni("train --resume run --push-to-hub me/tiny") == 2
+    assert "is finished" in capsys.readouterr().err and not fake.places
 
 
 def test_a_run_that_is_taken_up_may_be_pushed_and_nothing_is_asked_without_the_flag(hub, capsys):

@@ -10,7 +10,15 @@ from PIL import Image
 
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.records import write_json
-from pairuni_nb.report import asked_of, drawings_of, looks_of, write_report
+from pairuni_nb.report import (
+    HEALTH,
+    asked_of,
+    drawings_of,
+    finish_panel,
+    looks_of,
+    new_figure,
+    write_report,
+)
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.train import train
 from pairuni_nb.world import records
@@ -189,3 +197,17 @@ def test_in_a_browser(run, new_page, scheme, tmp_path):
         assert (int(re.findall(r"\d+", ink)[0]) < 60) == (scheme == "dark")
         page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
     assert not faults
+
+
+def test_a_single_point_is_drawn_and_steps_are_whole():
+    """A run of one step drew an empty panel over ticks such as 0.96."""
+    fig = new_figure(4, 3)
+    ax = HEALTH["agreement"]([dict(step=1, cos_ug=0.5, ceiling=0.7)], fig.subplots())
+    finish_panel(ax)
+    fig.draw_without_rendering()
+    assert [line.get_marker() for line in ax.lines] == ["o", "o"]
+    assert all(tick == int(tick) for tick in ax.get_xticks())
+    ax = HEALTH["agreement"](
+        [dict(step=i, cos_ug=0.5, ceiling=0.7) for i in (1, 2)], new_figure(4, 3).subplots()
+    )
+    assert {line.get_marker() for line in ax.lines} == {"None"}

@@ -218,6 +218,39 @@ def test_menu_and_search_of_a_phone(site, phone):
 
 
 @pytest.mark.browser
+def test_neighbours_and_hints_have_room_on_a_phone(site, phone):
+    """The neighbours' titles stood in columns of one word, hints under each other without a gap."""
+    phone.goto((site / "learn/06_name_the_run.html").as_uri())
+    before, after = (phone.locator(f".prev-next-area a.{side}").bounding_box() for side in (
+        "left-prev", "right-next"))  # fmt: skip
+    assert after["y"] >= before["y"] + before["height"] and before["width"] > 200
+    folded = phone.locator("article details", has_text="Hint 1").locator("summary").first
+    assert folded.bounding_box()["height"] >= 30
+    solution = phone.locator("article details", has_text="Solution").last
+    behind = solution.locator("xpath=following-sibling::*[1]").bounding_box()
+    own = solution.bounding_box()
+    assert behind["y"] >= own["y"] + own["height"] + 8
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["03_explorer", "data/05_emoji"])
+def test_a_page_in_a_page_is_for_fingers_and_has_no_light_frame(site, new_page, name):
+    how = dict(width=390, height=844)
+    page = new_page(viewport=how, offline=True, has_touch=True, is_mobile=True, color_scheme="dark")
+    page.goto((site / f"{name}.html").as_uri())
+    around = page.locator(".text_html:has(iframe)").first
+    style = around.evaluate(
+        "e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).padding]"
+    )
+    assert style == ["rgba(0, 0, 0, 0)", "0px"]
+    inside = page.frame_locator("iframe").first
+    for control in inside.locator("input[type=range], select, button").all():
+        assert not control.is_visible() or control.bounding_box()["height"] >= 36
+    assert inside.locator("input[type=range]").count() >= 2
+    page.close()
+
+
+@pytest.mark.browser
 def test_search_knows_the_library_and_leads_to_it(site, phone):
     phone.goto((site / "search.html").as_uri() + "?q=policy_loss")
     phone.locator("#search-results li a", has_text="policy_loss").first.click()

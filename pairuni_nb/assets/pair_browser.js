@@ -36,6 +36,9 @@ const LOOK = `
   flex-wrap: wrap; gap: 4px 22px; align-items: center }
 .pair-browser input[type=range] { width: 180px; vertical-align: middle; accent-color: var(--u) }
 .pair-browser select { font: inherit }
+@media (pointer: coarse) {  /* a finger is wider than a mouse */
+  .pair-browser :is(select, input[type=range]) { min-height: 36px }
+}
 .pair-browser output { display: inline-block; min-width: 2.2em; text-align: right }
 .pair-browser .slots { display: grid; gap: 10px; margin-top: 10px;
   grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) }

@@ -104,6 +104,10 @@ const LOOK = `
 .two-pairs .hidden { visibility: hidden }
 .two-pairs button, .two-pairs select { font: inherit }
 .two-pairs .result > * { margin: 0 4px }
+@media (pointer: coarse) {  /* a finger is wider than a mouse */
+  .two-pairs :is(button, select, input[type=range]) { min-height: 36px }
+  .two-pairs input[type=checkbox] { width: 24px; height: 24px }
+}
 @media (max-width: 600px) {
   .two-pairs td, .two-pairs th { padding: 2px }
   .two-pairs table, .two-pairs tbody { display: block }
