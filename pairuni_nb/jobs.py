@@ -362,10 +362,10 @@ def build_pairs(
     if c.complete == "llm" and any(map(about_boxes, u)):
         u, fill, anew = no_boxes(u, fill, c.dry_run)
     s = c.settings
-    s = replace(s, clusters=s.clusters or clusters_for(len(u) + len(g)))
-    how = asdict(s)
-    sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
     pairs, counts = pair_records(u, g, s, fill)
+    left = len(u) + len(g) - counts.get("copies_u", 0) - counts.get("copies_g", 0)
+    how = asdict(replace(s, clusters=s.clusters or clusters_for(left)))
+    sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
     for side, n in copies.items():
         counts[side] = counts.get(side, 0) + n
     counts |= anew

@@ -367,14 +367,14 @@ def pair_records(
     "Algorithm 1 or one of its baselines."
     check_pairing(u_records, g_records, s)
     n = len(u_records) + len(g_records)
-    s = replace(s, clusters=s.clusters or clusters_for(n))
     fill = fill or partial(complete, completer=completer or offline_completer(g_records))
     readers = _load_readers(s)
     if s.mix in ("pairs", "aligned", "retrieved"):
-        check_clusters(s.clusters, n)
+        check_clusters(s.clusters or 1, n)
         check_candidates(s.top_n, len(u_records), len(g_records))
     u, fu = _read_side(u_records, "U", readers["image"], s)
     g, fg = _read_side(g_records, "G", readers["image"], s)
+    s = replace(s, clusters=s.clusters or clusters_for(len(u) + len(g)))  # of those that are left
     if s.mix in ONE_SIDED:
         rows, counts = _one_sided_rows(u, g, fill, s)
     else:

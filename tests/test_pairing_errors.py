@@ -296,3 +296,13 @@ def test_a_scene_that_no_drawing_can_be_held_against(pairs, tmp_path, scene):
 def test_a_place_for_an_image_in_a_prompt(pairs, tmp_path):
     file = changed(pairs, tmp_path / "p.parquet", prompt="a <image_placeholder>")
     sentence(lambda: load_pairs(file), "row 0", "the prompt holds <image_placeholder>")
+
+
+def test_clusters_are_a_tenth_of_the_images_that_are_left(u, g):
+    u = [
+        r | dict(id=f"{r['id']}-{i}", question=f"{r['question']} {i}") for i in range(9) for r in u
+    ]
+    g = [r | dict(id=f"{r['id']}-{i}") for i in range(9) for r in g]
+    counts = make_pairs(u, g, dedup=1.0)[1]
+    assert counts["medoids"] == 2 and counts["copies_u"] >= 96
+    sentence(lambda: make_pairs(u, g, dedup=1.0, clusters=25), "clusters is 25", "set --clusters")
