@@ -30,6 +30,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from filelock import FileLock
 from scipy.stats import t as student
 from tqdm import tqdm
 
@@ -222,8 +223,9 @@ def decoded(
 def start_decoded(out: Path, base: Preset, held: tuple, seed: int) -> dict:
     "What the untrained model reaches on a seed's held-out items by better decoding; asked once."
     file = out / "runs" / f"start,seed={seed}.json"
-    if not file.exists():
-        write_json(file, decoded(base.model or None, base, held, seed, (2.0, 1.0)))
+    with FileLock(file.with_name(f".{file.stem}.lock")):  # rows of a seed end at the same time
+        if not file.exists():
+            write_json(file, decoded(base.model or None, base, held, seed, (2.0, 1.0)))
     return read_json(file, "remove it")
 
 # %% ../nbs/run/07_ablate.ipynb #3c82e517
@@ -671,12 +673,15 @@ def power_sentence(lines: list, rows: list, measure: str) -> str:  # empty: too 
     name = MEASURES[measure].capitalize()
     if not found:
         return ""
-    (low, n), (high, _) = min(found.values()), max(found.values())
-    if not low:
+    spread = [seen for seen in found.values() if seen[0]]  # one that is 0 tells nothing
+    if not spread:
         return f"{name}: a row's difference is the same on every seed, so nothing tells its spread."
-    between = f"{low:.3f}" if len(found) == 1 else f"{low:.3f} to {high:.3f}, by the row,"
+    effects, counts = zip(*spread)
+    low, high, fewest, n = min(effects), max(effects), min(counts), max(counts)
+    between = f"{low:.3f}" if len(spread) == 1 else f"{low:.3f} to {high:.3f}, by the row,"
+    seeds = f"{n}" if fewest == n else f"{fewest} to {n}"
     return (
-        f"{name}: with {n} seeds, a true difference of {between} is found four times out of "
+        f"{name}: with {seeds} seeds, a true difference of {between} is found four times out of "
         "five; a smaller one would mostly be missed."
     )
 

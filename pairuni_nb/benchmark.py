@@ -275,7 +275,8 @@ def ask_prompts(
         content = [{"type": "image"}] * n + [{"type": "text", "text": question}]
         chats.append([{"role": "user", "content": content}])
     text = policy.processor.apply_chat_template(chats, add_generation_prompt=True)
-    flat = [im for group in images for im in group] or None
+    # of any mode and size, as training reads them
+    flat = [policy.to_size(image) for group in images for image in group] or None
     batch = policy.processor(
         text=text, images=flat, padding=True, padding_side="left", return_tensors="pt"
     ).to(policy.device)

@@ -11,8 +11,8 @@ __all__ = ['OWN', 'SAID', 'CARD', 'Pair', 'Train', 'Plan', 'Model', 'Evaluate', 
            'check_train', 'check_flags', 'check_gpu', 'told', 'check_hub', 'make_place', 'model_card', 'push',
            'check_start', 'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name',
            'check_given', 'resume', 'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan',
-           'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate',
-           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'read_sampling', 'own_sampling', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of',
+           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -359,10 +359,10 @@ def build_pairs(
     if c.complete == "llm" and any(map(about_boxes, u)):
         u, fill, anew = no_boxes(u, fill, c.dry_run)
     s = c.settings
-    s = replace(s, clusters=s.clusters or clusters_for(len(u) + len(g)))
-    how = asdict(s)
-    sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
     pairs, counts = pair_records(u, g, s, fill)
+    left = len(u) + len(g) - counts.get("copies_u", 0) - counts.get("copies_g", 0)
+    how = asdict(replace(s, clusters=s.clusters or clusters_for(left)))
+    sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
     for side, n in copies.items():
         counts[side] = counts.get(side, 0) + n
     counts |= anew
@@ -917,10 +917,12 @@ def go_on(run: Path, rewards: dict, held: tuple, device: str, tracker: str, hub:
 # %% ../nbs/run/08_jobs.ipynb #c6b47c35
 def how_it_goes_on(run: Path, stopped: KeyboardInterrupt) -> str:
     "What a run that was stopped has saved, and the command that takes it up."
+    from pairuni_nb.run_folder import last_save
+
     command = f"the run goes on with pairuni train --resume {shlex.quote(str(run))}"
     if str(stopped):  # it waited for the end of a step
         return f"{stopped}; {command}"
-    if (run / "state.pt").exists():
+    if last_save(run):
         return f"the step it was in is lost; {command}, from its last save"
     return f"nothing was saved yet; {command}, from its start"
 
@@ -1080,10 +1082,23 @@ def run_plan(c: Plan):
     check_family(c.preset, shape.family, c.model)
     print(plan_table(plan(shape, work, card)))
 
+# %% ../nbs/run/08_jobs.ipynb #27ed4875
+def read_sampling(file: Path) -> dict:
+    "A checkpoint's sampling.json; one sentence where it says what is no way to sample."
+    from pairuni_nb.records import read_json
+    from pairuni_nb.rollout import Sampling
+
+    remedy = "remove it, and say how to sample by flags"
+    said = read_json(file, remedy)
+    try:
+        Sampling(**said)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{file} is damaged ({told(e)}): {remedy}") from e
+    return said
+
 # %% ../nbs/run/08_jobs.ipynb #bfab628b
 def own_sampling(m: Model, policy) -> dict:
     "How a checkpoint says it was sampled: a run's settings, sampling.json, or transformers' file."
-    from pairuni_nb.records import read_json
     from pairuni_nb.rollout import Sampling
     from pairuni_nb.run_folder import old_settings, run_of
 
@@ -1091,7 +1106,7 @@ def own_sampling(m: Model, policy) -> dict:
     if run := run_of(m.checkpoint):
         return asdict(Sampling.of(old_settings(run)[0]))
     if m.checkpoint and (path / "sampling.json").is_file():
-        return read_json(path / "sampling.json", "remove it, and say how to sample by flags")
+        return read_sampling(path / "sampling.json")
     own = policy.model.generation_config
     said = dict(cfg_weight=own.guidance_scale, max_new_tokens=own.max_new_tokens)
     return {name: value for name, value in said.items() if value is not None}
@@ -1296,9 +1311,11 @@ def run_convert(c: Convert):
 def run_serve(c: Serve):
     "pairuni serve"
     from pairuni_nb.language_model import is_local
-    from pairuni_nb.preference import reward_from, reward_server
+    from pairuni_nb.preference import reward_server
 
-    reward = reward_from(c.reward, check_device(c.device))
+    reward = named_rewards("", c.reward, c.device).get("g")
+    if not reward:
+        raise ValueError("a server needs a reward: name it, as in pairuni train --reward")
     try:
         server = reward_server(reward, c.port, c.host)
     except (OSError, OverflowError) as e:

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageColumn
 from datasets.fingerprint import generate_random_fingerprint
-from datasets.table import InMemoryTable, table_cast
+from datasets.table import InMemoryTable, embed_table_storage, table_cast
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import MiniBatchKMeans
 from tqdm import tqdm
@@ -42,10 +43,13 @@ from pairuni_nb.records import (
     new_folder,
     question_fault,
     read_image,
+    short,
+    text_fault,
 )
 from .search import check_rows, kmeans, nearest, unique_images, unique_rows
 from .settings import PairSettings, check, visible
 from .similarity import pair_features, part_weights, similarity
+from .world import is_scene
 
 # %% ../nbs/09_pairing.ipynb #918b1962
 def clusters_for(n: int) -> int:  # n: images
@@ -363,14 +367,14 @@ def pair_records(
     "Algorithm 1 or one of its baselines."
     check_pairing(u_records, g_records, s)
     n = len(u_records) + len(g_records)
-    s = replace(s, clusters=s.clusters or clusters_for(n))
     fill = fill or partial(complete, completer=completer or offline_completer(g_records))
     readers = _load_readers(s)
     if s.mix in ("pairs", "aligned", "retrieved"):
-        check_clusters(s.clusters, n)
+        check_clusters(s.clusters or 1, n)
         check_candidates(s.top_n, len(u_records), len(g_records))
     u, fu = _read_side(u_records, "U", readers["image"], s)
     g, fg = _read_side(g_records, "G", readers["image"], s)
+    s = replace(s, clusters=s.clusters or clusters_for(len(u) + len(g)))  # of those that are left
     if s.mix in ONE_SIDED:
         rows, counts = _one_sided_rows(u, g, fill, s)
     else:
@@ -552,7 +556,8 @@ GROUP = 32  # rows written, and read, at a time
 def _tables(pairs):
     "Arrow tables of a few rows."
     if isinstance(pairs, Dataset):
-        yield from pairs.with_format("arrow").iter(GROUP)
+        # a picture of which the rows hold the path alone is read now: the file is whole
+        yield from map(embed_table_storage, pairs.with_format("arrow").iter(GROUP))
     else:
         for i in range(0, len(pairs), GROUP):
             yield as_dataset(pairs[i : i + GROUP]).data.table
@@ -585,11 +590,23 @@ def save_pairs(
 
 # %% ../nbs/09_pairing.ipynb #5b98197b
 def _check_image(row, column, where):
-    "An image of a pair can be read."
+    "An image of a pair is there, and can be read."
+    if not (row[column] or {}).get("bytes"):
+        raise ValueError(
+            f"{where}, {column}: no image, or only a path to one: a pair file holds its "
+            "pictures, as pairuni pair writes it"
+        )
     try:
         read_image(row[column], max_side=64)  # a JPEG is decoded small: faster, and as thorough
     except ValueError as e:
         raise ValueError(f"{where}, {column}: {e}") from e
+
+# %% ../nbs/09_pairing.ipynb #e33a60bb
+def _check_scene(row, column, where):
+    "A scene that the file names is one of the toy world."
+    if row[column] and not is_scene(row[column]):
+        told = short(repr(row[column]), 40)
+        raise ValueError(f"{where}, {column}: {told} is no scene of the toy world: leave it empty")
 
 # %% ../nbs/09_pairing.ipynb #d00be2dd
 def _check_pair(row, where):
@@ -607,8 +624,10 @@ def _check_pair(row, where):
         fault = question_fault(row["question"], row["choices"], row["answer"], row["matcher"])
         if fault:
             raise ValueError(f"{where}: {fault}")
-    if has_g and not (row["prompt"] or "").strip():
-        raise ValueError(f"{where}: no prompt")
+    if has_g and (fault := text_fault("prompt", row["prompt"])):
+        raise ValueError(f"{where}: {fault}")
+    for column in ("u_scene", "g_scene"):
+        _check_scene(row, column, where)
     one_image = has_u and has_g and row["u_image"] == row["g_image"]  # then looked at once
     if has_u and not one_image:
         _check_image(row, "u_image", where)
@@ -620,6 +639,15 @@ def _with_matcher(rows):
     "Rows that were written before there were matchers, when every question had choices."
     matchers = [None if q is None else "choice" for q in rows["question"].to_pylist()]
     return rows.append_column("matcher", pa.array(matchers, pa.string()))
+
+# %% ../nbs/09_pairing.ipynb #cf4b50c9
+def _with_scenes(rows):
+    "A side that is there and names no scene has an empty one; None would say that it is not there."
+    for scene, text in (("u_scene", "question"), ("g_scene", "prompt")):
+        unknown = pc.and_(pc.is_null(rows[scene]), pc.is_valid(rows[text]))
+        told = pc.if_else(unknown, "", rows[scene])
+        rows = rows.set_column(rows.schema.get_field_index(scene), rows.schema.field(scene), told)
+    return rows
 
 # %% ../nbs/09_pairing.ipynb #ae63e3c6
 def _few_rows(file, look=True):
@@ -634,7 +662,7 @@ def _few_rows(file, look=True):
         rows = pa.Table.from_batches([batch])
         if old:
             rows = _with_matcher(rows)
-        rows = table_cast(rows.select(list(COLUMNS)), COLUMNS.arrow_schema)
+        rows = _with_scenes(table_cast(rows.select(list(COLUMNS)), COLUMNS.arrow_schema))
         for i, row in enumerate(rows.to_pylist() if look else (), n):
             _check_pair(row, f"{file}, row {i} (u_id {row['u_id']}, g_id {row['g_id']})")
         n += len(rows)

@@ -6,8 +6,8 @@
 __all__ = ['STATE', 'locked', 'begin_run', 'digest', 'processor_name', 'made_with', 'check_type', 'old_settings', 'check_same',
            'log_line', 'read_metrics', 'without_cost', 'cut_metrics', 'tile', 'save_samples', 'read_drawings',
            'first_of_each_kind', 'watched_groups', 'mean_logp', 'Watch', 'numbers', 'rows_of_groups', 'group_texts',
-           'save_pictures', 'contact_sheet', 'save_state', 'write_state', 'read_save', 'set_aside', 'save_best',
-           'load_state', 'run_of', 'from_run']
+           'save_pictures', 'contact_sheet', 'save_state', 'write_state', 'read_save', 'set_aside', 'last_save',
+           'save_best', 'load_state', 'run_of', 'from_run']
 
 # %% ../nbs/run/01_run_folder.ipynb #e27d6aac
 import hashlib
@@ -393,8 +393,9 @@ def save_state(run: Path, policy, opt, step: int, keep: int = 1):
     if rank_and_size()[0] == 0:
         set_aside(run, keep)
         write_state(run / "state.pt", state)
+        named = {str(step), *(str(int(file.stem[6:])) for file in run.glob("state-*.pt"))}
         for old in (run / "state").glob("*"):
-            if old.name != str(step):
+            if old.name not in named:
                 shutil.rmtree(old)
 
 # %% ../nbs/run/01_run_folder.ipynb #97da5d42
@@ -432,6 +433,12 @@ def set_aside(run: Path, keep: int):
     for old in older[: max(0, len(older) - (keep - 1))]:
         old.unlink()
 
+# %% ../nbs/run/01_run_folder.ipynb #532f1d2f
+def last_save(run: Path) -> Path | None:  # None: there is none
+    "The newest save of a run."
+    file = run / "state.pt"
+    return file if file.exists() else max(run.glob("state-*.pt"), default=None)
+
 # %% ../nbs/run/01_run_folder.ipynb #2bfb09c5
 def save_best(run: Path, policy, step: int, figures: dict):  # figures: of an evaluation
     "Keep the trained weights if both tasks together never scored better."
@@ -449,10 +456,12 @@ def save_best(run: Path, policy, step: int, figures: dict):  # figures: of an ev
 # %% ../nbs/run/01_run_folder.ipynb #17b4d491
 def load_state(run: Path, policy, opt) -> int:  # steps done
     "Go back to the last save; 0 where there is none."
-    file = run / "state.pt"
-    if not file.exists():
+    file = last_save(run)
+    if not file:
         return 0
-    state = read_save(file, "remove it, and --resume starts the run over from its first step")
+    state = read_save(
+        file, "remove it, and --resume goes on from the save before it, or from the first step"
+    )
     by_deepspeed = "model" not in state
     if by_deepspeed != hasattr(policy, "load_checkpoint"):
         how = "with" if by_deepspeed else "without"
@@ -489,8 +498,8 @@ def from_run(
     path = Path(name)
     if (path / "checkpoint").exists():
         return load_checkpoint(path / "checkpoint", device)
-    file = path if path.suffix == ".pt" else path / "state.pt"
-    if not file.exists():
+    file = path if path.suffix == ".pt" else last_save(path)
+    if not file or not file.exists():
         raise ValueError(f"the run in '{path}' has saved nothing yet: go on with it, or wait")
     state = read_save(file, "name another save, or the run's start")
     s, saved = old_settings(file.parent)

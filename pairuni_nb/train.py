@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['decide_split', 'read_split', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned', 'measure',
-           'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'drawing_weights', 'take_steps',
-           'score_on_the_way', 'watch_of', 'learning_rate', 'set_learning_rate', 'peak_gb', 'check_lengths', 'tell',
-           'finish']
+           'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'check_sides', 'drawing_weights',
+           'take_steps', 'score_on_the_way', 'watch_of', 'learning_rate', 'set_learning_rate', 'peak_gb', 'asked_texts',
+           'check_lengths', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import resource
@@ -28,13 +28,12 @@ from .evaluate import evaluate, held_out, is_toy, split_pairs, unseen_pairs
 from .pair_grpo import check_weighting
 from .prepare import Prepared, merge_lora, prepare
 from .processes import copy_weights, gather, launch
-from .records import read_json, whole_path, write_json, write_whole
+from .records import check_run, read_json, whole_path, write_json, write_whole
 from .rewards import answer_accuracy, graded_accuracy, scene_reward, target_similarity
 from .rollout import Policy, Sampling
 from pairuni_nb.run_folder import (
     Watch,
     begin_run,
-    check_run,
     check_same,
     cut_metrics,
     first_of_each_kind,
@@ -49,6 +48,7 @@ from pairuni_nb.run_folder import (
 )
 from .settings import TrainSettings, check
 from .step import own_weights, rows_of_step, train_step
+from .world import question_text
 
 # %% ../nbs/run/02_train.ipynb #1dbfd76c
 def decide_split(
@@ -219,6 +219,7 @@ def train(
     "Train on pairs, evaluate on what was held out, and leave a run folder."
     out = Path(out)
     check_call(s, rewards)
+    check_sides(pairs, s)
     check_run(out, resume)
     if resume:
         check_same(out, s)
@@ -234,15 +235,16 @@ def train(
     split = read_split(out, pairs, held, accelerator)
     if held is None:
         held = held_out(pairs, s.eval_items, s.seed, split["held"])
-    start = load_state(out, made.policy, made.opt) if resume else 0
-    copy_weights(made.policy, made.janus)
-    if accelerator.is_main_process:
-        cut_metrics(out, start)
     if tracker:
         accelerator.init_trackers("pairuni", config=asdict(s))
-    accelerator.wait_for_everyone()  # until the metrics are cut
-    began = time.perf_counter()
     with locked(out) if accelerator.is_main_process else nullcontext():
+        check_run(out, True)  # again: another process may have finished it since
+        start = load_state(out, made.policy, made.opt) if resume else 0
+        copy_weights(made.policy, made.janus)
+        if accelerator.is_main_process:
+            cut_metrics(out, start)
+        accelerator.wait_for_everyone()  # until the metrics are cut
+        began = time.perf_counter()
         if start == 0:
             measure(made.janus, held, out, 0, s, rewards["g"], accelerator, "before")
         take_steps(made, pairs, split["kept"], held, out, start, s, rewards, accelerator, callback)
@@ -258,6 +260,16 @@ def check_call(s: TrainSettings, rewards: dict):
         raise ValueError(
             f"rewards are named {', '.join(sorted(wrong))}: "
             "name them u (of answers) and g (of drawings)"
+        )
+
+# %% ../nbs/run/02_train.ipynb #00134919
+def check_sides(pairs, s: TrainSettings):
+    "Some pair has a side that is trained; a step without one would do nothing and say nothing."
+    columns = [dict(u="question", g="prompt")[task] for task in s.sides]
+    if all(text is None for column in columns for text in pairs[column]):
+        raise ValueError(
+            f"no pair has a {' or a '.join(columns)}, and sides is '{s.sides}': "
+            "train the other side, or name other pairs"
         )
 
 # %% ../nbs/run/02_train.ipynb #f8522772
@@ -365,16 +377,24 @@ def peak_gb() -> float:
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
+# %% ../nbs/run/02_train.ipynb #ddfadc98
+def asked_texts(pairs, task: str, instruction: str) -> list:  # (text, its pair), shortest first
+    "All that a side asks of the model, as it will read it."
+    if task == "g":
+        texts = pairs["prompt"]
+    else:
+        both = zip(pairs["question"], pairs["choices"])
+        texts = [q if q is None else question_text(q, choices, instruction) for q, choices in both]
+    told = [(text, i) for i, text in enumerate(texts) if text is not None]
+    return sorted(told, key=lambda row: len(row[0]))
+
 # %% ../nbs/run/02_train.ipynb #be1555cf
 def check_lengths(policy: Policy, pairs, sampling: Sampling, most: int = 20):
     "The longest prompts, and what they are to draw, fit into the model's positions."
     room = policy.model.config.text_config.max_position_embeddings
     for task, column in (("u", "question"), ("g", "prompt")):
-        texts = [(len(text), i) for i, text in enumerate(pairs[column]) if text is not None]
-        rows = [i for _, i in sorted(texts)[-most:]]
-        for i in rows:
-            asked = pairs[i][column]
-            image = policy.image_tokens if task == "u" else 0
+        image = policy.image_tokens if task == "u" else 0
+        for asked, i in asked_texts(pairs, task, sampling.instruction)[-most:]:
             n = len(policy.processor.tokenizer(asked)["input_ids"]) + image
             n += policy.length(task, sampling) + 32  # the chat's frame
             if n > room:

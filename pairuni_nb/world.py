@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIZE', 'GRID', 'CELL', 'COLOURS', 'SHAPES', 'DIGITS', 'STYLES', 'POSITIONS', 'NUMBERS', 'ITEMS', 'U_COLOUR',
            'G_COLOUR', 'GREY', 'KINDS', 'MIX', 'UNREADABLE', 'Scene', 'atlas', 'render', 'to_pil', 'show_images',
-           'bar_heights', 'caption', 'split_of', 'sample_scene', 'question', 'question_text', 'read', 'facts',
-           'scene_scores', 'verifier_rates', 'records']
+           'bar_heights', 'caption', 'is_scene', 'split_of', 'sample_scene', 'question', 'question_text', 'read',
+           'facts', 'scene_scores', 'verifier_rates', 'records']
 
 # %% ../nbs/01_world.ipynb #25c28c80
 import hashlib
@@ -244,6 +244,18 @@ def _draw_scene(rng, mix):
         a, b = _tail(DIGITS, 0, rng), _tail(DIGITS, 0, rng)
         cells[3:6] = ((a, "ink"), ("+", "ink"), (b, "ink"))
     return Scene(str(kind), str(style), tuple(cells))
+
+# %% ../nbs/01_world.ipynb #57201639
+def is_scene(
+    text,  # JSON
+) -> bool:
+    "Whether a text is a scene that a drawing can be held against: it states something."
+    try:
+        scene = Scene.from_json(text)
+        known = scene.kind in KINDS and scene.style in STYLES and set(scene.cells) <= set(ITEMS)
+        return known and len(scene.cells) == GRID**2 and bool(caption(scene)) and any(scene.cells)
+    except Exception:  # of any kind: the text is a stranger's
+        return False
 
 # %% ../nbs/01_world.ipynb #17c8b9c8
 def split_of(scene: Scene) -> str:

@@ -1,11 +1,13 @@
 """What held-out scores do with few items, odd rewards and a memory budget."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
-from pairuni_nb.evaluate import evaluate, evaluate_g, mean_ci
+from pairuni_nb.evaluate import evaluate, evaluate_g, mean_ci, near_copies, same_pictures
 from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.world import records
@@ -50,3 +52,40 @@ def test_the_memory_budget_reaches_the_sampler(policy, monkeypatch):
     )
     evaluate(policy, records("u", 2, 0), records("g", 2, 0), S, gb=0.5)
     assert seen == [0.5, 0.5]
+
+
+def near(a, b):
+    "The rule for two thumbnails, written out."
+    apart = np.sqrt(np.mean((a - b) ** 2))
+    return apart <= 2 + 0.06 * min(a.std(), b.std())
+
+
+@pytest.mark.parametrize("step", (1, 7, 256))
+def test_near_copies_are_those_of_every_pair_compared(step):
+    rng = np.random.default_rng(0)
+    looks = 255 - rng.uniform(0, 255, (20, 192)) * rng.uniform(0.01, 1, (20, 1))
+    looks = np.concatenate([looks, looks + 3 * rng.normal(0, 1, looks.shape), looks[:5] + 0.1])
+    looks = looks.clip(0, 255).astype(np.float32)
+    found = {
+        tuple(sorted(p)) for p in zip(*near_copies(cKDTree(looks), 2 + 0.06 * looks.std(1), step))
+    }
+    n = range(len(looks))
+    assert found == {(i, j) for i in n for j in n if i < j and near(looks[i], looks[j])}
+    assert 5 < len(found) < 60
+
+
+def test_a_picture_alone_and_pictures_alike_need_no_pair():
+    assert same_pictures(np.full((1, 192), 5, np.float32)).tolist() == [0]
+    assert len(set(same_pictures(np.full((9, 192), 5, np.float32)))) == 1
+
+
+def test_drawings_near_to_white_are_not_all_compared_with_each_other():
+    rng = np.random.default_rng(0)
+    thumbs = 255 - rng.uniform(0, 12, (1500, 192)).astype(np.float32)  # thin lines on paper
+    thumbs[0] = rng.choice([0, 255], 192)  # and one picture of much contrast
+    tracemalloc.start()
+    try:
+        assert len(set(same_pictures(thumbs))) == 1500
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # all pairs at once: 860 MB
+    finally:
+        tracemalloc.stop()

@@ -3,15 +3,20 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from datasets import Image as ImageColumn
 
+from pairuni_nb.evaluate import is_toy
 from pairuni_nb.pairing import (
+    COLUMNS,
     check_candidates,
     choose,
     load_pairs,
     make_pairs,
+    pair_row,
     retrieve,
     save_pairs,
 )
@@ -236,3 +241,68 @@ def test_nothing_is_overwritten_or_left_half_written(tmp_path, pairs):
             (part / "file").write_text("half")
             raise RuntimeError
     assert sorted(p.name for p in Path(tmp_path).iterdir()) == ["out"]
+
+
+def changed(pairs, file, **values):
+    "A pair file that somebody else wrote: other values in its first row."
+    rows = pairs.with_format("arrow")[:].to_pylist()
+    rows[0] |= values
+    pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS.arrow_schema), file)
+    return file
+
+
+@pytest.mark.parametrize("column", ("u_image", "g_image"))
+@pytest.mark.parametrize("address", ("", "file://"))
+def test_a_pair_file_names_no_picture_of_yours(pairs, tmp_path, column, address):
+    pairs[0]["u_image"].save(tmp_path / "private.png")
+    path = f"{address}{tmp_path / 'private.png'}"
+    file = changed(pairs, tmp_path / "p.parquet", **{column: dict(bytes=None, path=path)})
+    sentence(lambda: load_pairs(file), "row 0", column, "only a path")
+
+
+def test_pictures_that_are_paths_are_read_when_pairs_are_saved(u, g, tmp_path):
+    u[0]["image"].save(tmp_path / "1.png")
+    sides = (side | dict(image=str(tmp_path / "1.png")) for side in (u[0], g[0]))
+    rows = Dataset.from_list([pair_row("retrieved", 0.7, *sides)], features=COLUMNS)
+    save_pairs(rows, tmp_path / "p")
+    (tmp_path / "1.png").unlink()
+    back = load_pairs(tmp_path / "p")[0]
+    assert np.array_equal(np.asarray(back["u_image"]), np.asarray(u[0]["image"]))
+
+
+def test_pairs_without_scenes_are_not_of_the_toy_world(pairs, tmp_path):
+    assert is_toy(load_pairs(changed(pairs, tmp_path / "same.parquet")))
+    for column in ("u_scene", "g_scene"):
+        file = changed(pairs, tmp_path / f"{column}.parquet", **{column: None})
+        assert not is_toy(load_pairs(file)) and load_pairs(file)[0][column] == ""
+
+
+def test_a_side_that_is_not_there_has_no_scene(u, g, tmp_path):
+    rows = [pair_row("single", 1.0, u=u[0]), pair_row("single", 1.0, g=g[0])]
+    save_pairs(rows, tmp_path / "p")
+    back = load_pairs(tmp_path / "p")
+    assert is_toy(back) and back[0]["g_scene"] is None and back[1]["u_scene"] is None
+
+
+NOTHING = '{"kind": "placed", "style": "plain", "cells": [%s]}' % ", ".join(["null"] * 9)
+
+
+@pytest.mark.parametrize("scene", ("{", "{}", NOTHING, NOTHING.replace("plain", "tartan")))
+def test_a_scene_that_no_drawing_can_be_held_against(pairs, tmp_path, scene):
+    file = changed(pairs, tmp_path / "p.parquet", g_scene=scene)
+    sentence(lambda: load_pairs(file), "row 0", "g_scene", "no scene of the toy world")
+
+
+def test_a_place_for_an_image_in_a_prompt(pairs, tmp_path):
+    file = changed(pairs, tmp_path / "p.parquet", prompt="a <image_placeholder>")
+    sentence(lambda: load_pairs(file), "row 0", "the prompt holds <image_placeholder>")
+
+
+def test_clusters_are_a_tenth_of_the_images_that_are_left(u, g):
+    u = [
+        r | dict(id=f"{r['id']}-{i}", question=f"{r['question']} {i}") for i in range(9) for r in u
+    ]
+    g = [r | dict(id=f"{r['id']}-{i}") for i in range(9) for r in g]
+    counts = make_pairs(u, g, dedup=1.0)[1]
+    assert counts["medoids"] == 2 and counts["copies_u"] >= 96
+    sentence(lambda: make_pairs(u, g, dedup=1.0, clusters=25), "clusters is 25", "set --clusters")

@@ -9,15 +9,16 @@ import torch
 from accelerate import Accelerator
 
 from pairuni_nb import pair_grpo, records
+from pairuni_nb import train as loop
 from pairuni_nb.janus import load_janus
-from pairuni_nb.pairing import make_pairs
+from pairuni_nb.pairing import as_dataset, make_pairs, pair_row
 from pairuni_nb.rewards import answer_accuracy, reward_matrix, scene_reward
-from pairuni_nb.rollout import JanusPolicy
+from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.processes import larger, of_all
-from pairuni_nb.run_folder import load_state, log_line, read_metrics
+from pairuni_nb.run_folder import load_state, locked, log_line, read_metrics, save_state
 from pairuni_nb.step import roll_out_sides, update
-from pairuni_nb.train import nothing_learned, read_split, train
+from pairuni_nb.train import check_lengths, nothing_learned, read_split, train
 from pairuni_nb.world import records as toy_records
 
 S = TrainSettings(
@@ -187,3 +188,98 @@ def test_a_run_says_who_judges(pairs, tmp_path):
 def test_a_reward_must_return_a_list(pairs):
     with pytest.raises(ValueError, match="returned no list of values for 2 rollouts"):
         reward_matrix(lambda p, o, t: 0.5, ["a"], [1, 2], [{}], 2)
+
+
+def half_done(pairs, run):
+    "A run that was stopped in its second step, its first saved."
+
+    def stop(done, *_):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pairs, run, replace(S, steps=3), device="cpu", callback=stop)
+    return (run / "metrics.jsonl").read_text()
+
+
+def test_who_may_not_write_to_a_run_leaves_its_metrics_alone(pairs, tmp_path):
+    told = half_done(pairs, tmp_path / "run")
+    assert json.loads(told.splitlines()[-1])["step"] == 2  # one that a resume would cut off
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match="another process is writing"):
+        train(pairs, tmp_path / "run", replace(S, steps=3), device="cpu", resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == told
+
+
+def test_a_run_that_ended_while_a_second_resume_began_stays_as_it_is(pairs, tmp_path, monkeypatch):
+    told, run = half_done(pairs, tmp_path / "run"), tmp_path / "run"
+    prepare = loop.prepare
+
+    def ends_meanwhile(*args):
+        (run / "state.pt").unlink()
+        (run / "result.json").write_text("{}")
+        return prepare(*args)
+
+    monkeypatch.setattr(loop, "prepare", ends_meanwhile)
+    with pytest.raises(ValueError, match="is finished"):
+        train(pairs, run, replace(S, steps=3), device="cpu", resume=True)
+    assert (run / "metrics.jsonl").read_text() == told
+
+
+def stepped():
+    layer = torch.nn.Linear(2, 1)
+    opt = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(2)).sum().backward()
+    opt.step()
+    return layer, opt
+
+
+@pytest.mark.parametrize("keep", (1, 2, 3))
+def test_a_disk_that_fills_up_in_a_save_costs_no_earlier_one(tmp_path, monkeypatch, keep):
+    for step in (10, 20, 30):
+        last = stepped()
+        save_state(tmp_path, *last, step, keep)
+
+    def full(*_):
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="make room, and go on from the last save"):
+        save_state(tmp_path, *stepped(), 40, keep)
+    again = stepped()
+    assert load_state(tmp_path, *again) == 30
+    assert torch.equal(again[0].weight, last[0].weight)
+
+
+def test_deepspeeds_parts_stay_as_long_as_the_saves_that_name_them(tmp_path):
+    class Engine:
+        def save_checkpoint(self, place, tag, **_):
+            (place / tag).mkdir(parents=True)
+
+    for step in (10, 20, 30):
+        save_state(tmp_path, Engine(), None, step, 2)
+    kept = {torch.load(file)["step"] for file in tmp_path.glob("state*.pt")}
+    assert kept == {20, 30} == {int(place.name) for place in (tmp_path / "state").iterdir()}
+
+
+@pytest.mark.parametrize("side, other", ("ug", "gu"))
+def test_a_side_that_no_pair_has_is_not_trained_in_silence(tmp_path, side, other):
+    record = toy_records(side, 1, 0)[0]
+    rows = as_dataset([pair_row("single", 1.0, **{side: record})])
+    with pytest.raises(ValueError, match=f"no pair has a .*sides is '{other}'"):
+        train(rows, tmp_path / "run", replace(S, sides=other), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_choices_and_instruction_count_to_a_prompts_length():
+    policy, record = JanusPolicy(*load_janus()), toy_records("u", 1, 0)[0]
+    sampling = Sampling.of(S)
+    short = as_dataset([pair_row("single", 1.0, u=record)])
+    check_lengths(policy, short, sampling)
+    choices = ["red " * 400 + end for end in "abcd"]
+    long = pair_row("single", 1.0, u=record | dict(choices=choices, answer=choices[0]))
+    for pairs, asked in (
+        (as_dataset([long]), sampling),
+        (short, replace(sampling, instruction="red " * 1000)),
+    ):
+        with pytest.raises(ValueError, match="question of pair 0 needs .* positions"):
+            check_lengths(policy, pairs, asked)
