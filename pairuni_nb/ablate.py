@@ -341,7 +341,8 @@ def run_row(
     except (ValueError, RuntimeError, IndexError) as e:  # NaN weights end in any of these
         if any(words in str(e) for words in NOT_THE_ROWS):
             raise
-        line = dict(failed=str(e).splitlines()[0].split(":")[0], steps=base.train.steps)
+        why = str(e).strip() or type(e).__name__
+        line = dict(failed=why.splitlines()[0].split(":")[0], steps=base.train.steps)
     line |= dict(seed=seed, cpu_seconds=None if again else round(time.process_time() - began, 1))
     write_json(file, line)
     return line

@@ -259,6 +259,15 @@ def test_an_average_is_the_mean_of_weights_and_a_failed_run_is_a_line(tmp_path):
     assert a.in_short(whole) == failed["failed"]
 
 
+def test_an_error_without_words_is_named_by_its_kind(tmp_path, monkeypatch):
+    def trained(*_):
+        raise RuntimeError
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(a, "trained", trained)
+    assert a.run_row(tmp_path, {}, 0, BASE)["failed"] == "RuntimeError"
+
+
 def test_a_preset_with_data_of_its_own(tmp_path, monkeypatch):
     things = tmp_path / "things"
     for part, n in (("u", 30), ("g", 30), ("held-u", 6), ("held-g", 6)):
