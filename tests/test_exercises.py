@@ -284,6 +284,14 @@ WRONG = {
             "    if len(said) > 1 and said == answer.lower():\n        return True\n",
         ),  # letters first
         ("0 <= i < len(choices) and", "0 <= i and"),
+        (
+            'letter = said.strip("()")',
+            'letter = said[1:-1] if said[:1] == "(" else ""',
+        ),  # bare: none
+        (
+            'letter = said.strip("()")',
+            'letter = said if said[:1] != "(" else ""',
+        ),  # in brackets: none
     ],
     ("12_rewards.ipynb", "format_bonus"): [
         ("max(r, 0.1 * well_formed(text))", "r + 0.1 * well_formed(text)"),
