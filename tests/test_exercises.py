@@ -398,6 +398,9 @@ WRONG = {
         ("else 0\n", "else bad\n"),  # in all, not in a row
         (" and r < 0.2", ""),  # solved prompts ring it
         ("f > 0.8 and ", ""),
+        ("f > 0.8 and r < 0.2", "f > 0.2 and r < 0.8"),  # the bounds of each other
+        ("f > 0.8 and r < 0.2", "f > 0.8 and r < 0.5"),
+        ("f > 0.8 and r < 0.2", "f > 0.5 and r < 0.2"),
         ("bad == n", "bad > n"),
         ("return step", "return step - n + 1"),  # where it began
     ],
