@@ -292,8 +292,13 @@ WRONG = {
             'letter = said.strip("()")',
             'letter = said if said[:1] != "(" else ""',
         ),  # in brackets: none
+        (
+            "    if said in [choice.lower() for choice in choices]:\n        return said == answer.lower()\n",
+            "    if said == answer.lower():\n        return True\n",
+        ),  # another choice's word read as a letter
     ],
     ("12_rewards.ipynb", "format_bonus"): [
+        ("well_formed(text)", '("<answer>" in text)'),  # half the form
         ("max(r, 0.1 * well_formed(text))", "r + 0.1 * well_formed(text)"),
         ("max(r, 0.1 * well_formed(text))", "max(r, 0.1)"),
         ("None if r is None else max", "0.0 if r is None else max"),  # missing is wrong
