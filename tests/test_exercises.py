@@ -398,6 +398,10 @@ WRONG = {
         ("abs(change) <= h", "change <= h"),  # no fall is clear
         ("1 if change > 0 else -1", "1"),
         ("before[0] is None or after[0] is None", "False"),
+        (
+            "before[0] is None or after[0] is None",
+            "not before[0] or not after[0]",
+        ),  # a score of 0 is no missing one
     ],
     ("learn/04_curves.ipynb", "alarm"): [
         ("else 0\n", "else bad\n"),  # in all, not in a row
