@@ -284,8 +284,21 @@ WRONG = {
             "    if len(said) > 1 and said == answer.lower():\n        return True\n",
         ),  # letters first
         ("0 <= i < len(choices) and", "0 <= i and"),
+        (
+            'letter = said.strip("()")',
+            'letter = said[1:-1] if said[:1] == "(" else ""',
+        ),  # bare: none
+        (
+            'letter = said.strip("()")',
+            'letter = said if said[:1] != "(" else ""',
+        ),  # in brackets: none
+        (
+            "    if said in [choice.lower() for choice in choices]:\n        return said == answer.lower()\n",
+            "    if said == answer.lower():\n        return True\n",
+        ),  # another choice's word read as a letter
     ],
     ("12_rewards.ipynb", "format_bonus"): [
+        ("well_formed(text)", '("<answer>" in text)'),  # half the form
         ("max(r, 0.1 * well_formed(text))", "r + 0.1 * well_formed(text)"),
         ("max(r, 0.1 * well_formed(text))", "max(r, 0.1)"),
         ("None if r is None else max", "0.0 if r is None else max"),  # missing is wrong
@@ -385,11 +398,18 @@ WRONG = {
         ("abs(change) <= h", "change <= h"),  # no fall is clear
         ("1 if change > 0 else -1", "1"),
         ("before[0] is None or after[0] is None", "False"),
+        (
+            "before[0] is None or after[0] is None",
+            "not before[0] or not after[0]",
+        ),  # a score of 0 is no missing one
     ],
     ("learn/04_curves.ipynb", "alarm"): [
         ("else 0\n", "else bad\n"),  # in all, not in a row
         (" and r < 0.2", ""),  # solved prompts ring it
         ("f > 0.8 and ", ""),
+        ("f > 0.8 and r < 0.2", "f > 0.2 and r < 0.8"),  # the bounds of each other
+        ("f > 0.8 and r < 0.2", "f > 0.8 and r < 0.5"),
+        ("f > 0.8 and r < 0.2", "f > 0.5 and r < 0.2"),
         ("bad == n", "bad > n"),
         ("return step", "return step - n + 1"),  # where it began
     ],
