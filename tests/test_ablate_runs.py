@@ -125,7 +125,7 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeyp
         ("ablate control --preset pico", ("unknown preset 'pico'", "nano-emoji")),
         ("ablate control --preset nano-emoji", ("data/things", "fetch_emoji.py")),
         ("compare one", ("at least two",)),
-        ("compare one two", ("'one' is no run folder",)),
+        ("compare one two", ("there is no folder 'one'",)),
     ):
         assert main(words.split()) == 2
         said = capsys.readouterr().err.strip()

@@ -414,7 +414,8 @@ def test_what_was_dropped_is_said_in_words(capsys, monkeypatch):
         lambda *_, **__: ([1, 2], dict(rows=2, medoids=6, dropped={"not written": 4})),
     )
     build_pairs(Pair("x", settings=PairSettings(n_u=4, n_g=4)))
-    assert capsys.readouterr().out == "2 pairs: medoids 6, dropped (not written) 4\n"
+    why = "rules cannot write their other half, --complete llm can"
+    assert capsys.readouterr().out == f"2 pairs: medoids 6, dropped ({why}) 4\n"
 
 
 def test_folders_of_a_reward_are_written_from_the_root(tmp_path):
