@@ -124,13 +124,14 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeyp
         ("ablate control --rollouts 1", ("rollouts", "1")),
         ("ablate control --preset pico", ("unknown preset 'pico'", "nano-emoji")),
         ("ablate control --preset nano-emoji", ("data/things", "fetch_emoji.py")),
-        ("compare one", ("at least two",)),
         ("compare one two", ("there is no folder 'one'",)),
     ):
         assert main(words.split()) == 2
         said = capsys.readouterr().err.strip()
         assert all(word in said for word in told) and "\n" not in said, said
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="at least two run folders"):
+        a.side_by_side(["one"])
     with pytest.raises(ValueError, match="unknown setting 'lrr': .*lr"):
         a.check_changes(BASE, dict(lrr=1))
     with pytest.raises(ValueError, match="lr must be positive"):
