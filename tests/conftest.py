@@ -27,6 +27,13 @@ def need():
     return find
 
 
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Commands start in an empty folder, and say errors as users see them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PAIRUNI_DEBUG", raising=False)
+
+
 @pytest.fixture(scope="module")
 def new_page():
     """`new_page(viewport=..)` is a page of a headless browser, patient: the machine may be busy."""

@@ -17,17 +17,12 @@ from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.world import records
 from program import pairuni
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 TINY = (
     "--steps 2 --pairs-per-step 2 --rollouts 2 --eval-items 8 --eval-every 1 --save-every 1 "
     "--device cpu"
 )
 OWN = f"{TINY} --cfg-weight 2 --max-new-tokens 20"  # not as janus-nano is sampled
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PAIRUNI_DEBUG", raising=False)
 
 
 @pytest.fixture(scope="module")

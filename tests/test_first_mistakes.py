@@ -13,13 +13,8 @@ from pairuni_nb.cli import COMMANDS, JOBS, main
 from pairuni_nb.jobs import Train
 from pairuni_nb.pairing import load_pairs
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 TINY = "--steps 1 --pairs-per-step 2 --rollouts 2 --eval-items 4 --device cpu"
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PAIRUNI_DEBUG", raising=False)
 
 
 @pytest.fixture(scope="module")
