@@ -212,7 +212,8 @@ class Report:
 class Ablate:
     "Train every row of a table on every seed, and say how far each is from its first row."
 
-    # data, medoids, weighting, delta, features, combine, instead, guidance, batch, rollouts or control
+    # data, medoids, weighting, delta, features, combine, instead, guidance, batch, rollouts
+    # or control
     table: Annotated[Positional[str], arg(metavar="TABLE")]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each has its own records, noise and held-out items
     rows: tuple[str, ...] = ()  # some rows of the table; without them, all
