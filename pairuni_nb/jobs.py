@@ -219,7 +219,7 @@ class Ablate:
     rows: tuple[str, ...] = ()  # some rows of the table; without them, all
     out: str = "runs/ablate"  # folder of tables, new or begun: what it holds is not run again
     jobs: int = 2  # runs at a time, each a process with one thread
-    preset: str = "nano"  # where runs start: nano or nano-emoji
+    preset: str = "nano"  # where runs start: one of the nano presets
     steps: int | None = None  # of each run, as in train; without it, the preset's
     pairs_per_step: int | None = None  # likewise
     rollouts: int | None = None  # likewise
