@@ -212,13 +212,14 @@ class Report:
 class Ablate:
     "Train every row of a table on every seed, and say how far each is from its first row."
 
-    # data, medoids, weighting, delta, features, combine, instead, guidance, batch or control
+    # data, medoids, weighting, delta, features, combine, instead, guidance, batch, rollouts
+    # or control
     table: Annotated[Positional[str], arg(metavar="TABLE")]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each has its own records, noise and held-out items
     rows: tuple[str, ...] = ()  # some rows of the table; without them, all
     out: str = "runs/ablate"  # folder of tables, new or begun: what it holds is not run again
     jobs: int = 2  # runs at a time, each a process with one thread
-    preset: str = "nano"  # where runs start: nano or nano-emoji
+    preset: str = "nano"  # where runs start: one of the nano presets
     steps: int | None = None  # of each run, as in train; without it, the preset's
     pairs_per_step: int | None = None  # likewise
     rollouts: int | None = None  # likewise

@@ -8,6 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ipykernel.kernelapp import IPKernelApp
+from jupyter_client import AsyncKernelManager
+from jupyter_client.connect import write_connection_file
+from matplotlib import rcParams
+
 from pairuni_nb.cli import main
 
 CLI = "import sys; from pairuni_nb.cli import main; sys.exit(main())"
@@ -21,7 +26,9 @@ def pairuni(line):
 # Torch and transformers take a fresh interpreter 5 seconds. One server imports them, a session
 # long, and each process is forked from it: before any thread, any model and any seed.
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["pairuni_nb.ablate", "pairuni_nb.benchmark", "pairuni_nb.preference"])
+PARTS = ("ablate", "benchmark", "preference", "explorer", "encoders")
+OTHERS = ("ipykernel.kernelapp", "matplotlib.pyplot", "nbclient", "pytest")
+FORK.set_forkserver_preload([*(f"pairuni_nb.{part}" for part in PARTS), *OTHERS])
 
 
 def run_here(code, argv, cwd, env, files):
@@ -65,3 +72,30 @@ class Python:
             self.process.kill()
             raise TimeoutError(f"no end after {seconds} s: {self.said()}")
         return self.process.exitcode
+
+
+def be_kernel(file, cwd, env):
+    "In the new process: become what `python -m ipykernel_launcher -f file` would be."
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    rcParams["backend"] = "module://matplotlib_inline.backend_inline"  # Jupyter's, before an import
+    IPKernelApp.launch_instance(argv=["-f", file, "--quiet"])
+
+
+class Kernel(AsyncKernelManager):
+    "A kernel that has imported the libraries and nothing else, for `NotebookClient`."
+
+    has_kernel = True  # the client need not start one
+
+    def __init__(self, cwd):
+        super().__init__(owns_kernel=False)
+        self.folder = tempfile.TemporaryDirectory()
+        file, _ = write_connection_file(os.path.join(self.folder.name, "kernel.json"))
+        self.load_connection_file(file)
+        self.process = FORK.Process(target=be_kernel, args=(file, str(cwd), dict(os.environ)))
+        self.process.start()
+
+    async def is_alive(self):
+        "A kernel that died is an error at once, not when its time is up."
+        return self.process.is_alive()

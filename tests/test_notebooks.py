@@ -10,6 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from program import Kernel
+
 from pairuni_nb.testgen import is_bar, keep_functions, notebooks
 
 NOTEBOOKS = notebooks(Path(__file__).parents[1] / "nbs")
@@ -46,12 +48,11 @@ def run(path, cells, timeout):
     """The cells as a fresh kernel leaves them; a cell that fails or takes too long fails the test."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = cells
-    NotebookClient(
-        notebook,
-        timeout=timeout,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
-    ).execute()
+    kernel = Kernel(path.parent)
+    try:
+        NotebookClient(notebook, km=kernel, timeout=timeout).execute()
+    finally:
+        kernel.process.kill()
     return notebook.cells
 
 
