@@ -167,11 +167,11 @@ class BagPolicy(nn.Module):
         self.draw = nn.Linear(len(self.words), 9 * len(ITEMS))
 
     def prompts(self, task, texts):
-        rows = []
-        for text in texts:
+        bags = torch.zeros(len(texts), len(self.words))
+        for bag, text in zip(bags, texts):
             there = set(re.findall(r"[\w-]+", text))
-            rows.append([float(word in there) for word in self.words])
-        return Bags(task, torch.tensor(rows))
+            bag[[i for i, word in enumerate(self.words) if word in there]] = 1
+        return Bags(task, bags)
 
     def text_prompts(self, questions, images=None):
         return self.prompts("u", questions)
@@ -191,10 +191,9 @@ def logits(self, prompts):  # -> (P, T, what can be said)
 
 @patch_to(BagPolicy)
 def forward(self, rollouts, rows=None):
-    if rows is not None:
-        rollouts = rollouts.index(rows)
-    logits = self.logits(rollouts.prompts)[rollouts.group] / rollouts.sampling.temperature
-    return logits.log_softmax(-1).gather(-1, rollouts.tokens[..., None])[..., 0]
+    r = rollouts if rows is None else rollouts.index(rows)
+    logits = self.logits(r.prompts)[r.group] / r.sampling.temperature
+    return logits.log_softmax(-1).gather(-1, r.tokens[..., None])[..., 0]
 
 # %% ../nbs/16_emu3.ipynb #433d2450
 @patch_to(BagPolicy)
@@ -205,8 +204,7 @@ def sample(self, prompts, k, noise, sampling, rows=None, gb=8.0):
     tokens = torch.stack([draw(p, u) for p, u in zip(probs.unbind(1), noise.T)], 1)
     mask, none = torch.ones(tokens.shape, dtype=torch.bool), torch.zeros(tokens.shape)
     drawn = Rollouts(prompts, k, group, tokens, mask, mask[:, 0], none, none, sampling)
-    logp = self(drawn)
-    drawn = replace(drawn, logp=logp, sample_logp=logp)
+    drawn = replace(drawn, **dict.fromkeys(("logp", "sample_logp"), self(drawn)))
     return drawn if rows is None else drawn.index(rows)
 
 # %% ../nbs/16_emu3.ipynb #e6ab91bc
