@@ -50,7 +50,7 @@ def run(path, cells, timeout):
     notebook.cells = cells
     kernel = Kernel(path.parent)
     try:
-        NotebookClient(notebook, km=kernel, timeout=timeout).execute()
+        NotebookClient(notebook, km=kernel, timeout=timeout, startup_timeout=timeout).execute()
     finally:
         kernel.process.kill()
     return notebook.cells
