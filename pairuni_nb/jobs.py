@@ -765,21 +765,21 @@ def model_card(
     name: str,  # USER/NAME
 ) -> str:  # Markdown
     "What the checkpoint is, for whoever finds it."
+    from pairuni_nb.ablate import markdown_table
     from pairuni_nb.records import read_json
     from pairuni_nb.report import Rise, judge, rises
 
     s, result = (read_json(run / f"{file}.json", "put it back") for file in ("settings", "result"))
     by = judge(s.get("reward"), result["after"])
-    rows = ["| held out | before | after | change |", "|---|---|---|---|"]
+    rows = []
     for found in rises(result["before"], result["after"]):
         x = Rise(*found, by, result["protocol"])
-        said = f"{x.title} ({x.basis})", x.before_text, x.after_text, x.change_text
-        rows.append(f"| {' | '.join(said)} |")
+        rows.append([f"{x.title} ({x.basis})", x.before_text, x.after_text, x.change_text])
     return CARD.format(
         title=name.split("/")[1],
         model=s.get("model") or "janus-nano",
         settings=json.dumps({k: s[k] for k in SAID if k in s}),
-        scores="\n".join(rows),
+        scores=markdown_table(["held out", "before", "after", "change"], rows),
     )
 
 
