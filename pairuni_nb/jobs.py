@@ -896,15 +896,15 @@ def go_on(run: Path, rewards: dict, held: tuple, device: str, tracker: str, hub:
 
     s, saved = old_settings(run)
     first = rank_and_size()[0] == 0
-    make_place(hub)
     try:
         if first:
             print(f"run folder {run}")
         # whoever wrote this copy has looked at it, and `train` compares its digest
         pairs = load_pairs(run / "pairs", look="pairs_sha256" not in saved)
         result = train(
-            pairs, run, s, saved["model"], rewards, device, tracker or None, held, resume=True
-        )
+            pairs, run, s, saved["model"], rewards, device, tracker or None, held, resume=True,
+            ready=lambda: make_place(hub),
+        )  # fmt: skip
     except BaseException as e:
         if first:
             leave_report(run)
@@ -1204,11 +1204,12 @@ def run_evaluate(c: Evaluate):
     from pairuni_nb.evaluate import evaluate
     from pairuni_nb.records import write_json
     from pairuni_nb.report import judge
-    from pairuni_nb.train import default_rewards
+    from pairuni_nb.train import as_columns, check_lengths, default_rewards
 
     u, g = held_of(c)
     given = named_rewards("", c.reward, c.reward_device)
     policy, sampling = load_model(c.model)
+    check_lengths(policy, as_columns((u, g)), sampling, "held-out record")
     rewards = default_rewards(policy, dict(g_scene=[record["scene"] for record in g])) | given
     result = evaluate(policy, u, g, sampling, c.model.seed, rewards["g"])
     figures = result["figures"]
