@@ -8,9 +8,9 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'W
            'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed', 'run_name', 'trained',
            'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run', 'start_run', 'left_by', 'finished',
            'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done',
-           'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences', 'as_cell', 'markdown_rows',
-           'power_sentence', 'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary',
-           'said_of', 'apart', 'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
+           'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences', 'as_cell', 'markdown_table',
+           'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary', 'draw_points', 'draw_table',
+           'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -650,22 +650,31 @@ def as_cell(values) -> str:  # one number a seed
         return "no run"
     return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
 
+# %% ../nbs/run/07_ablate.ipynb #12aa2ece
+def markdown_table(head: list, rows: list) -> str:
+    "Cells that may say anything: a line break is a space there, and a bar is no border."
+    lines = []
+    for row in (head, *rows):
+        cells = [" ".join(str(cell).split()).replace("|", r"\|") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
 # %% ../nbs/run/07_ablate.ipynb #5862feeb
-def markdown_rows(lines: list, rows: list) -> list:  # lines of Markdown; rows: the reference first
+def rises_table(lines: list, rows: list) -> str:  # Markdown; rows: the reference first
     "A row's rises, and what they are above the reference's."
     reference = rows[0]
     head = ["row", "seeds"]
     for name in MEASURES.values():
         head += [f"{name}: rise", f"against {reference}"]
-    text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    text = []
     for row in rows:
         cells = [row, str(len(rises_of(lines, row, "score")))]
         for measure in MEASURES:
             apart = differences(lines, row, reference, measure)
             cells.append(as_cell(list(rises_of(lines, row, measure).values())))
             cells.append("" if row == reference else as_cell(apart))
-        text.append("| " + " | ".join(cells) + " |")
-    return text
+        text.append(cells)
+    return markdown_table(head, text)
 
 # %% ../nbs/run/07_ablate.ipynb #57c77c30
 def power_sentence(lines: list, rows: list, measure: str) -> str:  # empty: too few seeds
@@ -724,7 +733,7 @@ def summary(table: str, lines: list, rows: list) -> str:  # Markdown; rows: the 
         "minus before; mean over seeds and 95 % t-interval. Against: the paired difference of the "
         "rises, on the same records, prompts, noise and held-out items. Decoded better: greedily, "
         "with guidance 2 or 1, whichever suits the start.",
-        "\n".join(markdown_rows(lines, rows)),
+        rises_table(lines, rows),
     ]
     if len(rows) > 1:
         told = [power_sentence(lines, rows, measure) for measure in MEASURES]
@@ -815,9 +824,9 @@ def reached(run: Path) -> dict:  # what -> text
     file = run / "metrics.jsonl"
     metrics = read_metrics(run) if file.exists() else []
     if not metrics:
-        return {"steps": "nothing measured yet"}
+        return {"steps done": "nothing measured yet"}
     steps, wanted = metrics[-1]["step"], old_settings(run)[0].steps
-    told = {"steps": f"{steps} of {wanted}"}
+    told = {"steps done": f"{steps} of {wanted}"}
     for task, score in (("u", "accuracy"), ("g", "score")):
         at, values = lines_with(metrics, f"eval_{score}_mean")
         if values:
@@ -842,12 +851,10 @@ def side_by_side(runs: list) -> str:  # run folders -> Markdown
     if len(runs) < 2:
         raise ValueError("one run has nothing beside it: name at least two run folders")
     differ, results = apart([said_of(run) for run in runs]), [reached(run) for run in runs]
-    rows = [[name, *map(str, values)] for name, values in differ.items()]
+    rows = [[name, *values] for name, values in differ.items()]
     for name in dict.fromkeys(name for result in results for name in result):
         rows.append([name, *(result.get(name, "") for result in results)])
-    head = ["", *short_names(runs)]
-    text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*text, *("| " + " | ".join(row) + " |" for row in rows)])
+    return markdown_table(["", *short_names(runs)], rows)
 
 # %% ../nbs/run/07_ablate.ipynb #c8ac6198
 def draw_runs(runs: list):  # run folders -> Figure

@@ -766,21 +766,21 @@ def model_card(
     name: str,  # USER/NAME
 ) -> str:  # Markdown
     "What the checkpoint is, for whoever finds it."
+    from pairuni_nb.ablate import markdown_table
     from pairuni_nb.records import read_json
     from pairuni_nb.report import Rise, judge, rises
 
     s, result = (read_json(run / f"{file}.json", "put it back") for file in ("settings", "result"))
     by = judge(s.get("reward"), result["after"])
-    rows = ["| held out | before | after | change |", "|---|---|---|---|"]
+    rows = []
     for found in rises(result["before"], result["after"]):
         x = Rise(*found, by, result["protocol"])
-        said = f"{x.title} ({x.basis})", x.before_text, x.after_text, x.change_text
-        rows.append(f"| {' | '.join(said)} |")
+        rows.append([f"{x.title} ({x.basis})", x.before_text, x.after_text, x.change_text])
     return CARD.format(
         title=name.split("/")[1],
         model=s.get("model") or "janus-nano",
         settings=json.dumps({k: s[k] for k in SAID if k in s}),
-        scores="\n".join(rows),
+        scores=markdown_table(["held out", "before", "after", "change"], rows),
     )
 
 
@@ -897,15 +897,15 @@ def go_on(run: Path, rewards: dict, held: tuple, device: str, tracker: str, hub:
 
     s, saved = old_settings(run)
     first = rank_and_size()[0] == 0
-    make_place(hub)
     try:
         if first:
             print(f"run folder {run}")
         # whoever wrote this copy has looked at it, and `train` compares its digest
         pairs = load_pairs(run / "pairs", look="pairs_sha256" not in saved)
         result = train(
-            pairs, run, s, saved["model"], rewards, device, tracker or None, held, resume=True
-        )
+            pairs, run, s, saved["model"], rewards, device, tracker or None, held, resume=True,
+            ready=lambda: make_place(hub),
+        )  # fmt: skip
     except BaseException as e:
         if first:
             leave_report(run)
@@ -1205,11 +1205,12 @@ def run_evaluate(c: Evaluate):
     from pairuni_nb.evaluate import evaluate
     from pairuni_nb.records import write_json
     from pairuni_nb.report import judge
-    from pairuni_nb.train import default_rewards
+    from pairuni_nb.train import as_columns, check_lengths, default_rewards
 
     u, g = held_of(c)
     given = named_rewards("", c.reward, c.reward_device)
     policy, sampling = load_model(c.model)
+    check_lengths(policy, as_columns((u, g)), sampling, "held-out record")
     rewards = default_rewards(policy, dict(g_scene=[record["scene"] for record in g])) | given
     result = evaluate(policy, u, g, sampling, c.model.seed, rewards["g"])
     figures = result["figures"]

@@ -9,7 +9,7 @@ __all__ = ['JANUS_PRO_1B', 'JANUS_PRO_7B', 'EMU3', 'KNOWN_SHAPES', 'PLANS', 'BYT
            'activation_bytes', 'sampling_bytes', 'update_bytes', 'matrices', 'trained_here', 'held_bytes', 'cast_bytes',
            'gathered_bytes', 'gradient_bytes', 'gradients_apart', 'dearest', 'memory', 'peak', 'forward_flops', 'Card',
            'card_named', 'seconds', 'head_flops', 'sampling_seconds', 'update_seconds', 'step_seconds', 'allowed',
-           'cure', 'advice', 'tokens_through', 'plan', 'gb_lines', 'plan_table']
+           'cure', 'advice', 'tokens_through', 'plan', 'gb_lines', 'in_time', 'plan_table']
 
 # %% ../nbs/run/04_plan.ipynb #944e1964
 # P pairs, K rollouts a prompt, L prompt tokens, T new tokens, W width, V vocabulary; u and g are
@@ -705,6 +705,11 @@ def gb_lines(phases: dict) -> list:  # phases: from `memory`
     sums = [sum(phase.values()) for phase in phases.values()]
     return lines + [f"{'all':22}" + "".join(f"{gb:10.1f}" for gb in sums)]
 
+# %% ../nbs/run/04_plan.ipynb #075178aa
+def in_time(hours: float) -> str:
+    "Hours, and minutes where there is no whole hour."
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
 # %% ../nbs/run/04_plan.ipynb #fc81264e
 def plan_table(p: dict) -> str:  # p: from `plan`
     "A plan for the terminal."
@@ -724,7 +729,7 @@ def plan_table(p: dict) -> str:  # p: from `plan`
         p["advice"],
         "",
         f"seconds a step         {seconds_of_parts}",
-        f"about {p['hours']:.1f} hours, if {card.utilisation:.0%} of {card.tflops:g} TFLOPS and "
+        f"about {in_time(p['hours'])}, if {card.utilisation:.0%} of {card.tflops:g} TFLOPS and "
         f"{card.bandwidth:g} GB/s are reached and a layer takes {card.layer_ms:g} ms to launch: "
         "assumptions",
         "not counted: CUDA itself, fragmentation, communication, evaluation, the reward "

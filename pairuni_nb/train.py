@@ -6,7 +6,7 @@
 __all__ = ['decide_split', 'read_split', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned', 'measure',
            'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'check_sides', 'drawing_weights',
            'take_steps', 'score_on_the_way', 'watch_of', 'learning_rate', 'set_learning_rate', 'peak_gb', 'asked_texts',
-           'check_lengths', 'tell', 'finish']
+           'as_columns', 'check_lengths', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import resource
@@ -57,8 +57,10 @@ def decide_split(
 ) -> dict:  # held: indices to score; kept: indices to train on
     "Which pairs are trained on, and which are held out."
     everything = list(range(len(pairs)))
-    if is_toy(pairs):
-        return dict(held=[], kept=everything)
+    if is_toy(pairs):  # no picture twice but by the same scene
+        shown = {record.get("scene") or "" for rows in held or () for record in rows}
+        scenes = zip(pairs["u_scene"], pairs["g_scene"])
+        return dict(held=[], kept=[i for i, both in enumerate(scenes) if not shown & {*both}])
     if held is not None:
         return dict(held=[], kept=unseen_pairs(pairs, held))
     out = split_pairs(pairs)
@@ -215,6 +217,7 @@ def train(
     held: tuple = None,  # U records, G records to score; None: see `decide_split`
     resume: bool = False,  # go on from the run folder's last save
     callback=None,  # called after each step: (steps done, metrics, {task: Side})
+    ready=None,  # called when all is checked, before the work: it may still refuse
 ) -> dict:  # held-out figures before and after; empty but in the first process
     "Train on pairs, evaluate on what was held out, and leave a run folder."
     out = Path(out)
@@ -228,6 +231,8 @@ def train(
     said = dict(model=whole_path(model)) | what_was_given(rewards, held)
     made = prepare(model, s, accelerator)
     check_lengths(made.janus, pairs, Sampling.of(s))
+    if held is not None:
+        check_lengths(made.janus, as_columns(held), Sampling.of(s), "held-out record")
     rewards = default_rewards(made.janus, pairs, s.plain_reward) | (rewards or {})
     if accelerator.is_main_process and not resume:
         begin_run(out, pairs, s, said | made_with(device))
@@ -235,12 +240,14 @@ def train(
     split = read_split(out, pairs, held, accelerator)
     if held is None:
         held = held_out(pairs, s.eval_items, s.seed, split["held"])
-    if tracker:
-        accelerator.init_trackers("pairuni", config=asdict(s))
     with locked(out) if accelerator.is_main_process else nullcontext():
         check_run(out, True)  # again: another process may have finished it since
         start = load_state(out, made.policy, made.opt) if resume else 0
         copy_weights(made.policy, made.janus)
+        if ready:
+            ready()
+        if tracker:
+            accelerator.init_trackers("pairuni", config=asdict(s))
         if accelerator.is_main_process:
             cut_metrics(out, start)
         accelerator.wait_for_everyone()  # until the metrics are cut
@@ -342,7 +349,7 @@ def score_on_the_way(
     accelerator: Accelerator,
 ):
     "An evaluation during training; a save if it is the best so far."
-    quarter = [part[: len(part) // 4] for part in held]
+    quarter = [part[: max(2, len(part) // 4)] for part in held]  # one item has no score
     result = measure(made.janus, quarter, out, done, s, reward, accelerator)
     save_best(out, made.policy, done, result.get("figures", {}))
 
@@ -388,8 +395,24 @@ def asked_texts(pairs, task: str, instruction: str) -> list:  # (text, its pair)
     told = [(text, i) for i, text in enumerate(texts) if text is not None]
     return sorted(told, key=lambda row: len(row[0]))
 
+# %% ../nbs/run/02_train.ipynb #6cf1ab9c
+def as_columns(held: tuple) -> dict:  # held: U records, G records
+    "What held-out records ask, as `asked_texts` reads it."
+    u, g = held
+    return dict(
+        question=[record["question"] for record in u],
+        choices=[record["choices"] for record in u],
+        prompt=[record["prompt"] for record in g],
+    )
+
 # %% ../nbs/run/02_train.ipynb #be1555cf
-def check_lengths(policy: Policy, pairs, sampling: Sampling, most: int = 20):
+def check_lengths(
+    policy: Policy,
+    pairs,  # Dataset of pair rows, or columns
+    sampling: Sampling,
+    what: str = "pair",  # the word for a row
+    most: int = 20,  # of the longest texts, to look at
+):
     "The longest prompts, and what they are to draw, fit into the model's positions."
     room = policy.model.config.text_config.max_position_embeddings
     for task, column in (("u", "question"), ("g", "prompt")):
@@ -399,8 +422,8 @@ def check_lengths(policy: Policy, pairs, sampling: Sampling, most: int = 20):
             n += policy.length(task, sampling) + 32  # the chat's frame
             if n > room:
                 raise ValueError(
-                    f"the {column} of pair {i} needs {n} tokens with what it is to draw, and the "
-                    f"model has {room} positions: shorten it, or leave the pair out"
+                    f"the {column} of {what} {i} needs {n} tokens with what it is to draw, and "
+                    f"the model has {room} positions: shorten it, or leave the {what} out"
                 )
 
 # %% ../nbs/run/02_train.ipynb #198cd85d

@@ -1,6 +1,7 @@
 """Tables of runs: what they say against scipy, that they go on, and that a failed run is a line."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -441,11 +442,27 @@ def test_compare_shows_what_differs_and_takes_unfinished_runs(tmp_path):
         rows[cells[0]] = cells[1:]
     assert rows["lr"] == ["0.0001", "0.0002", "0.0001"]
     assert "steps_per" not in rows and "seed" not in rows and "rollouts" not in rows
-    assert rows["steps"] == ["12 of 90", "90 of 90", "nothing measured yet"]
+    assert "steps" not in rows  # the setting is the same in all
+    assert rows["steps done"] == ["12 of 90", "90 of 90", "nothing measured yet"]
     assert rows["understanding, held out"] == ["0.250", "0.250 -> 0.500 (step 90)", ""]
     assert rows["reward of answers, last 10"] == ["0.750", "", ""]
     a.draw_runs([one, two, three])
     assert a.short_names([one, tmp_path / "other" / "one"])[0] == str(one)
+
+
+def test_compare_is_a_table_whatever_the_names_say(tmp_path):
+    one = a_run(tmp_path / "a|b", [], steps=30, instruction="think | then\nanswer")
+    two = a_run(tmp_path / "two", [dict(step=3)], steps=60)
+    lines = a.side_by_side([one, two]).splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert rows[0] == ["", r"a\|b", "two"] and {len(row) for row in rows} == {3}
+    first = [row[0] for row in rows]
+    assert len(set(first)) == len(first) and {"steps", "steps done"} < set(first)
+    assert ["steps", "30", "60"] in rows
+    assert ["steps done", "nothing measured yet", "3 of 60"] in rows
+    assert ["instruction", r"think \| then answer", ""] in rows
+    text = a.rises_table([], ["a|b", "c"])
+    assert r"| a\|b | 0 |" in text and r"against a\|b |" in text
 
 
 def test_a_run_is_called_what_its_row_is_called():

@@ -413,7 +413,9 @@ def test_table_and_plan_agree():
     assert rows["all"] == [round(sum(phase.values()), 1) for phase in phases]
     assert max(rows["all"]) == round(p["peak"], 1)
     assert abs(sum(rows[part][0] for part in p["gb"]["sample"]) - rows["all"][0]) < 0.5
-    assert f"{p['hours']:.1f} hours" in text
+    assert f"about {p['hours']:.1f} hours, if" in text
+    few = plan(JANUS_PRO_1B, Work(TrainSettings(steps=1)), card_named("H100"))
+    assert 0 < few["hours"] < 1 and f"about {60 * few['hours']:.1f} minutes, if" in plan_table(few)
     assert "assumptions" in text
     assert "7,407,773,323" in text
     assert abs(p["hours"] - 1200 * sum(p["seconds"].values()) / 3600) < 1e-9

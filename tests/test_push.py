@@ -10,6 +10,9 @@ import transformers.utils  # noqa: F401  before a fake takes the place of what i
 from program import pairuni
 
 from pairuni_nb.jobs import push
+from pairuni_nb.pairing import pair_row, save_pairs
+from pairuni_nb.records import save_records
+from pairuni_nb.world import records
 
 TINY = "train --steps 1 --pairs-per-step 2 --rollouts 2 --eval-items 4 --device cpu"
 
@@ -143,6 +146,43 @@ def test_what_refuses_the_training_makes_no_place(hub, capsys, flags):
     assert pairuni(f"{TINY} --push-to-hub me/tiny {flags}") == 2
     assert "push-to-hub" not in capsys.readouterr().err
     assert not fake.places and "create_repo" not in fake.calls and not Path("runs").exists()
+
+
+def without_scenes(n, **changes):
+    """Pairs of no toy world, in the folder `pairs`."""
+    rows = []
+    for u, g in zip(records("u", n, 0), records("g", n, 0)):
+        rows.append(
+            pair_row("retrieved", 0.9, u=u | dict(scene="") | changes, g=g | dict(scene=""))
+        )
+    save_pairs(rows, "pairs")
+
+
+@pytest.mark.parametrize(
+    "n, changes, flags, words",
+    [
+        (60, dict(question="red " * 2000), "", "positions"),
+        (3, {}, "", "can be held out"),
+        (3, {}, "--held-g held", "nothing is left to train on"),
+    ],
+)
+def test_what_training_itself_refuses_makes_no_place(hub, capsys, n, changes, flags, words):
+    fake = hub()
+    without_scenes(n, **changes)
+    save_records([r | dict(scene="") for r in records("g", 3, 0)], "held")
+    line = TINY.replace("--eval-items 4", "") if flags else TINY
+    assert pairuni(f"{line} --pairs pairs --out run --push-to-hub me/tiny {flags}") == 2
+    assert words in capsys.readouterr().err
+    assert not fake.places and not Path("run").exists()
+
+
+def test_a_run_whose_save_is_damaged_makes_no_place(hub, capsys):
+    fake = hub()
+    assert pairuni(f"{TINY} --out run") == 0
+    Path("run/result.json").unlink()
+    Path("run/state.pt").write_text("none")
+    assert pairuni("train --resume run --push-to-hub me/tiny --device cpu") == 2
+    assert "is damaged" in capsys.readouterr().err and not fake.places
 
 
 def test_a_run_that_cannot_be_taken_up_makes_no_place(hub, capsys):

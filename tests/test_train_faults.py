@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pairuni_nb.settings import TrainSettings
 from pairuni_nb.processes import larger, of_all
 from pairuni_nb.run_folder import load_state, locked, log_line, read_metrics, save_state
 from pairuni_nb.step import roll_out_sides, update
-from pairuni_nb.train import check_lengths, nothing_learned, read_split, train
+from pairuni_nb.train import check_lengths, decide_split, nothing_learned, read_split, train
 from pairuni_nb.world import records as toy_records
 
 S = TrainSettings(
@@ -283,3 +284,39 @@ def test_choices_and_instruction_count_to_a_prompts_length():
     ):
         with pytest.raises(ValueError, match="question of pair 0 needs .* positions"):
             check_lengths(policy, pairs, asked)
+
+
+@pytest.mark.parametrize("side, column", (("u", "question"), ("g", "prompt")))
+def test_a_held_out_record_that_is_too_long_is_told_before_the_work(
+    pairs, tmp_path, monkeypatch, side, column
+):
+    monkeypatch.setattr(loop, "measure", lambda *_: pytest.fail("it began to work"))
+    held = {task: toy_records(task, 6, 7) for task in "ug"}
+    held[side][5][column] = "red " * 2000  # behind the quarter that is scored on the way
+    with pytest.raises(ValueError, match=f"{column} of held-out record 5 needs .* positions"):
+        train(pairs, tmp_path / "run", S, device="cpu", held=(held["u"], held["g"]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("n, scored", ((1, 1), (3, 2), (4, 2), (7, 2), (8, 2), (40, 10)))
+def test_an_evaluation_on_the_way_has_a_score_and_so_a_best(monkeypatch, n, scored):
+    seen = []
+    monkeypatch.setattr(loop, "measure", lambda janus, held, *_: seen.append(held) or {})
+    monkeypatch.setattr(loop, "save_best", lambda *_: None)
+    made = SimpleNamespace(janus=None, policy=None)
+    loop.score_on_the_way(made, (list(range(n)), []), None, 1, S, None, None)
+    assert seen == [[list(range(scored)), []]]
+
+
+def test_toy_pairs_that_show_a_held_out_picture_are_not_trained_on(pairs):
+    held = [dict(scene=pairs[3]["u_scene"]), dict(scene=pairs[3]["u_scene"])], [dict(scene="")]
+    kept = decide_split(pairs, held)["kept"]
+    seen = [
+        i for i, row in enumerate(pairs) if pairs[3]["u_scene"] in (row["u_scene"], row["g_scene"])
+    ]
+    assert 3 in seen and kept == [i for i in range(len(pairs)) if i not in seen]
+    single = as_dataset([pair_row("single", 1.0, u=toy_records("u", 1, 0)[0])])
+    everything = list(range(len(pairs)))
+    fresh = tuple(toy_records(task, 200, 10_000, "heldout") for task in "ug")
+    assert decide_split(pairs, fresh) == decide_split(pairs, None) == dict(held=[], kept=everything)
+    assert decide_split(single, ([dict(question="?")], []))["kept"] == [0]  # no scene is no match
