@@ -319,6 +319,34 @@ def test_help_loads_nothing_slow():
     assert python(PROGRAM + loaded, "train", "--help").stdout.endswith("\nset()\n")
 
 
+MISTYPED = [
+    "train --device gpu",
+    "train --reward-device gpu",
+    "train --reward-u nowhere_to_be_found:f",
+    "train --reward nowhere_to_be_found:f",
+    "evaluate --pairs nowhere",
+    "evaluate --device gpu",
+    "evaluate --seed -1",
+    "evaluate --reward nowhere_to_be_found:f",
+    "sample draw 'a star' --device gpu",
+    "sample ask star.png 'what?' --seed -1",
+    "serve nowhere_to_be_found:f",
+    "serve scene --device gpu",
+]
+
+
+def test_what_is_mistyped_is_told_before_anything_slow_is_loaded():
+    code = """import shlex, sys
+from pairuni_nb.cli import main
+for line in sys.argv[1:]:
+    print(main(shlex.split(line)), {'torch', 'transformers', 'datasets'} & set(sys.modules))
+"""
+    shown = python(code, *MISTYPED)
+    assert shown.stdout.splitlines() == ["2 set()"] * len(MISTYPED), shown.stdout
+    told = shown.stderr.splitlines()
+    assert len(told) == len(MISTYPED) and "unknown device 'gpu'" in told[0]
+
+
 def test_train_leaves_a_whole_run(run, pairs):
     whole = "settings.json metrics.jsonl result.json report.html samples checkpoint best.pt pairs"
     assert {p.name for p in run.iterdir()} == {*whole.split(), "split.json", "rollouts"}
