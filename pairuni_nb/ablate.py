@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'WEIGHTED', 'TABLES', 'TRAIN', 'PAIR', 'COLUMNS',
-           'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'smallest_effect', 'sources',
-           'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed', 'run_name', 'trained',
-           'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run', 'start_run', 'left_by', 'finished',
-           'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done',
-           'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences', 'as_cell', 'markdown_table',
-           'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary', 'draw_points', 'draw_table',
-           'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side', 'draw_runs', 'main']
+           'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'own_table',
+           'smallest_effect', 'sources', 'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed',
+           'run_name', 'trained', 'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run', 'start_run',
+           'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation', 'ablate',
+           'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences',
+           'as_cell', 'markdown_table', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary',
+           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side',
+           'draw_runs', 'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -36,6 +37,7 @@ from tqdm import tqdm
 
 from .evaluate import evaluate, interval
 from .diffusion import load_checkpoint, policy_for
+from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
 from .records import read_json, write_json, write_whole
 from .report import SIDES, draw_score, finish_panel, lines_with, new_figure, running_mean
@@ -116,6 +118,7 @@ def check_changes(base: Preset, changes: dict):
     one_of("rewards", changes.get("rewards", "shuffled"), ("shuffled",))
     train_settings, pair_settings = settings_of(base, changes, 0)
     check(train_settings)
+    check_weighting(train_settings.weighting)
     check(pair_settings)
     for part in changes.get("average", []):
         check_changes(base, part)
@@ -141,6 +144,30 @@ def rows_of(
     reference = next(iter(rows))
     wanted = {reference, *names} if names else set(rows)
     return {name: changes for name, changes in rows.items() if name in wanted}
+
+# %% ../nbs/run/07_ablate.ipynb #c3e85e68
+def own_table(
+    said: str,  # SETTING=VALUE,VALUE
+    base: Preset,
+) -> tuple:  # its name, {its name: rows, the preset first}
+    "A table that varies one setting, its values read as what the preset has there."
+    name, values = said.split("=", 1)
+    one_of("setting", name, tuple(sorted(TRAIN | PAIR)))
+    now = getattr(base.train if name in TRAIN else base.pair, name)
+    kind = float if now is None else type(now)
+    rows = {str(now): {}}
+    for word in values.split(","):
+        try:
+            value = ("false", "true").index(word.lower()) == 1 if kind is bool else kind(word)
+        except ValueError:
+            raise ValueError(
+                f"'{said}': {name} is of the kind {kind.__name__}, and '{word}' is not"
+            ) from None
+        if value != now:
+            rows[str(value)] = {name: value}
+    if len(rows) < 2:
+        raise ValueError(f"'{said}' varies nothing: {name} is {now} in the preset")
+    return f"vary-{name}", {f"vary-{name}": rows}
 
 # %% ../nbs/run/07_ablate.ipynb #12850480
 def smallest_effect(

@@ -214,7 +214,7 @@ class Ablate:
     "Train every row of a table on every seed, and say how far each is from its first row."
 
     # data, medoids, weighting, delta, features, combine, instead, guidance, batch, rollouts
-    # or control
+    # or control; or SETTING=VALUE,VALUE
     table: Annotated[Positional[str], arg(metavar="TABLE")]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each has its own records, noise and held-out items
     rows: tuple[str, ...] = ()  # some rows of the table; without them, all
@@ -1058,11 +1058,14 @@ def run_ablate(c: Ablate):
     given = {name: getattr(c, name) for name in names if getattr(c, name) is not None}
     s = replace(preset(c.preset).train, **given)
     check(s)
-    from pairuni_nb.ablate import ablate
+    from pairuni_nb.ablate import TABLES, ablate, own_table
 
+    table, tables = c.table, TABLES
+    if "=" in table:
+        table, tables = own_table(table, replace(preset(c.preset), train=s))
     with when_stopped("what is done stays; the same command goes on"):
-        ablate(c.table, c.out, list(c.seeds), list(c.rows), c.jobs, s, c.preset)
-    file = Path(c.out) / f"{c.table}.md"
+        ablate(table, c.out, list(c.seeds), list(c.rows), c.jobs, s, c.preset, tables)
+    file = Path(c.out) / f"{table}.md"
     print(file.read_text(encoding="utf-8"))
     print(f"written to {file.with_suffix('.csv')}, {file} and {file.with_suffix('.png')}")
 

@@ -253,6 +253,8 @@ def check_train_settings(s: TrainSettings):
         )
     if s.advantage == "unified" and s.sides != "ug":
         raise ValueError("advantage unified rewards both sides together: set sides to ug")
+    if s.combine != "sum" and s.sides != "ug":
+        raise ValueError(f"combine {s.combine} is of two sides: set sides to ug, or combine to sum")
     if s.sample_by_weight and s.weighting in ("softmax", "reward"):
         raise ValueError(
             f"weighting {s.weighting} is of a batch that is drawn already: "

@@ -126,6 +126,14 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeyp
         ("ablate control --rollouts 1", ("rollouts", "1")),
         ("ablate control --preset pico", ("unknown preset 'pico'", "nano-emoji")),
         ("ablate control --preset nano-emoji", ("data/things", "fetch_emoji.py")),
+        ("ablate lrr=1", ("unknown setting 'lrr'", "lr")),
+        ("ablate rollouts=4.5", ("rollouts is of the kind int", "'4.5'")),
+        ("ablate shard=maybe", ("shard is of the kind bool", "'maybe'")),
+        ("ablate lr=1e-4,", ("lr is of the kind float", "''")),
+        ("ablate rollouts=3 --rollouts 3", ("varies nothing", "rollouts is 3")),
+        ("ablate lr=1e-4,-1", ("lr must be positive",)),
+        ("ablate weighting=cube", ("unknown weighting 'cube'", "sqrt")),
+        ("ablate combine=pcgrad,sums", ("unknown combine 'sums'",)),
         ("compare one two", ("there is no folder 'one'",)),
     ):
         assert main(words.split()) == 2
@@ -138,6 +146,34 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeyp
         a.check_changes(BASE, dict(lrr=1))
     with pytest.raises(ValueError, match="lr must be positive"):
         a.check_changes(BASE, dict(average=[dict(lr=0)]))
+
+
+def test_a_table_of_your_own_reads_values_as_the_preset_has_them():
+    name, tables = a.own_table("lr=0.00015,3e-4,3e-4", preset("nano"))
+    assert tables == {name: {"0.00015": {}, "0.0003": dict(lr=3e-4)}} and name not in a.TABLES
+    for said, row in (
+        ("clip_eps_high=1", dict(clip_eps_high=1.0)),
+        ("mask_truncated=True", dict(mask_truncated=True)),
+        ("rollouts=4", dict(rollouts=4)),
+        ("delta=0.8", dict(delta=0.8)),
+        ("combine=pcgrad", dict(combine="pcgrad")),
+    ):
+        (rows,) = a.own_table(said, preset("nano"))[1].values()
+        reference, own = rows.values()
+        assert reference == {} and own == row and type(*own.values()) is type(*row.values())
+        a.check_ablation([0], 1, preset("nano"), rows)
+
+
+def test_your_own_table_is_run_from_the_shell(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shell = "ablate lr=1e-3 --seeds 3 --steps 1 --pairs-per-step 2 --rollouts 2 --eval-items 4"
+    assert main([*shell.split(), "--out", "t", "--jobs", "1"]) == 0
+    assert "| 0.001 | 1 |" in capsys.readouterr().out
+    lines = a.read_table("t/vary-lr.csv")
+    assert [(r["row"], r["seed"], r["failed"]) for r in lines] == [
+        ("0.00015", 3, ""),
+        ("0.001", 3, ""),
+    ]
 
 
 @pytest.fixture(scope="module")
