@@ -332,6 +332,7 @@ def check_train_settings(s: TrainSettings):
         raise ValueError(
             f"rollouts must be at least 2, got {s.rollouts}: a group of one has no advantage"
         )
+    at_most("pairs_per_step x rollouts", s.pairs_per_step * s.rollouts)
     if s.eval_items < 4:
         raise ValueError(
             f"eval_items must be at least 4, got {s.eval_items}: "

@@ -73,6 +73,7 @@ def refuses(capsys, folder, line, *words):
         ("pair --top-n 99999999999 --out x", ["top_n must be at most 1,000,000"]),
         ("pair --seed 99999999999 --out x", ["seed must be at most 4,294,967,295"]),
         ("train --rollouts 99999999999", ["rollouts must be at most 1,000,000"]),
+        ("train --rollouts 90000", ["pairs_per_step x rollouts must be at most 1,000,000"]),
         ("sample --n 99999999999 draw 'a star'", ["n must be at most 1,000"]),
         ("sample --seed 99999999999 draw 'a star'", ["seed must be at most 4,294,967,295"]),
         ("sample --max-new-tokens 9999999 draw 'a star'", ["max_new_tokens must be at most"]),
