@@ -117,7 +117,7 @@ class TrainSettings:
     importance_cap: float = 0.0
     eval_every: int = 30  # steps between held-out evaluations
     # held-out items a side before and after, of records that you name all of them; a quarter
-    # during training
+    # (at least two) during training
     eval_items: int = 500
     rollouts_every: int = 0  # steps between rollouts kept whole; 0: two pairs' now and then
     save_every: int = 30  # steps between saves

@@ -238,6 +238,15 @@ def test_an_empty_data_set(name, capsys, tmp_path):
     refuses(capsys, tmp_path, f"pair {name} g --out x", name, "no rows")
 
 
+def test_a_held_out_record_that_is_too_long_is_told_before_it_is_scored(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pairuni_nb.evaluate.evaluate", lambda *_: pytest.fail("it began to work"))
+    rows = records("g", 3, 0)
+    save_records([*rows[:2], rows[2] | dict(prompt="red " * 2000)], tmp_path / "g")
+    refuses(capsys, tmp_path, "evaluate --held-g g", "prompt of held-out record 2", "positions")
+
+
 def test_pairs_are_never_written_over(pairs, capsys, tmp_path):
     refuses(capsys, pairs.parent, f"pair --out {pairs}", str(pairs), "not an empty folder")
 
