@@ -345,7 +345,7 @@ def build_pairs(
 ) -> tuple:  # rows, what made them, counts, bad rows
     "Records of both sources to pairs."
     from pairuni_nb.paper_data import about_boxes, is_pairug
-    from pairuni_nb.pairing import clusters_for, drop_copies, pair_records
+    from pairuni_nb.pairing import drop_copies, pair_records
 
     if c.u and not c.g and is_pairug(c.u):
         rows, made_by, counts, bad = read_made(c.u, c)
@@ -362,8 +362,7 @@ def build_pairs(
         u, fill, anew = no_boxes(u, fill, c.dry_run)
     s = c.settings
     pairs, counts = pair_records(u, g, s, fill)
-    left = len(u) + len(g) - counts.get("copies_u", 0) - counts.get("copies_g", 0)
-    how = asdict(replace(s, clusters=s.clusters or clusters_for(left)))
+    how = asdict(replace(s, clusters=counts.pop("clusters", s.clusters)))
     sizes = {name: how.pop(name) for name in ("n_u", "n_g")}
     for side, n in copies.items():
         counts[side] = counts.get(side, 0) + n

@@ -393,7 +393,7 @@ def pair_records(
         told |= dict(copies_u=len(u_records) - len(u), copies_g=len(g_records) - len(g))
     told |= counts | dict(rows=len(rows))
     if s.mix not in ONE_SIDED:
-        told["features"] = _reader_names(readers)
+        told |= dict(clusters=s.clusters, features=_reader_names(readers))
     return rows, told
 
 # %% ../nbs/09_pairing.ipynb #5b1e90c7

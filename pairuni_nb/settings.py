@@ -116,7 +116,7 @@ class TrainSettings:
     importance_cap: float = 0.0
     eval_every: int = 30  # steps between held-out evaluations
     # held-out items a side before and after, of records that you name all of them; a quarter
-    # during training
+    # (at least two) during training
     eval_items: int = 500
     rollouts_every: int = 0  # steps between rollouts kept whole; 0: two pairs' now and then
     save_every: int = 30  # steps between saves
@@ -264,6 +264,7 @@ def check_train_settings(s: TrainSettings):
         raise ValueError(
             f"rollouts must be at least 2, got {s.rollouts}: a group of one has no advantage"
         )
+    at_most("pairs_per_step x rollouts", s.pairs_per_step * s.rollouts)
     if s.eval_items < 4:
         raise ValueError(
             f"eval_items must be at least 4, got {s.eval_items}: "

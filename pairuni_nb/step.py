@@ -540,6 +540,7 @@ def describe_kinds(task: str, side: Side) -> dict:  # metrics
         of = torch.tensor([pair["kind"] == kind for pair in side.pairs])
         similarity = [pair["similarity"] for pair in side.pairs if pair["kind"] == kind]
         told[f"reward_{task}_{kind}"] = side.rewards[of].nanmean().item()
+        # one name for both sides, and G comes last: only weights made of rewards differ by side
         told[f"weight_{kind}"] = side.weights[of].mean().item()
         told[f"similarity_{kind}"] = sum(similarity) / len(similarity)
     return told

@@ -73,6 +73,7 @@ def refuses(capsys, folder, line, *words):
         ("pair --top-n 99999999999 --out x", ["top_n must be at most 1,000,000"]),
         ("pair --seed 99999999999 --out x", ["seed must be at most 4,294,967,295"]),
         ("train --rollouts 99999999999", ["rollouts must be at most 1,000,000"]),
+        ("train --rollouts 90000", ["pairs_per_step x rollouts must be at most 1,000,000"]),
         ("sample --n 99999999999 draw 'a star'", ["n must be at most 1,000"]),
         ("sample --seed 99999999999 draw 'a star'", ["seed must be at most 4,294,967,295"]),
         ("sample --max-new-tokens 9999999 draw 'a star'", ["max_new_tokens must be at most"]),
@@ -235,6 +236,15 @@ def test_an_empty_data_set(name, capsys, tmp_path):
     (tmp_path / "u" / "records.jsonl").touch()
     (tmp_path / "u.jsonl").touch()
     refuses(capsys, tmp_path, f"pair {name} g --out x", name, "no rows")
+
+
+def test_a_held_out_record_that_is_too_long_is_told_before_it_is_scored(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pairuni_nb.evaluate.evaluate", lambda *_: pytest.fail("it began to work"))
+    rows = records("g", 3, 0)
+    save_records([*rows[:2], rows[2] | dict(prompt="red " * 2000)], tmp_path / "g")
+    refuses(capsys, tmp_path, "evaluate --held-g g", "prompt of held-out record 2", "positions")
 
 
 def test_pairs_are_never_written_over(pairs, capsys, tmp_path):

@@ -56,6 +56,17 @@ def test_clusters_follow_the_data_and_are_written_down(tmp_path):
         assert pairuni(f"pair --n-u 60 --n-g 60 --out {k} {flags}") == 0
         told = json.loads((tmp_path / f"{k}/pairs.json").read_text())
         assert told["settings"]["clusters"] == told["counts"]["medoids"] == k
+        assert "clusters" not in told["counts"]
+
+
+def test_the_clusters_written_down_are_those_that_were_asked_of_what_is_left(tmp_path):
+    """Not the medoids: some cluster may be empty, and the same number must make the same pairs."""
+    assert pairuni("pair --n-u 300 --n-g 300 --dedup 1 --out deduped") == 0
+    told = json.loads((tmp_path / "deduped/pairs.json").read_text())
+    left = 600 - told["counts"]["copies_u"] - told["counts"]["copies_g"]
+    assert told["settings"]["clusters"] == left // 10 < 60
+    assert pairuni(f"pair --n-u 300 --n-g 300 --dedup 1 --clusters {left // 10} --out again") == 0
+    assert [r["g_id"] for r in load_pairs("again")] == [r["g_id"] for r in load_pairs("deduped")]
 
 
 def test_features_of_a_network_are_named_by_a_hash_of_its_weights(tmp_path):

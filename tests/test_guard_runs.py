@@ -547,7 +547,7 @@ def test_real_pairs_that_are_held_out_stay_out_over_a_resume(kept, tmp_path):
     trained = [row for call in seen.steps for row in call["rows"]]
     ids = {row[f"{side}_id"] for row in trained for side in "ug"}
     scored = [call["u_rows"] + call["g_rows"] for call in seen.evals]
-    assert [len(rows) for rows in scored] == [8, 2, 8]
+    assert [len(rows) for rows in scored] == [8, 4, 8]  # on the way at least two a side
     for rows in scored:
         assert not set(numbers(rows)) & ids
         assert not {r["image"].tobytes() for r in rows} & pictures(trained)
