@@ -24,6 +24,7 @@ from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
+import sys
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -223,4 +224,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["--help"]:
+        print(__doc__)
+    else:
+        main()

@@ -113,7 +113,9 @@ def main():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["--help"]:
+        print(__doc__)
+    elif len(sys.argv) > 1:
         print(*measure(*map(int, sys.argv[1:])))
     else:
         main()

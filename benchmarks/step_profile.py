@@ -7,6 +7,7 @@ benchmarks/step_profile.csv.
 """
 
 import csv
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -116,4 +117,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["--help"]:
+        print(__doc__)
+    else:
+        main()
