@@ -164,16 +164,18 @@ def test_a_table_of_your_own_reads_values_as_the_preset_has_them():
         a.check_ablation([0], 1, preset("nano"), rows)
 
 
-def test_your_own_table_is_run_from_the_shell(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shell = "ablate lr=1e-3 --seeds 3 --steps 1 --pairs-per-step 2 --rollouts 2 --eval-items 4"
-    assert main([*shell.split(), "--out", "t", "--jobs", "1"]) == 0
-    assert "| 0.001 | 1 |" in capsys.readouterr().out
-    lines = a.read_table("t/vary-lr.csv")
-    assert [(r["row"], r["seed"], r["failed"]) for r in lines] == [
-        ("0.00015", 3, ""),
-        ("0.001", 3, ""),
-    ]
+def test_your_own_table_is_asked_for_by_the_shell(tmp_path, monkeypatch):
+    seen = []
+
+    def notes(table, out, seeds, names, jobs, s, start, tables):
+        seen.append((a.rows_of(table, names, tables), seeds, s.steps))
+        Path(out).mkdir()
+        Path(out, f"{table}.md").write_text("done")
+
+    monkeypatch.setattr(a, "ablate", notes)
+    line = f"ablate lr=1e-3,1e-2 --rows 0.01 --seeds 3 --steps 7 --out {tmp_path / 't'}"
+    assert main(line.split()) == 0
+    assert seen == [({"0.00015": {}, "0.01": dict(lr=0.01)}, [3], 7)]
 
 
 @pytest.fixture(scope="module")

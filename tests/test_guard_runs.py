@@ -225,9 +225,10 @@ def test_a_run_is_its_steps(toy):
     assert moved > 1e-4
 
 
-WITH_LORA = replace(S, precision="bf16", lora_rank=2, sides="g", advantage="best")
-WITH_LORA = replace(WITH_LORA, sample_by_weight=True)
-WITHOUT = replace(WITH_LORA, lora_rank=0, train_vision=True, shard=True)
+WITHOUT = replace(S, precision="bf16", train_vision=True, shard=True, advantage="best")
+WITHOUT = replace(WITHOUT, sample_by_weight=True)
+ONE_SIDE = dict(sides="g", combine="sum")  # no side is left to combine with
+WITH_LORA = replace(WITHOUT, lora_rank=2, train_vision=False, shard=False, **ONE_SIDE)
 
 
 def words(s):
@@ -263,7 +264,7 @@ def test_those_flags_are_all_that_there_are():
     default = TrainSettings()
     for s in (WITH_LORA, WITHOUT):
         same = {f.name for f in fields(s) if getattr(s, f.name) == getattr(default, f.name)}
-        assert same in ({"train_vision", "shard"}, {"lora_rank"})
+        assert same in ({"train_vision", "shard", "combine"}, {"lora_rank", "sides"})
 
 
 def test_a_tracker_is_told_the_settings(tmp_path, monkeypatch):
