@@ -19,12 +19,12 @@ import csv
 import hashlib
 import io
 import json
+import sys
 from pathlib import Path
 from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
-import sys
 from PIL import Image
 from scipy.stats import binomtest
 
