@@ -373,7 +373,8 @@ def run_row(
         if any(words in str(e) for words in NOT_THE_ROWS):
             raise
         why = str(e).strip() or type(e).__name__
-        line = dict(failed=why.splitlines()[0].split(":")[0], steps=base.train.steps)
+        steps = settings_of(base, changes, seed)[0].steps
+        line = dict(failed=why.splitlines()[0].split(":")[0], steps=steps)
     line |= dict(seed=seed, cpu_seconds=None if again else round(time.process_time() - began, 1))
     write_json(file, line)
     return line
@@ -415,6 +416,10 @@ class Run(NamedTuple):
     def trains(self) -> bool:
         "An average does not: it waits for those that it is made of."
         return "average" not in self.changes
+
+    def steps(self, base: Preset) -> int:
+        "Steps that it trains."
+        return settings_of(base, self.changes, self.seed)[0].steps if self.trains() else 0
 
 # %% ../nbs/run/07_ablate.ipynb #36adff62
 def start_run(out: Path, run: Run, base: Preset) -> subprocess.Popen:
@@ -487,15 +492,15 @@ def steps_done(out: Path, run: Run, base: Preset) -> int:
     "Steps of a run so far."
     file = out / "runs" / run_name(base, run.changes, run.seed) / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return min(base.train.steps, max(0, len(lines) - 1))  # the first line is an evaluation
+    return min(run.steps(base), max(0, len(lines) - 1))  # the first line is an evaluation
 
 # %% ../nbs/run/07_ablate.ipynb #0fdd8fca
-def how_long(left: int, seconds: float | None, jobs: int) -> str:
-    "Runs that are left, and the time if each takes the last one's."
+def how_long(left: int, steps: int, pace: float | None, jobs: int) -> str:
+    "Runs that are left, and the time of their steps at the last run's pace, in seconds a step."
     runs = f"{left} run{'s' * (left != 1)} left"
-    if not left or not seconds:
+    if not steps or not pace:
         return runs
-    minutes = -(-left // jobs) * seconds / 60
+    minutes = steps * pace / jobs / 60
     return f"{runs}, about {minutes:.0f} minutes" if minutes > 1 else f"{runs}, about a minute"
 
 # %% ../nbs/run/07_ablate.ipynb #e0f9d830
@@ -624,22 +629,25 @@ def run_todo(
     order: list,  # names of the table's rows
 ):
     "The runs that are left, with their progress; each that ends is written to the CSV."
-    left, last = len(todo), [line["cpu_seconds"] for line in lines if line["cpu_seconds"]][-1:]
-    total = base.train.steps * sum(run.trains() for run in todo)
+    known = [line["cpu_seconds"] / line["steps"] for line in lines if line["cpu_seconds"]]
+    pace = max(known, default=None)  # an average trains nothing and takes no time
+    waits, total = list(todo), sum(run.steps(base) for run in todo)
     bar = tqdm(total=total, desc=table, unit="step", mininterval=1)
-    bar.write(how_long(left, last[0] if last else None, jobs), sys.stderr)
+    bar.write(how_long(len(waits), total, pace, jobs), sys.stderr)
 
     def tick():
         done = sum(steps_done(out, run, base) for run in todo if run.trains())
         bar.update(done - bar.n)
 
     def tell(run, line, seconds):
-        nonlocal left
-        left -= 1
+        nonlocal pace
+        waits.remove(run)
         lines.append(whole_line(table, run.row, line))
         lines[:] = in_order(lines, order)
         write_table(out / f"{table}.csv", lines)
-        told = how_long(left, seconds, jobs)
+        if run.trains() and not line["failed"]:
+            pace = seconds / run.steps(base)
+        told = how_long(len(waits), sum(run.steps(base) for run in waits), pace, jobs)
         bar.write(f"{run.row}, seed {run.seed}: {in_short(line)}; {told}", sys.stderr)
 
     with bar, kill_is_ctrl_c():

@@ -254,6 +254,27 @@ def test_nothing_is_run_twice(made, tmp_path, monkeypatch, capsys):
         a.ablate("weighting", out, [0, 1], ["none"], 2, TINY)
 
 
+def test_a_row_of_other_steps_counts_its_own(tmp_path, monkeypatch, capsys):
+    "Of 2, 6 and no steps: the bar's whole, the time left, and what a run is so far."
+    (tmp_path / "runs").mkdir()
+    longer = dict(steps=6)
+    rows = {"short": {}, "long": longer, "mean": dict(average=[longer])}
+    todo = [a.Run(row, changes, 0) for row, changes in rows.items()]
+
+    def run_all(out, todo, base, jobs, tell, tick):
+        folder = out / "runs" / a.run_name(base, longer, 0)
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("{}\n" * 6)
+        tick()
+        tell(todo[0], line("short", 0, 0.5, 0.6), 80.0)
+
+    monkeypatch.setattr(a, "run_all", run_all)
+    a.run_todo(tmp_path, todo, BASE, 2, "t", [], list(rows))
+    said = capsys.readouterr().err
+    assert "3 runs left\n" in said and "5/8" in said
+    assert "2 runs left, about 2 minutes" in said  # 6 steps of 40 s by two jobs
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     changes, calls = dict(rewards="shuffled"), []
     told = []
