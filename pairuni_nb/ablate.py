@@ -107,7 +107,8 @@ TABLES = {
 }
 
 # %% ../nbs/run/07_ablate.ipynb #8835d142
-TRAIN = {f.name for f in fields(TrainSettings)} - {"seed"}
+# every run is scored before and after, on the seed's held-out items
+TRAIN = {f.name for f in fields(TrainSettings)} - {"seed", "eval_every", "eval_items"}
 PAIR = {f.name for f in fields(PairSettings)} - {"seed"}
 
 
@@ -120,6 +121,8 @@ def check_changes(base: Preset, changes: dict):
     check(train_settings)
     check_weighting(train_settings.weighting)
     check(pair_settings)
+    if base.data != "toy" and {"n_u", "n_g"} & set(changes):
+        raise ValueError("n_u and n_g count toy records, and this preset reads its own from files")
     for part in changes.get("average", []):
         check_changes(base, part)
 
@@ -362,7 +365,7 @@ def run_row(
     if file.exists():
         return read_json(file, "remove it")
     again = (out / "runs" / name).exists()  # a second part would tell only its own seconds
-    read = sources(base, seed)
+    read = sources(replace(base, pair=settings_of(base, changes, seed)[1]), seed)
     run = averaged if "average" in changes else trained
     try:
         told = run(out, base, changes, seed, read)

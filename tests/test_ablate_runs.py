@@ -275,6 +275,30 @@ def test_a_row_of_other_steps_counts_its_own(tmp_path, monkeypatch, capsys):
     assert "2 runs left, about 2 minutes" in said  # 6 steps of 40 s by two jobs
 
 
+def test_a_row_reads_as_many_records_as_it_says(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    read = []
+
+    def trained(out, base, changes, seed, parts):
+        read.append([len(part) for part in parts])
+        raise ValueError("enough")
+
+    monkeypatch.setattr(a, "trained", trained)
+    a.run_row(tmp_path, dict(n_u=30, n_g=20), 0, BASE)
+    assert read == [[30, 20, 4, 4]]
+
+
+@pytest.mark.parametrize("name", ["eval_items", "eval_every", "seed"])
+def test_what_a_table_decides_is_no_setting_of_a_row(name):
+    with pytest.raises(ValueError, match=f"unknown setting '{name}'"):
+        a.check_changes(BASE, {name: 4})
+
+
+def test_toy_records_are_not_counted_where_there_are_none():
+    with pytest.raises(ValueError, match="n_u and n_g count toy records"):
+        a.check_changes(replace(BASE, data="folder"), dict(n_u=30))
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     changes, calls = dict(rewards="shuffled"), []
     told = []
