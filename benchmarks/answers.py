@@ -48,6 +48,8 @@ def by_kind(policy, records, seed, tries=TRIES):  # -> lines
     kinds, lines = [json.loads(r["scene"])["kind"] for r in records], []
     for kind in KINDS:
         own = torch.tensor([k == kind for k in kinds])
+        if not own.any():
+            continue
         scores = dict(greedy=greedy[own], sampled=sampled[own], reached=sampled[own].amax(1))
         told = {name: round(x.mean().item(), 4) for name, x in scores.items()}
         lines.append(dict(kind=kind, questions=int(own.sum())) | told)
