@@ -27,6 +27,7 @@ from .records import read_json, write_whole
 from .rewards import parse_answer
 from .rollout import JanusPolicy, Sampling, TextPrompts, noise
 from .run_folder import locked
+from .train import check_length
 
 # %% ../nbs/run/06_benchmark.ipynb #b2656b7b
 def is_whole(file: Path) -> bool:
@@ -256,6 +257,8 @@ def draw_benchmark(
     batch: int = 32,  # drawings at a time, about; memory decides
 ) -> int:  # pictures written
     "Draw what is missing in a benchmark's folder."
+    for job in benchmark.jobs:
+        check_length(policy, "g", job.prompt, sampling, f"prompt of {job.key}")
     out, protocol = Path(out), protocol_of(benchmark, policy, sampling, seed, checkpoint)
     open_folder(out, protocol)
     with locked(out):

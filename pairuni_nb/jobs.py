@@ -1275,10 +1275,12 @@ def answer_question(c: Sample):
         raise ValueError(f"{len(choices)} choices are given: give two to four, or none")
     image = read_image(c.what.image)
     from pairuni_nb.rollout import noise
+    from pairuni_nb.train import check_length
     from pairuni_nb.world import question_text
 
     policy, sampling = load_model(c.model)
     asked = question_text(c.what.question, choices, sampling.instruction)
+    check_length(policy, "u", asked, sampling, "question")
     prompts = policy.text_prompts([asked], [image])
     uniforms = noise(c.model.seed, 0, [0], c.n, sampling.max_new_tokens)
     answers = policy.texts(policy.sample(prompts, c.n, uniforms, sampling))
@@ -1311,8 +1313,10 @@ def draw_prompt(c: Sample):
     from pairuni_nb.records import new_folder, write_whole
     from pairuni_nb.rollout import noise
     from pairuni_nb.run_folder import contact_sheet
+    from pairuni_nb.train import check_length
 
     policy, sampling = load_model(c.model)
+    check_length(policy, "g", c.what.prompt, sampling, "prompt")
     prompts = policy.image_prompts([c.what.prompt])
     uniforms = noise(c.model.seed, 0, [0], c.n, policy.image_tokens)
     drawn = policy.sample(prompts, c.n, uniforms, sampling)

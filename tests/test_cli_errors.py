@@ -12,6 +12,7 @@ from PIL import Image
 from pairuni_nb.jobs import Train, check_train, named_rewards
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records import save_records
+from pairuni_nb.rollout import Policy
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.world import records
@@ -245,6 +246,39 @@ def test_a_held_out_record_that_is_too_long_is_told_before_it_is_scored(
     rows = records("g", 3, 0)
     save_records([*rows[:2], rows[2] | dict(prompt="red " * 2000)], tmp_path / "g")
     refuses(capsys, tmp_path, "evaluate --held-g g", "prompt of held-out record 2", "positions")
+
+
+LONG, RED = "red " * 2000, dict(tag="colors", prompt="a red star")
+
+
+@pytest.mark.parametrize(
+    "line, what",
+    [
+        (f"sample draw '{LONG}'", "the prompt needs"),
+        (f"sample ask red.png '{LONG}'", "the question needs"),
+        ("sample ask red.png why --max-new-tokens 1000", "1000 of them for its completion"),
+        (f"sample ask red.png why --instruction '{LONG}'", "the question needs"),
+        ("evaluate --geneval long.jsonl --out made", "the prompt of geneval 1 needs"),
+        ("evaluate --wise long.json --out made", "the prompt of wise 7 needs"),
+        (f"sample --checkpoint nano-emu3 draw '{LONG}'", "the prompt needs"),
+    ],
+)
+def test_what_does_not_fit_the_models_positions_is_told_before_it_draws(
+    line, what, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Policy, "sample", lambda *_: pytest.fail("it began to work"))
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+    rows = [RED, RED | dict(prompt=LONG)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    wise = [dict(prompt_id=i, Prompt=text) for i, text in ((2, "a red star"), (7, LONG))]
+    (tmp_path / "long.json").write_text(json.dumps(wise))
+    refuses(capsys, tmp_path, f"{line} --device cpu", what, "1024 positions: shorten it")
+
+
+def test_what_just_fits_is_drawn(capsys, tmp_path):
+    (tmp_path / "one.jsonl").write_text(json.dumps(RED | dict(prompt="red " * 900)))
+    line = "evaluate --geneval one.jsonl --samples 1 --out made --device cpu"
+    assert pairuni(line) == 0 and (tmp_path / "made/00000/samples/0000.png").exists()
 
 
 def test_pairs_are_never_written_over(pairs, capsys, tmp_path):
