@@ -22,7 +22,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -876,6 +875,7 @@ def run_train(
     device = check_device(c.device)
     check_gpu(c, device)
     from pairuni_nb.processes import join_processes
+    from pairuni_nb.run_folder import kept_if_measured
 
     group = join_processes(device)
     if group.num_processes > 1 and not c.out:
@@ -890,12 +890,8 @@ def run_train(
     if group.is_main_process:
         begin_job(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()
-    try:
+    with kept_if_measured(out):
         go_on(out, rewards, held, device, c.tracker, c.push_to_hub)
-    except Exception:
-        if group.is_main_process and not (out / "metrics.jsonl").exists():
-            shutil.rmtree(out)
-        raise
     push(out, c.push_to_hub)
 
 # %% ../nbs/run/08_jobs.ipynb #183049ea

@@ -37,6 +37,7 @@ from pairuni_nb.run_folder import (
     check_same,
     cut_metrics,
     first_of_each_kind,
+    kept_if_measured,
     load_state,
     locked,
     log_line,
@@ -237,11 +238,12 @@ def train(
     if accelerator.is_main_process and not resume:
         begin_run(out, pairs, s, said | made_with(device))
     accelerator.wait_for_everyone()  # until the run folder is there
-    split = read_split(out, pairs, held, accelerator)
-    if held is None:
-        held = held_out(pairs, s.eval_items, s.seed, split["held"])
-    with locked(out) if accelerator.is_main_process else nullcontext():
+    lock = locked(out) if accelerator.is_main_process else nullcontext()
+    with lock, nullcontext() if resume else kept_if_measured(out):
         check_run(out, True)  # again: another process may have finished it since
+        split = read_split(out, pairs, held, accelerator)
+        if held is None:
+            held = held_out(pairs, s.eval_items, s.seed, split["held"])
         start = load_state(out, made.policy, made.opt) if resume else 0
         copy_weights(made.policy, made.janus)
         if ready:
