@@ -881,7 +881,8 @@ def run_train(
     if group.num_processes > 1 and not c.out:
         raise ValueError("several processes need one run folder: name it with --out")
     out = Path(c.out) if c.out else free_name(c.settings.method)
-    check_place(out)
+    if group.is_main_process:  # two that try a name at once are in each other's way
+        check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
     # now, so that a wrong name or a bad record leaves no run folder
     check_start(c)

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pairuni_nb.jobs import Train, check_train, named_rewards
+from pairuni_nb.jobs import Train, check_train, named_rewards, run_train
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records import save_records
 from pairuni_nb.rollout import Policy
@@ -493,6 +495,22 @@ def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, 
     assert "points (95 % intervals; 8 items, judge: scene)\n" in told
     broken = read_metrics(tmp_path / "broken")
     assert without_cost(read_metrics(run)) == without_cost(broken)
+
+
+def test_only_the_first_process_tries_the_place(monkeypatch):
+    "Several that make and remove one folder at once find it there, and refuse it."
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    group, tried = SimpleNamespace(num_processes=2, wait_for_everyone=lambda: None), []
+    monkeypatch.setattr("pairuni_nb.processes.join_processes", lambda device: group)
+    monkeypatch.setattr("pairuni_nb.jobs.check_place", tried.append)
+    monkeypatch.setattr("pairuni_nb.jobs.check_start", stop)
+    for group.is_main_process in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            run_train(Train(out="run", device="cpu"))
+        assert tried == [Path("run")]
 
 
 def test_ctrl_c_before_there_is_a_run_promises_nothing(capsys, tmp_path, monkeypatch):
