@@ -12,8 +12,8 @@ __all__ = ['DEVICES', 'OWN', 'SAID', 'CARD', 'Pair', 'Train', 'Plan', 'Model', '
            'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train', 'begin_job', 'go_on',
            'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result', 'run_report',
            'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked', 'load_model',
-           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix',
-           'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'run_evaluate', 'answer_question',
+           'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -1221,9 +1221,25 @@ def held_of(c: Evaluate) -> tuple:  # U records, G records
     u, g = held
     return u[: c.items], g[: c.items]
 
+# %% ../nbs/run/08_jobs.ipynb #b87cc89a
+def check_obeyed(c: Evaluate):
+    "No flag is ignored in silence."
+    if c.samples != Evaluate.samples and not c.geneval:
+        raise ValueError("--samples counts drawings of GenEval's prompts: add --geneval FILE")
+    if c.pairs and (c.held_u or c.held_g):
+        raise ValueError("--pairs and held-out records are both given: score one of them")
+    own = replace(c.model, max_new_tokens=None, instruction=None)
+    drawn = dict(geneval=c.geneval, wise=c.wise, samples=c.samples, out=c.out, model=own)
+    if (c.geneval or c.wise) and c != Evaluate(**drawn):
+        raise ValueError(
+            "--geneval and --wise draw, and score nothing: of other flags they take --samples, "
+            "--out, --checkpoint, --seed, --temperature, --cfg-weight and --device"
+        )
+
 # %% ../nbs/run/08_jobs.ipynb #5e4c0c6f
 def run_evaluate(c: Evaluate):
     "pairuni evaluate"
+    check_obeyed(c)
     check_asked(c.model)
     check_names((c.reward_device,), "", c.reward)
     if c.geneval or c.wise:

@@ -277,9 +277,29 @@ def test_what_does_not_fit_the_models_positions_is_told_before_it_draws(
     refuses(capsys, tmp_path, f"{line} --device cpu", what, "1024 positions: shorten it")
 
 
+@pytest.mark.parametrize(
+    "flags, what",
+    [
+        ("--samples 2", "add --geneval FILE"),
+        ("--wise w.json --samples 2 --out made", "add --geneval FILE"),
+        ("--pairs p --held-u u", "score one of them"),
+        ("--pairs p --held-g g", "score one of them"),
+        ("--geneval x --out made --items 9", "score nothing"),
+        ("--geneval x --out made --reward scene", "score nothing"),
+        ("--geneval x --out made --held-g g", "score nothing"),
+        ("--wise w.json --out made --pairs p", "score nothing"),
+        ("--wise w.json --out made --max-new-tokens 9", "score nothing"),
+        ("--geneval x --out made --instruction form", "score nothing"),
+    ],
+)
+def test_evaluate_ignores_no_flag(flags, what, capsys, tmp_path):
+    refuses(capsys, tmp_path, f"evaluate {flags}", what)
+
+
 def test_what_just_fits_is_drawn(capsys, tmp_path):
     (tmp_path / "one.jsonl").write_text(json.dumps(RED | dict(prompt="red " * 900)))
-    line = "evaluate --geneval one.jsonl --samples 1 --out made --device cpu"
+    line = "evaluate --geneval one.jsonl --samples 1 --out made --device cpu --seed 1"
+    line += " --cfg-weight 2 --temperature 0.5 --checkpoint janus-nano"
     assert pairuni(line) == 0 and (tmp_path / "made/00000/samples/0000.png").exists()
 
 
