@@ -1279,13 +1279,18 @@ def run_evaluate(c: Evaluate):
 # %% ../nbs/run/08_jobs.ipynb #7e68ee18
 def answer_question(c: Sample):
     "Print n answers to a question about an image."
-    from pairuni_nb.records import read_image, text_fault
+    from pairuni_nb.records import choices_fault, read_image, text_fault
 
     if wrong := text_fault("question", c.what.question):
         raise ValueError(f"{wrong}: ask about the image")
     choices = list(c.what.choices)
     if len(choices) not in (0, 2, 3, 4):
         raise ValueError(f"{len(choices)} choices are given: give two to four, or none")
+    faults = [text_fault("text in a choice", choice) for choice in choices]
+    if choices:
+        faults.append(choices_fault(choices))
+    for wrong in filter(None, faults):
+        raise ValueError(f"{wrong}: choose other --choices")
     image = read_image(c.what.image)
     from pairuni_nb.rollout import noise
     from pairuni_nb.train import check_length

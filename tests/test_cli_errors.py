@@ -296,6 +296,20 @@ def test_evaluate_ignores_no_flag(flags, what, capsys, tmp_path):
     refuses(capsys, tmp_path, f"evaluate {flags}", what)
 
 
+@pytest.mark.parametrize(
+    "words, what",
+    [
+        ("ask red.png what --choices a a", "two to eight different choices, has ['a', 'a']"),
+        ("ask red.png what --choices a ''", "no text in a choice"),
+        ("ask red.png what --temperature inf", "temperature must be"),
+        ("draw star --cfg-weight inf", "cfg_weight must be"),
+    ],
+)
+def test_what_cannot_be_asked_or_drawn_is_one_sentence(words, what, capsys, tmp_path):
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+    refuses(capsys, tmp_path, f"sample {words}", what)
+
+
 def test_what_just_fits_is_drawn(capsys, tmp_path):
     (tmp_path / "one.jsonl").write_text(json.dumps(RED | dict(prompt="red " * 900)))
     line = "evaluate --geneval one.jsonl --samples 1 --out made --device cpu --seed 1"
