@@ -9,9 +9,9 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'W
            'changed', 'run_name', 'trained', 'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run',
            'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation',
            'ablate', 'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of',
-           'differences', 'as_cell', 'markdown_table', 'rises_table', 'power_sentence', 'by_chance', 'failures',
-           'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'short_names',
-           'side_by_side', 'draw_runs', 'main']
+           'differences', 'as_cell', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary', 'draw_points',
+           'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side', 'draw_runs',
+           'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -35,7 +35,7 @@ from filelock import FileLock
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from .evaluate import evaluate, interval
+from .evaluate import evaluate, interval, markdown_table
 from .diffusion import load_checkpoint, policy_for
 from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
@@ -688,15 +688,6 @@ def as_cell(values) -> str:  # one number a seed
     if mean is None:
         return "no run"
     return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
-
-# %% ../nbs/run/07_ablate.ipynb #12aa2ece
-def markdown_table(head: list, rows: list) -> str:
-    "Cells that may say anything: a line break is a space there, and a bar is no border."
-    lines = []
-    for row in (head, *rows):
-        cells = [" ".join(str(cell).split()).replace("|", r"\|") for cell in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 # %% ../nbs/run/07_ablate.ipynb #5862feeb
 def rises_table(lines: list, rows: list) -> str:  # Markdown; rows: the reference first

@@ -789,7 +789,7 @@ def model_card(
     name: str,  # USER/NAME
 ) -> str:  # Markdown
     "What the checkpoint is, for whoever finds it."
-    from pairuni_nb.ablate import markdown_table
+    from pairuni_nb.evaluate import markdown_table
     from pairuni_nb.records import read_json
     from pairuni_nb.report import Rise, judge, rises
 
