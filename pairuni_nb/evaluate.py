@@ -150,6 +150,8 @@ def unseen_pairs(
     "The pairs that show no held-out picture."
     thumbs, owner = thumbs_of(pairs)
     own = [thumbnail(record["image"]) for rows in held for record in rows]
+    if not own:
+        return list(range(len(pairs)))
     picture = same_pictures(np.concatenate([thumbs, np.stack(own)]))
     shown = np.isin(picture[: len(thumbs)], picture[len(thumbs) :])
     seen = set(owner[shown].tolist())

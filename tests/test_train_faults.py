@@ -159,6 +159,11 @@ def test_what_is_refused_before_the_first_step_leaves_no_run(pairs, tmp_path, sa
     assert not list(tmp_path.iterdir())
 
 
+def test_held_out_records_of_neither_side_hold_no_pair_back(pairs):
+    everything = list(range(len(pairs)))
+    assert decide_split(not_toy(pairs), ([], [])) == dict(held=[], kept=everything)
+
+
 def test_a_run_that_goes_on_stays_whatever_is_refused(pairs, tmp_path):
     begin_run(tmp_path / "run", pairs, S, dict(model=None))
     before = {p.name for p in (tmp_path / "run").iterdir()}
