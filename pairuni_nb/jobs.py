@@ -417,7 +417,7 @@ def check_place(path):
     try:
         for folder in [*reversed(path.parents), path]:
             if not os.path.lexists(folder):
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)  # another command may make it in this moment
                 made.append(folder)
         tempfile.TemporaryDirectory(dir=path if path.is_dir() else path.parent).cleanup()
     except OSError as e:
@@ -427,8 +427,9 @@ def check_place(path):
             "choose another place"
         ) from e
     finally:
-        for folder in reversed(made):
-            folder.rmdir()
+        with suppress(OSError):  # another command works there by now
+            for folder in reversed(made):
+                folder.rmdir()
 
 # %% ../nbs/run/08_jobs.ipynb #c160cadd
 @contextmanager

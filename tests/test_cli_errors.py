@@ -1,6 +1,7 @@
 """Bad input to `pairuni` ends in one sentence that names it, exit code 2, and nothing half-written."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pairuni_nb.jobs import Train, check_train, named_rewards, run_train
+from pairuni_nb.jobs import Train, check_place, check_train, named_rewards, run_train
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records import save_records
 from pairuni_nb.rollout import Policy
@@ -166,6 +167,20 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     out += ".png" if command.startswith("sample") else ""
     refuses(capsys, tmp_path, f"{command} --out {out}", out, "cannot be written")
     assert not [p for p in tmp_path.iterdir() if p.name != "u.jsonl"]
+
+
+def test_a_place_that_two_commands_try_at_once(tmp_path, monkeypatch):
+    "Two runs begin in a folder `runs` that is not there: neither takes it from the other."
+    real = os.path.lexists
+    monkeypatch.setattr(
+        "os.path.lexists", lambda path: real(path) and Path(path) != tmp_path / "runs"
+    )
+    (tmp_path / "runs").mkdir()
+    check_place(tmp_path / "runs/a")
+    assert not (tmp_path / "runs/a").exists()
+    (tmp_path / "runs/b").mkdir(parents=True)
+    check_place(tmp_path / "runs/a")
+    assert (tmp_path / "runs/b").exists() and not (tmp_path / "runs/a").exists()
 
 
 def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
