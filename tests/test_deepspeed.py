@@ -11,7 +11,7 @@ from accelerate import DistributedType
 from pairuni_nb import processes as T
 from pairuni_nb.processes import join_processes, launch, zero_config
 from pairuni_nb.run_folder import load_state
-from two_processes import HERE, SMALL, by_one, by_two, same_run
+from two_processes import HERE, RUN, SMALL, by_one, by_two, same_run
 
 PLAIN = ["--config_file", HERE.parent / "configs" / "deepspeed.yaml"]
 STAGE3 = dict(
@@ -32,7 +32,7 @@ def one(tmp_path_factory):
     "The run of one process."
     pytest.importorskip("deepspeed")
     tmp = tmp_path_factory.mktemp("zero")
-    by_one(tmp)
+    by_one(tmp, replace(RUN, agreement_every=0))  # DeepSpeed has no gradients to compare
     return tmp
 
 
@@ -71,9 +71,8 @@ def test_a_policy_goes_back_to_its_state(folder):
 
 def test_a_run_is_the_run_of_one(folder, one):
     same_run(one / "one", folder / "run")
-    assert {p.name for p in (folder / "run").iterdir()} == {
-        p.name for p in (one / "one").iterdir()
-    } | {"pairs", "report.html"}
+    alone, two = ({p.name for p in run.iterdir()} for run in (one / "one", folder / "run"))
+    assert two == alone - {"best.pt"} | {"pairs", "report.html"}  # DeepSpeed keeps its parts
 
 
 def config(**more):
