@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'RAFT', 'WEIGHTED', 'TABLES', 'TRAIN', 'PAIR',
-           'COLUMNS', 'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'own_table',
-           'smallest_effect', 'sources', 'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded', 'changed',
-           'run_name', 'trained', 'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run', 'start_run',
-           'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation', 'ablate',
-           'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences',
-           'as_cell', 'markdown_table', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary',
-           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side',
-           'draw_runs', 'main']
+           'KINDS', 'COLUMNS', 'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'kind_of',
+           'own_table', 'smallest_effect', 'sources', 'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded',
+           'changed', 'run_name', 'trained', 'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run',
+           'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation',
+           'ablate', 'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of',
+           'differences', 'as_cell', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary', 'draw_points',
+           'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side', 'draw_runs',
+           'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -35,7 +35,7 @@ from filelock import FileLock
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from .evaluate import evaluate, interval
+from .evaluate import evaluate, interval, markdown_table
 from .diffusion import load_checkpoint, policy_for
 from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
@@ -153,24 +153,35 @@ def rows_of(
     wanted = {reference, *names} if names else set(rows)
     return {name: changes for name, changes in rows.items() if name in wanted}
 
+# %% ../nbs/run/07_ablate.ipynb #50d57979
+# kind of a setting -> what it takes
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+
+
+def kind_of(name: str) -> type:
+    "Of a setting that may be None, the kind of its other values."
+    declared = {f.name: f.type for f in (*fields(TrainSettings), *fields(PairSettings))}[name]
+    for kind in KINDS:
+        if declared in (kind, kind | None):
+            return kind
+    raise ValueError(f"{name} takes several numbers: vary it from Python, by a table of yours")
+
 # %% ../nbs/run/07_ablate.ipynb #c3e85e68
 def own_table(
     said: str,  # SETTING=VALUE,VALUE
     base: Preset,
 ) -> tuple:  # its name, {its name: rows, the preset first}
-    "A table that varies one setting, its values read as what the preset has there."
+    "A table that varies one setting."
     name, values = said.split("=", 1)
     one_of("setting", name, tuple(sorted(TRAIN | PAIR)))
     now = getattr(base.train if name in TRAIN else base.pair, name)
-    kind = float if now is None else type(now)
+    kind = kind_of(name)
     rows = {str(now): {}}
     for word in values.split(","):
         try:
             value = ("false", "true").index(word.lower()) == 1 if kind is bool else kind(word)
         except ValueError:
-            raise ValueError(
-                f"'{said}': {name} is of the kind {kind.__name__}, and '{word}' is not"
-            ) from None
+            raise ValueError(f"'{said}': {name} takes {KINDS[kind]}, not '{word}'") from None
         if value != now:
             rows[str(value)] = {name: value}
     if len(rows) < 2:
@@ -369,7 +380,8 @@ def run_row(
     file, began = out / "runs" / f"{name}.json", time.process_time()
     if file.exists():
         return read_json(file, "remove it")
-    again = (out / "runs" / name).exists()  # a second part would tell only its own seconds
+    # a second part knows its own CPU seconds alone, and metrics.jsonl tells the clock's
+    again = (out / "runs" / name).exists()
     read = sources(replace(base, pair=settings_of(base, changes, seed)[1]), seed)
     run = averaged if "average" in changes else trained
     try:
@@ -692,15 +704,6 @@ def as_cell(values) -> str:  # one number a seed
     if mean is None:
         return "no run"
     return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
-
-# %% ../nbs/run/07_ablate.ipynb #12aa2ece
-def markdown_table(head: list, rows: list) -> str:
-    "Cells that may say anything: a line break is a space there, and a bar is no border."
-    lines = []
-    for row in (head, *rows):
-        cells = [" ".join(str(cell).split()).replace("|", r"\|") for cell in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 # %% ../nbs/run/07_ablate.ipynb #5862feeb
 def rises_table(lines: list, rows: list) -> str:  # Markdown; rows: the reference first

@@ -23,10 +23,11 @@ from tqdm import tqdm
 from . import __version__
 from .encoders import fingerprint
 from .janus import load_janus
-from .records import read_json, write_whole
+from .records import read_json, text_fault, write_whole
 from .rewards import parse_answer
 from .rollout import JanusPolicy, Sampling, TextPrompts, noise
 from .run_folder import locked
+from .train import check_length
 
 # %% ../nbs/run/06_benchmark.ipynb #b2656b7b
 def is_whole(file: Path) -> bool:
@@ -60,13 +61,16 @@ class Benchmark:
 def prompt_text(file) -> str:
     "The text of a prompt file; a ValueError when there is none."
     try:
-        return Path(file).read_text("utf-8")
+        return Path(file).read_text("utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"cannot read the prompt file '{file}': {e}") from e
 
 # %% ../nbs/run/06_benchmark.ipynb #d8740bc3
 def about_files(name: str, files: list, samples: int, jobs: list) -> dict:
     "What a protocol says of its prompts; digests tell which version of the files was used."
+    names = [Path(f).name for f in files]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two prompt files are named '{twice[0]}': rename one of them")
     digests = {Path(f).name: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
     return dict(
         benchmark=name,
@@ -81,7 +85,7 @@ def geneval_prompt(line: str, where: str) -> str:
     "The prompt of one line of GenEval's file."
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     texts = [None]
     if isinstance(row, dict):
@@ -91,6 +95,8 @@ def geneval_prompt(line: str, where: str) -> str:
             f"{where}: expected one JSON object with the texts 'tag' and 'prompt', "
             f"as in GenEval's evaluation_metadata.jsonl, found {line[:60]!r}"
         )
+    if wrong := text_fault("prompt", row["prompt"]):
+        raise ValueError(f"{where}: {wrong}")
     return row["prompt"]
 
 # %% ../nbs/run/06_benchmark.ipynb #f45c59f1
@@ -111,12 +117,13 @@ def read_geneval(
 # %% ../nbs/run/06_benchmark.ipynb #bd1ee401
 def wise_rows(file) -> list:
     "The entries of one of WISE's files."
+    text = prompt_text(file)
     try:
-        rows = json.loads(prompt_text(file))
-    except json.JSONDecodeError as e:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        line, why = getattr(e, "lineno", 1), getattr(e, "msg", e)
         raise ValueError(
-            f"'{file}', line {e.lineno}: expected a JSON list of WISE's prompts, "
-            f"found no JSON ({e.msg})"
+            f"'{file}', line {line}: expected a JSON list of WISE's prompts, found no JSON ({why})"
         ) from e
     if not isinstance(rows, list) or not rows:
         raise ValueError(
@@ -135,6 +142,8 @@ def wise_prompt(row, where: str) -> tuple:  # id, prompt
             f"{where}: expected an object with the number 'prompt_id' and the text 'Prompt', "
             f"found {str(row)[:60]!r}"
         )
+    if wrong := text_fault("prompt", prompt):
+        raise ValueError(f"{where}: {wrong}")
     return key, prompt
 
 # %% ../nbs/run/06_benchmark.ipynb #9a7e2e23
@@ -256,6 +265,8 @@ def draw_benchmark(
     batch: int = 32,  # drawings at a time, about; memory decides
 ) -> int:  # pictures written
     "Draw what is missing in a benchmark's folder."
+    for job in benchmark.jobs:
+        check_length(policy, "g", job.prompt, sampling, f"prompt of {job.key}")
     out, protocol = Path(out), protocol_of(benchmark, policy, sampling, seed, checkpoint)
     open_folder(out, protocol)
     with locked(out):
@@ -322,8 +333,10 @@ class LmmsJanus:
         max_new_tokens: int = 0,
     ):
         super().__init__()
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise ValueError(f"batch_size must be a whole number from 1, got '{batch_size}'")
+        given = ("batch_size", batch_size, 1), ("max_new_tokens", max_new_tokens, 0)
+        for name, value, least in given:  # lmms-eval hands on words
+            if not str(value).isdecimal() or int(value) < least:
+                raise ValueError(f"{name} must be a whole number from {least}, got '{value}'")
         self.batch_size, self.max_new_tokens = int(batch_size), int(max_new_tokens)
         self.device = torch.device(device) if device else Accelerator().device
         self.policy = JanusPolicy(*load_janus(pretrained or None, self.device))

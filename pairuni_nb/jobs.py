@@ -12,8 +12,8 @@ __all__ = ['DEVICES', 'OWN', 'SAID', 'CARD', 'Pair', 'Train', 'Plan', 'Model', '
            'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train', 'begin_job', 'go_on',
            'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result', 'run_report',
            'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked', 'load_model',
-           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'run_evaluate', 'answer_question', 'check_suffix',
-           'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'run_evaluate', 'answer_question',
+           'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -22,7 +22,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -418,7 +417,7 @@ def check_place(path):
     try:
         for folder in [*reversed(path.parents), path]:
             if not os.path.lexists(folder):
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)  # another command may make it in this moment
                 made.append(folder)
         tempfile.TemporaryDirectory(dir=path if path.is_dir() else path.parent).cleanup()
     except OSError as e:
@@ -428,8 +427,9 @@ def check_place(path):
             "choose another place"
         ) from e
     finally:
-        for folder in reversed(made):
-            folder.rmdir()
+        with suppress(OSError):  # another command works there by now
+            for folder in reversed(made):
+                folder.rmdir()
 
 # %% ../nbs/run/08_jobs.ipynb #c160cadd
 @contextmanager
@@ -790,7 +790,7 @@ def model_card(
     name: str,  # USER/NAME
 ) -> str:  # Markdown
     "What the checkpoint is, for whoever finds it."
-    from pairuni_nb.ablate import markdown_table
+    from pairuni_nb.evaluate import markdown_table
     from pairuni_nb.records import read_json
     from pairuni_nb.report import Rise, judge, rises
 
@@ -876,12 +876,14 @@ def run_train(
     device = check_device(c.device)
     check_gpu(c, device)
     from pairuni_nb.processes import join_processes
+    from pairuni_nb.run_folder import kept_if_measured
 
     group = join_processes(device)
     if group.num_processes > 1 and not c.out:
         raise ValueError("several processes need one run folder: name it with --out")
     out = Path(c.out) if c.out else free_name(c.settings.method)
-    check_place(out)
+    if group.is_main_process:  # two that try a name at once are in each other's way
+        check_place(out)
     group.wait_for_everyone()  # all have looked before the first one writes
     # now, so that a wrong name or a bad record leaves no run folder
     check_start(c)
@@ -890,12 +892,8 @@ def run_train(
     if group.is_main_process:
         begin_job(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()
-    try:
+    with kept_if_measured(out):
         go_on(out, rewards, held, device, c.tracker, c.push_to_hub)
-    except Exception:
-        if group.is_main_process and not (out / "metrics.jsonl").exists():
-            shutil.rmtree(out)
-        raise
     push(out, c.push_to_hub)
 
 # %% ../nbs/run/08_jobs.ipynb #183049ea
@@ -1224,9 +1222,25 @@ def held_of(c: Evaluate) -> tuple:  # U records, G records
     u, g = held
     return u[: c.items], g[: c.items]
 
+# %% ../nbs/run/08_jobs.ipynb #b87cc89a
+def check_obeyed(c: Evaluate):
+    "No flag is ignored in silence."
+    if c.samples != Evaluate.samples and not c.geneval:
+        raise ValueError("--samples counts drawings of GenEval's prompts: add --geneval FILE")
+    if c.pairs and (c.held_u or c.held_g):
+        raise ValueError("--pairs and held-out records are both given: score one of them")
+    own = replace(c.model, max_new_tokens=None, instruction=None)
+    drawn = dict(geneval=c.geneval, wise=c.wise, samples=c.samples, out=c.out, model=own)
+    if (c.geneval or c.wise) and c != Evaluate(**drawn):
+        raise ValueError(
+            "--geneval and --wise draw, and score nothing: of other flags they take --samples, "
+            "--out, --checkpoint, --seed, --temperature, --cfg-weight and --device"
+        )
+
 # %% ../nbs/run/08_jobs.ipynb #5e4c0c6f
 def run_evaluate(c: Evaluate):
     "pairuni evaluate"
+    check_obeyed(c)
     check_asked(c.model)
     check_names((c.reward_device,), "", c.reward)
     if c.geneval or c.wise:
@@ -1266,19 +1280,26 @@ def run_evaluate(c: Evaluate):
 # %% ../nbs/run/08_jobs.ipynb #7e68ee18
 def answer_question(c: Sample):
     "Print n answers to a question about an image."
-    from pairuni_nb.records import read_image, text_fault
+    from pairuni_nb.records import choices_fault, read_image, text_fault
 
     if wrong := text_fault("question", c.what.question):
         raise ValueError(f"{wrong}: ask about the image")
     choices = list(c.what.choices)
     if len(choices) not in (0, 2, 3, 4):
         raise ValueError(f"{len(choices)} choices are given: give two to four, or none")
+    faults = [text_fault("text in a choice", choice) for choice in choices]
+    if choices:
+        faults.append(choices_fault(choices))
+    for wrong in filter(None, faults):
+        raise ValueError(f"{wrong}: choose other --choices")
     image = read_image(c.what.image)
     from pairuni_nb.rollout import noise
+    from pairuni_nb.train import check_length
     from pairuni_nb.world import question_text
 
     policy, sampling = load_model(c.model)
     asked = question_text(c.what.question, choices, sampling.instruction)
+    check_length(policy, "u", asked, sampling, "question")
     prompts = policy.text_prompts([asked], [image])
     uniforms = noise(c.model.seed, 0, [0], c.n, sampling.max_new_tokens)
     answers = policy.texts(policy.sample(prompts, c.n, uniforms, sampling))
@@ -1311,8 +1332,10 @@ def draw_prompt(c: Sample):
     from pairuni_nb.records import new_folder, write_whole
     from pairuni_nb.rollout import noise
     from pairuni_nb.run_folder import contact_sheet
+    from pairuni_nb.train import check_length
 
     policy, sampling = load_model(c.model)
+    check_length(policy, "g", c.what.prompt, sampling, "prompt")
     prompts = policy.image_prompts([c.what.prompt])
     uniforms = noise(c.model.seed, 0, [0], c.n, policy.image_tokens)
     drawn = policy.sample(prompts, c.n, uniforms, sampling)

@@ -9,7 +9,7 @@ __all__ = ['JANUS_PRO_1B', 'JANUS_PRO_7B', 'EMU3', 'KNOWN_SHAPES', 'PLANS', 'BYT
            'activation_bytes', 'sampling_bytes', 'update_bytes', 'matrices', 'trained_here', 'held_bytes', 'cast_bytes',
            'gathered_bytes', 'gradient_bytes', 'gradients_apart', 'dearest', 'memory', 'peak', 'forward_flops', 'Card',
            'card_named', 'seconds', 'head_flops', 'sampling_seconds', 'update_seconds', 'step_seconds', 'allowed',
-           'cure', 'advice', 'tokens_through', 'plan', 'gb_lines', 'in_time', 'plan_table']
+           'cure', 'in_gb', 'advice', 'tokens_through', 'plan', 'gb_lines', 'in_time', 'plan_table']
 
 # %% ../nbs/run/04_plan.ipynb #944e1964
 # P pairs, K rollouts a prompt, L prompt tokens, T new tokens, W width, V vocabulary; u and g are
@@ -644,6 +644,11 @@ def cure(shape: Shape, w: Work, card: Card) -> tuple:  # flags, and the GB with 
             return flags, need
     return (), peak(shape, w)
 
+# %% ../nbs/run/04_plan.ipynb #0585a52e
+def in_gb(gb: float) -> str:
+    "Whole GB, or two digits where none is full."
+    return f"{gb:.0f}" if gb >= 1 else f"{gb:.2g}"
+
 # %% ../nbs/run/04_plan.ipynb #8e6c07df
 def advice(shape: Shape, w: Work, card: Card) -> str:
     "Whether a run fits its card, and what to change if not."
@@ -655,19 +660,19 @@ def advice(shape: Shape, w: Work, card: Card) -> str:
     if least > card.gb and not w.settings.lora_rank:
         told = (
             "; full fine-tuning of this model needs sharding on this card: "
-            f"unsharded, a device holds at least {least:.0f} GB"
+            f"unsharded, a device holds at least {in_gb(least)} GB"
         )
     if need <= card.gb:
-        return f"{need:.0f} of {card.gb:.0f} GB: fits{told}"
+        return f"{in_gb(need)} of {in_gb(card.gb)} GB: fits{told}"
     flags, now = cure(shape, w, card)
     if flags:
         return (
-            f"{need:.0f} GB do not fit {card.gb:.0f}: "
-            f"with {' '.join(flags)} it takes {now:.0f}{told}"
+            f"{in_gb(need)} GB do not fit {in_gb(card.gb)}: "
+            f"with {' '.join(flags)} it takes {in_gb(now)}{told}"
         )
     return (
-        f"{need:.0f} GB do not fit {card.gb:.0f}, and neither smaller batches, sharding nor LoRA "
-        f"changes that: take a larger card or a smaller model{told}"
+        f"{in_gb(need)} GB do not fit {in_gb(card.gb)}, and neither smaller batches, sharding nor "
+        f"LoRA changes that: take a larger card or a smaller model{told}"
     )
 
 # %% ../nbs/run/04_plan.ipynb #e370d7d6
@@ -696,19 +701,26 @@ def plan(shape: Shape, w: Work, card: Card) -> dict:
 
 # %% ../nbs/run/04_plan.ipynb #f8f7dc26
 def gb_lines(phases: dict) -> list:  # phases: from `memory`
-    "A table of GB, a line for each part and one for the sum."
-    parts = list(dict.fromkeys(part for phase in phases.values() for part in phase))
-    lines = [f"{'GB on each device':22}" + "".join(f"{phase:>10}" for phase in phases)]
-    for part in parts:
-        sizes = [phase.get(part) for phase in phases.values()]
-        lines.append(f"{part:22}" + "".join(f"{gb:10.1f}" if gb else " " * 10 for gb in sizes))
+    "A table of GB, or of MB where no GB is full: a line for each part and one for the sum."
     sums = [sum(phase.values()) for phase in phases.values()]
-    return lines + [f"{'all':22}" + "".join(f"{gb:10.1f}" for gb in sums)]
+    unit, scale = ("GB", 1) if max(sums) >= 1 else ("MB", 1000)
+    rows = {}
+    for part in dict.fromkeys(part for phase in phases.values() for part in phase):
+        rows[part] = [phase.get(part) for phase in phases.values()]
+    rows["all"] = sums
+    lines = [f"{unit + ' on each device':22}" + "".join(f"{phase:>10}" for phase in phases)]
+    for name, sizes in rows.items():
+        cells = [f"{scale * gb:10.1f}" if gb else " " * 10 for gb in sizes]
+        lines.append(f"{name:22}" + "".join(cells))
+    return lines
 
 # %% ../nbs/run/04_plan.ipynb #075178aa
 def in_time(hours: float) -> str:
-    "Hours, and minutes where there is no whole hour."
-    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    "Hours; minutes where there is no whole hour, and seconds where there is no whole minute."
+    minutes = 60 * hours
+    if minutes < 1:
+        return f"{60 * minutes:.2g} seconds"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{minutes:.1f} minutes"
 
 # %% ../nbs/run/04_plan.ipynb #fc81264e
 def plan_table(p: dict) -> str:  # p: from `plan`
@@ -718,7 +730,8 @@ def plan_table(p: dict) -> str:  # p: from `plan`
     twice = " (twice, for CFG)" if g.drawn == 2 else ""
     where = f"each of {w.devices} devices" if w.devices > 1 else "1 device"
     seen = s.steps * s.pairs_per_step
-    seconds_of_parts = ", ".join(f"{part} {t:.1f}" for part, t in p["seconds"].items())
+    unit, scale = ("", 1) if sum(p["seconds"].values()) >= 1 else ("milli", 1000)
+    parts = ", ".join(f"{part} {scale * t:.1f}" for part, t in p["seconds"].items())
     lines = [
         f"{p['parameters']:,} parameters, {p['trained']:,} trained",
         f"a step: {s.pairs_per_step} pairs x {s.rollouts} rollouts, so {u.rows} answers of "
@@ -728,7 +741,7 @@ def plan_table(p: dict) -> str:  # p: from `plan`
         *gb_lines(p["gb"]),
         p["advice"],
         "",
-        f"seconds a step         {seconds_of_parts}",
+        f"{unit + 'seconds a step':22} {parts}",
         f"about {in_time(p['hours'])}, if {card.utilisation:.0%} of {card.tflops:g} TFLOPS and "
         f"{card.bandwidth:g} GB/s are reached and a layer takes {card.layer_ms:g} ms to launch: "
         "assumptions",

@@ -190,7 +190,7 @@ def launch(s: TrainSettings, out: Path, device: str, tracker: str) -> Accelerato
         )
     if zero:
         config = accelerator.deepspeed_plugin.deepspeed_config
-        accelerator.deepspeed_plugin.deepspeed_config = config | zero_config(config, s)
+        config.update(zero_config(config, s))  # in place: accelerate reads it in two places
         unset_hf_deepspeed_config()  # else transformers splits the weights as it loads them
     if s.shard and accelerator.num_processes == 1:
         raise ValueError(

@@ -58,9 +58,9 @@ class Sampling:
         scoring, w = self.cfg_scoring, self.cfg_weight
         if scoring not in ("guided", "cond"):
             raise ValueError(f"unknown cfg_scoring '{scoring}': choose one of guided, cond")
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not w >= 0:
+        if not 0 <= w < float("inf"):
             raise ValueError(f"cfg_weight must be 0 or more (1 is no guidance), got {w}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")

@@ -6,7 +6,7 @@
 __all__ = ['decide_split', 'read_split', 'default_rewards', 'check_rewards', 'check_judged', 'nothing_learned', 'measure',
            'Stopped', 'StopAsked', 'what_was_given', 'train', 'check_call', 'check_sides', 'drawing_weights',
            'take_steps', 'score_on_the_way', 'watch_of', 'learning_rate', 'set_learning_rate', 'peak_gb', 'asked_texts',
-           'as_columns', 'check_lengths', 'tell', 'finish']
+           'as_columns', 'check_length', 'check_lengths', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import resource
@@ -37,6 +37,7 @@ from pairuni_nb.run_folder import (
     check_same,
     cut_metrics,
     first_of_each_kind,
+    kept_if_measured,
     load_state,
     locked,
     log_line,
@@ -237,11 +238,12 @@ def train(
     if accelerator.is_main_process and not resume:
         begin_run(out, pairs, s, said | made_with(device))
     accelerator.wait_for_everyone()  # until the run folder is there
-    split = read_split(out, pairs, held, accelerator)
-    if held is None:
-        held = held_out(pairs, s.eval_items, s.seed, split["held"])
-    with locked(out) if accelerator.is_main_process else nullcontext():
+    lock = locked(out) if accelerator.is_main_process else nullcontext()
+    with lock, nullcontext() if resume else kept_if_measured(out):
         check_run(out, True)  # again: another process may have finished it since
+        split = read_split(out, pairs, held, accelerator)
+        if held is None:
+            held = held_out(pairs, s.eval_items, s.seed, split["held"])
         start = load_state(out, made.policy, made.opt) if resume else 0
         copy_weights(made.policy, made.janus)
         if ready:
@@ -405,6 +407,26 @@ def as_columns(held: tuple) -> dict:  # held: U records, G records
         prompt=[record["prompt"] for record in g],
     )
 
+# %% ../nbs/run/02_train.ipynb #3817a47b
+def check_length(
+    policy: Policy,
+    task: str,  # "u" or "g"
+    asked: str,  # question or prompt, as the model will read it
+    sampling: Sampling,
+    what: str,  # which text it is, for the sentence
+):
+    "A prompt fits into the model's positions, with its image and with what completes it."
+    room = policy.model.config.text_config.max_position_embeddings
+    new = policy.length(task, sampling)
+    n = len(policy.processor.tokenizer(asked)["input_ids"]) + new + 32  # the chat's frame
+    n += policy.image_tokens if task == "u" else 0
+    if n > room:
+        cure = "shorten it, or lower max_new_tokens" if task == "u" else "shorten it"
+        raise ValueError(
+            f"the {what} needs {n} tokens, {new} of them for its completion, and the model has "
+            f"{room} positions: {cure}"
+        )
+
 # %% ../nbs/run/02_train.ipynb #be1555cf
 def check_lengths(
     policy: Policy,
@@ -413,18 +435,10 @@ def check_lengths(
     what: str = "pair",  # the word for a row
     most: int = 20,  # of the longest texts, to look at
 ):
-    "The longest prompts, and what they are to draw, fit into the model's positions."
-    room = policy.model.config.text_config.max_position_embeddings
+    "`check_length` of the longest prompts."
     for task, column in (("u", "question"), ("g", "prompt")):
-        image = policy.image_tokens if task == "u" else 0
         for asked, i in asked_texts(pairs, task, sampling.instruction)[-most:]:
-            n = len(policy.processor.tokenizer(asked)["input_ids"]) + image
-            n += policy.length(task, sampling) + 32  # the chat's frame
-            if n > room:
-                raise ValueError(
-                    f"the {column} of {what} {i} needs {n} tokens with what it is to draw, and "
-                    f"the model has {room} positions: shorten it, or leave the {what} out"
-                )
+            check_length(policy, task, asked, sampling, f"{column} of {what} {i}")
 
 # %% ../nbs/run/02_train.ipynb #198cd85d
 def tell(bar: tqdm, lines: list, quiet: bool):

@@ -155,6 +155,7 @@ def test_a_table_of_your_own_reads_values_as_the_preset_has_them():
         ("clip_eps_high=1", dict(clip_eps_high=1.0)),
         ("mask_truncated=True", dict(mask_truncated=True)),
         ("rollouts=4", dict(rollouts=4)),
+        ("clusters=12", dict(clusters=12)),
         ("delta=0.8", dict(delta=0.8)),
         ("combine=pcgrad", dict(combine="pcgrad")),
     ):
@@ -162,6 +163,23 @@ def test_a_table_of_your_own_reads_values_as_the_preset_has_them():
         reference, own = rows.values()
         assert reference == {} and own == row and type(*own.values()) is type(*row.values())
         a.check_ablation([0], 1, preset("nano"), rows)
+
+
+@pytest.mark.parametrize(
+    "said, told",
+    (
+        ("lr=x", "'lr=x': lr takes a number, not 'x'"),
+        ("lr=1e-4,", "'lr=1e-4,': lr takes a number, not ''"),
+        ("steps=1e3", "steps takes a whole number, not '1e3'"),
+        ("clusters=1.5", "clusters takes a whole number, not '1.5'"),
+        ("clip_eps_high=none", "clip_eps_high takes a number, not 'none'"),
+        ("shard=maybe", "shard takes true or false, not 'maybe'"),
+        ("weights=0.5,0.5,0", "weights takes several numbers: vary it from Python"),
+    ),
+)
+def test_a_value_of_another_kind_is_one_sentence(said, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        a.own_table(said, preset("nano"))
 
 
 def test_your_own_table_is_asked_for_by_the_shell(tmp_path, monkeypatch):

@@ -156,6 +156,7 @@ def test_a_folder_takes_one_protocol_only(tmp_path):
         ('["a cow"]', "line 1"),
         ("", "line 1"),
         ('{"tag": "colors", "prompt": 3}', "line 1"),
+        ("[" * 100_000, "line 1"),
     ],
 )
 def test_a_bad_geneval_file_is_one_sentence(tmp_path, text, where):
@@ -172,6 +173,7 @@ def test_a_bad_geneval_file_is_one_sentence(tmp_path, text, where):
         ('[\n{"prompt_id": 1, "Prompt": "a cow"},\n{"prompt_id": 2, "Prompt": "a c', "line 3"),
         ('{"prompt_id": 1}', "line 1"),
         ("[]", "line 1"),
+        ("[" * 100_000, "line 1"),
     ],
 )
 def test_a_wise_file_that_is_no_list_is_one_sentence(tmp_path, text, where):
@@ -191,6 +193,10 @@ def test_a_wise_file_that_is_no_list_is_one_sentence(tmp_path, text, where):
         ('[{"prompt_id": "../x", "Prompt": "a"}]', "entry 1: expected an object"),
         ('[{"prompt_id": 1, "prompt": "a"}]', "entry 1: expected an object"),
         ("[3]", "entry 1: expected an object"),
+        (
+            '[{"prompt_id": 1, "Prompt": "half \\ud83d"}]',
+            "entry 1: the prompt holds .* half a char",
+        ),
     ],
 )
 def test_a_bad_wise_entry_is_one_sentence(tmp_path, text, told):
@@ -198,6 +204,29 @@ def test_a_bad_wise_entry_is_one_sentence(tmp_path, text, told):
     with pytest.raises(ValueError, match=f"w.json', {told}") as e:
         read_wise(tmp_path / "w.json")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("prompt", ["half \\ud83d", "an <image_placeholder>"])
+def test_a_prompt_that_no_model_can_read_is_told_by_its_line(tmp_path, prompt):
+    lines = [f'{{"tag": "colors", "prompt": "{text}"}}' for text in ("a cow", prompt)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="m.jsonl', line 2: the prompt holds") as e:
+        read_geneval(tmp_path / "m.jsonl")
+    assert "\n" not in str(e.value)
+
+
+def test_wise_files_of_one_name_would_hide_each_other(tmp_path):
+    (tmp_path / "other").mkdir()
+    for i, folder in enumerate((tmp_path, tmp_path / "other")):
+        (folder / "w.json").write_text(json.dumps([dict(prompt_id=i, Prompt="a cow")]))
+    with pytest.raises(ValueError, match="two prompt files are named 'w.json'"):
+        read_wise([tmp_path / "w.json", tmp_path / "other/w.json"])
+
+
+def test_a_mark_before_the_first_line_is_no_prompt(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(b'\xef\xbb\xbf{"tag": "colors", "prompt": "a cow"}')
+    (job,) = read_geneval(tmp_path / "m.jsonl").jobs
+    assert job.note[1].startswith("{")
 
 
 def test_a_missing_wise_file_is_named(tmp_path):
@@ -297,8 +326,9 @@ def test_what_the_adapter_cannot_do_is_refused():
             one.generate_until(ask_like_lmms_eval(one, rows, **settings))
     with pytest.raises(NotImplementedError, match="generate_until requests only"):
         one.loglikelihood([])
-    with pytest.raises(ValueError, match="batch_size must be"):
-        LmmsJanus(batch_size="auto")
+    for name, value in (("batch_size", "auto"), ("batch_size", 0), ("max_new_tokens", "-3")):
+        with pytest.raises(ValueError, match=f"{name} must be .* got '{value}'"):
+            LmmsJanus(**{name: value})
 
 # %% ../nbs/run/06_benchmark.ipynb #a1f6eda9
 def test_spoken_is_what_a_judge_reads():

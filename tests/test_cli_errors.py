@@ -1,17 +1,21 @@
 """Bad input to `pairuni` ends in one sentence that names it, exit code 2, and nothing half-written."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pairuni_nb.jobs import Train, check_train, named_rewards
+from pairuni_nb.jobs import Train, check_place, check_train, named_rewards, run_train
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.records import save_records
+from pairuni_nb.rollout import Policy
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.world import records
@@ -165,6 +169,20 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     assert not [p for p in tmp_path.iterdir() if p.name != "u.jsonl"]
 
 
+def test_a_place_that_two_commands_try_at_once(tmp_path, monkeypatch):
+    "Two runs begin in a folder `runs` that is not there: neither takes it from the other."
+    real = os.path.lexists
+    monkeypatch.setattr(
+        "os.path.lexists", lambda path: real(path) and Path(path) != tmp_path / "runs"
+    )
+    (tmp_path / "runs").mkdir()
+    check_place(tmp_path / "runs/a")
+    assert not (tmp_path / "runs/a").exists()
+    (tmp_path / "runs/b").mkdir(parents=True)
+    check_place(tmp_path / "runs/a")
+    assert (tmp_path / "runs/b").exists() and not (tmp_path / "runs/a").exists()
+
+
 def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("pairuni_nb.jobs.build_pairs", lambda *_: pytest.fail("it began to work"))
     line = "pair --out x --complete llm --journal /proc/xx"
@@ -245,6 +263,73 @@ def test_a_held_out_record_that_is_too_long_is_told_before_it_is_scored(
     rows = records("g", 3, 0)
     save_records([*rows[:2], rows[2] | dict(prompt="red " * 2000)], tmp_path / "g")
     refuses(capsys, tmp_path, "evaluate --held-g g", "prompt of held-out record 2", "positions")
+
+
+LONG, RED = "red " * 2000, dict(tag="colors", prompt="a red star")
+
+
+@pytest.mark.parametrize(
+    "line, what",
+    [
+        (f"sample draw '{LONG}'", "the prompt needs"),
+        (f"sample ask red.png '{LONG}'", "the question needs"),
+        ("sample ask red.png why --max-new-tokens 1000", "1000 of them for its completion"),
+        (f"sample ask red.png why --instruction '{LONG}'", "the question needs"),
+        ("evaluate --geneval long.jsonl --out made", "the prompt of geneval 1 needs"),
+        ("evaluate --wise long.json --out made", "the prompt of wise 7 needs"),
+        (f"sample --checkpoint nano-emu3 draw '{LONG}'", "the prompt needs"),
+    ],
+)
+def test_what_does_not_fit_the_models_positions_is_told_before_it_draws(
+    line, what, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Policy, "sample", lambda *_: pytest.fail("it began to work"))
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+    rows = [RED, RED | dict(prompt=LONG)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    wise = [dict(prompt_id=i, Prompt=text) for i, text in ((2, "a red star"), (7, LONG))]
+    (tmp_path / "long.json").write_text(json.dumps(wise))
+    refuses(capsys, tmp_path, f"{line} --device cpu", what, "1024 positions: shorten it")
+
+
+@pytest.mark.parametrize(
+    "flags, what",
+    [
+        ("--samples 2", "add --geneval FILE"),
+        ("--wise w.json --samples 2 --out made", "add --geneval FILE"),
+        ("--pairs p --held-u u", "score one of them"),
+        ("--pairs p --held-g g", "score one of them"),
+        ("--geneval x --out made --items 9", "score nothing"),
+        ("--geneval x --out made --reward scene", "score nothing"),
+        ("--geneval x --out made --held-g g", "score nothing"),
+        ("--wise w.json --out made --pairs p", "score nothing"),
+        ("--wise w.json --out made --max-new-tokens 9", "score nothing"),
+        ("--geneval x --out made --instruction form", "score nothing"),
+    ],
+)
+def test_evaluate_ignores_no_flag(flags, what, capsys, tmp_path):
+    refuses(capsys, tmp_path, f"evaluate {flags}", what)
+
+
+@pytest.mark.parametrize(
+    "words, what",
+    [
+        ("ask red.png what --choices a a", "two to eight different choices, has ['a', 'a']"),
+        ("ask red.png what --choices a ''", "no text in a choice"),
+        ("ask red.png what --temperature inf", "temperature must be"),
+        ("draw star --cfg-weight inf", "cfg_weight must be"),
+    ],
+)
+def test_what_cannot_be_asked_or_drawn_is_one_sentence(words, what, capsys, tmp_path):
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+    refuses(capsys, tmp_path, f"sample {words}", what)
+
+
+def test_what_just_fits_is_drawn(capsys, tmp_path):
+    (tmp_path / "one.jsonl").write_text(json.dumps(RED | dict(prompt="red " * 900)))
+    line = "evaluate --geneval one.jsonl --samples 1 --out made --device cpu --seed 1"
+    line += " --cfg-weight 2 --temperature 0.5 --checkpoint janus-nano"
+    assert pairuni(line) == 0 and (tmp_path / "made/00000/samples/0000.png").exists()
 
 
 def test_pairs_are_never_written_over(pairs, capsys, tmp_path):
@@ -459,6 +544,22 @@ def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, 
     assert "points (95 % intervals; 8 items, judge: scene)\n" in told
     broken = read_metrics(tmp_path / "broken")
     assert without_cost(read_metrics(run)) == without_cost(broken)
+
+
+def test_only_the_first_process_tries_the_place(monkeypatch):
+    "Several that make and remove one folder at once find it there, and refuse it."
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    group, tried = SimpleNamespace(num_processes=2, wait_for_everyone=lambda: None), []
+    monkeypatch.setattr("pairuni_nb.processes.join_processes", lambda device: group)
+    monkeypatch.setattr("pairuni_nb.jobs.check_place", tried.append)
+    monkeypatch.setattr("pairuni_nb.jobs.check_start", stop)
+    for group.is_main_process in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            run_train(Train(out="run", device="cpu"))
+        assert tried == [Path("run")]
 
 
 def test_ctrl_c_before_there_is_a_run_promises_nothing(capsys, tmp_path, monkeypatch):

@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 
 from pairuni_nb import processes as T
-from pairuni_nb.processes import join_processes, zero_config
+from pairuni_nb.processes import join_processes, launch, zero_config
 from pairuni_nb.run_folder import load_state
-from two_processes import HERE, SMALL, by_one, by_two, same_run
+from two_processes import HERE, RUN, SMALL, by_one, by_two, same_run
 
 PLAIN = ["--config_file", HERE.parent / "configs" / "deepspeed.yaml"]
 STAGE3 = dict(
@@ -30,7 +32,7 @@ def one(tmp_path_factory):
     "The run of one process."
     pytest.importorskip("deepspeed")
     tmp = tmp_path_factory.mktemp("zero")
-    by_one(tmp)
+    by_one(tmp, replace(RUN, agreement_every=0))  # DeepSpeed has no gradients to compare
     return tmp
 
 
@@ -69,9 +71,8 @@ def test_a_policy_goes_back_to_its_state(folder):
 
 def test_a_run_is_the_run_of_one(folder, one):
     same_run(one / "one", folder / "run")
-    assert {p.name for p in (folder / "run").iterdir()} == {
-        p.name for p in (one / "one").iterdir()
-    } | {"pairs", "report.html"}
+    alone, two = ({p.name for p in run.iterdir()} for run in (one / "one", folder / "run"))
+    assert two == alone - {"best.pt"} | {"pairs", "report.html"}  # DeepSpeed keeps its parts
 
 
 def config(**more):
@@ -118,6 +119,18 @@ def test_what_deepspeed_cannot_do_is_refused(said, given, changed):
     with pytest.raises(ValueError, match=said) as e:
         zero_config(given, replace(SMALL, **changed))
     assert "\n" not in str(e.value)
+
+
+def test_accelerate_reads_the_runs_settings_where_it_left_its_own(monkeypatch, tmp_path):
+    "It keeps one dict under two names; a new dict under one of them is half a config."
+    kind, own = DistributedType.DEEPSPEED, config(train_micro_batch_size_per_gpu="auto")
+    plugin = SimpleNamespace(deepspeed_config=own, hf_ds_config=SimpleNamespace(config=own))
+    made = SimpleNamespace(distributed_type=kind, deepspeed_plugin=plugin, num_processes=2)
+    monkeypatch.setattr(T, "join_processes", lambda device: made)
+    monkeypatch.setattr(T, "Accelerator", lambda **_: made)
+    launch(replace(SMALL, micro_batch=5), tmp_path, "auto", None)
+    for told in (plugin.deepspeed_config, plugin.hf_ds_config.config):
+        assert told["train_micro_batch_size_per_gpu"] == 5
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from math import comb
 from pathlib import Path
 from statistics import mean
 
-from pairuni_nb.evaluate import evaluate
+from pairuni_nb.evaluate import evaluate, markdown_table
 from pairuni_nb.rollout import gap, noise, unconditional
 from pairuni_nb.world import records
 

@@ -18,7 +18,7 @@ import torch
 # %% ../nbs/16_emu3.ipynb #ddcf93e9
 from pathlib import Path
 
-from pairuni_nb.evaluate import evaluate, interval
+from pairuni_nb.evaluate import evaluate, interval, markdown_table
 from pairuni_nb.rollout import gap, noise
 from pairuni_nb.world import records
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from pairuni_nb.evaluate import evaluate, evaluate_g, mean_ci, near_copies, same_pictures
+from pairuni_nb.evaluate import (
+    evaluate,
+    evaluate_g,
+    markdown_table,
+    mean_ci,
+    near_copies,
+    same_pictures,
+)
 from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.world import records
@@ -23,6 +30,11 @@ def policy():
 @pytest.mark.parametrize("values", [[], [0.5], [0.5, None, float("nan")]])
 def test_fewer_than_two_scores_have_no_figure(values):
     assert mean_ci(values) == (None, None)
+
+
+def test_a_table_keeps_its_columns_whatever_a_cell_says():
+    told = markdown_table(["", "a|b"], [[1, "two\n  lines"], ["", None]]).splitlines()
+    assert told == ["|  | a\\|b |", "|---|---|", "| 1 | two lines |", "|  | None |"]
 
 
 def test_figures_are_strict_json(policy):

@@ -17,7 +17,7 @@ from pairuni_nb.rewards import answer_accuracy, reward_matrix, scene_reward
 from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.processes import larger, of_all
-from pairuni_nb.run_folder import load_state, locked, log_line, read_metrics, save_state
+from pairuni_nb.run_folder import begin_run, load_state, locked, log_line, read_metrics, save_state
 from pairuni_nb.step import roll_out_sides, update
 from pairuni_nb.train import check_lengths, decide_split, nothing_learned, read_split, train
 from pairuni_nb.world import records as toy_records
@@ -126,16 +126,50 @@ def test_a_weighting_of_your_own_trains_and_the_bar_ends(pairs, tmp_path, monkey
     assert max(two["similarity"]) < 0.99 and len(steps) == 2
 
 
-def test_a_reward_that_judges_nothing_stops_before_the_first_step(pairs, tmp_path):
-    with pytest.raises(ValueError, match="held-out drawings is missing"):
-        train(
-            pairs,
-            tmp_path / "run",
-            S,
-            rewards=dict(g=lambda p, images, t: [None] * len(images)),
-            device="cpu",
-        )
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+def no_hub():
+    raise ValueError("the Hub says no")
+
+
+def not_toy(pairs):
+    return as_dataset([dict(row, u_scene="", g_scene="") for row in pairs])
+
+
+@pytest.mark.parametrize(
+    "said, few, more",
+    (
+        (
+            "held-out drawings is missing",
+            False,
+            dict(rewards=dict(g=lambda p, x, t: [None] * len(x))),
+        ),
+        ("none of the 3 pairs can be held out", True, {}),
+        ("every pair shows a held-out picture", True, dict(held="their own")),
+        ("the Hub says no", False, dict(ready=no_hub)),
+    ),
+)
+def test_what_is_refused_before_the_first_step_leaves_no_run(pairs, tmp_path, said, few, more):
+    (tmp_path / "run").mkdir()  # an empty folder may be named, too
+    if few:
+        pairs = not_toy([pairs[i] for i in range(3)])
+    if "held" in more:
+        own = [dict(image=row["u_image"], question="q", choices=None, prompt="p") for row in pairs]
+        more = dict(held=(own, []))
+    with pytest.raises(ValueError, match=said):
+        train(pairs, tmp_path / "run", S, device="cpu", **more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_held_out_records_of_neither_side_hold_no_pair_back(pairs):
+    everything = list(range(len(pairs)))
+    assert decide_split(not_toy(pairs), ([], [])) == dict(held=[], kept=everything)
+
+
+def test_a_run_that_goes_on_stays_whatever_is_refused(pairs, tmp_path):
+    begin_run(tmp_path / "run", pairs, S, dict(model=None))
+    before = {p.name for p in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError, match="the Hub says no"):
+        train(pairs, tmp_path / "run", S, device="cpu", resume=True, ready=no_hub)
+    assert before < {p.name for p in (tmp_path / "run").iterdir()}
 
 
 def test_flat_groups_are_told_once():

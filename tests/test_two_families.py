@@ -45,8 +45,10 @@ def test_a_masked_models_steps_are_shared_like_its_tokens(said):
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_two_processes_make_a_masked_models_update_of_one(said, way):
-    assert said["masked"][way] < 1e-6 < 1e-3 < said["masked"]["moved"]
+@pytest.mark.parametrize("family", ["masked", "emu3"])
+def test_two_processes_make_the_update_of_one(said, family, way):
+    assert said[family]["differ"] == []
+    assert said[family][way] < 1e-6 < 1e-3 < said[family]["moved"]
 
 
 def test_two_processes_train_a_policy_of_your_own(said):

@@ -18,12 +18,18 @@ from two_processes import PLAIN, SMALL, apart, shared, step, whole
 
 JUDGES = dict(u=answer_accuracy, g=scene_reward)
 MASKED = replace(SMALL, cfg_weight=3.0, max_new_tokens=12)
+EMU3 = replace(SMALL, cfg_weight=3.0, max_new_tokens=8)
 BAG = replace(SMALL, cfg_weight=1.0, max_new_tokens=1)
 
 
 def masked(rows):
     "A policy whose rollouts bring the step in which each token was revealed."
     return policy_for(*load_checkpoint("nano-diffusion"))
+
+
+def emu3(rows):
+    "A policy whose head is a part of the table of words."
+    return policy_for(*load_checkpoint("nano-emu3"))
 
 
 def bag(rows):
@@ -69,6 +75,7 @@ def main(folder):
     rows = [pairs[i] for i in range(3)]
     said = dict(
         masked=told(masked(rows), MASKED, ("ddp", "fsdp"), rows, accelerator),
+        emu3=told(emu3(rows), EMU3, ("ddp", "fsdp"), rows, accelerator),
         bag=told(bag(rows), BAG, ("ddp",), rows, accelerator),
     )
     if dist.get_rank() == 0:

@@ -45,11 +45,11 @@ PLAIN = SimpleNamespace(
 )  # what one process needs of an Accelerator
 
 
-def by_one(tmp):
+def by_one(tmp, s=RUN):
     "Pairs, and the run of one process"
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)
     save_pairs(pairs, tmp / "pairs", {}, {})
-    train(pairs, tmp / "one", RUN, device="cpu")
+    train(pairs, tmp / "one", s, device="cpu")
 
 
 def by_two(tmp, launcher, *flags):
