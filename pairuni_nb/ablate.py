@@ -86,10 +86,10 @@ INSTEAD = {
     "unified": dict(advantage="unified"),  # ULM-R1's reward
 }
 INSTEAD |= {how: COMBINE[how] for how in ("balance", "pcgrad", "alternate", "u", "g", "average")}
-# RAFT imitates its best rollouts, which guidance drew: does the loss know of it?
-RAFT = {"2 cond": INSTEAD["raft"]}  # of nano: it does not
-RAFT["2 guided"] = INSTEAD["raft"] | dict(cfg_scoring="guided")
-RAFT["1"] = INSTEAD["raft"] | dict(cfg_weight=1.0)  # no guidance
+# RAFT imitates its best rollouts, which guidance drew; nano's loss does not know of guidance
+RAFT = {name: INSTEAD[name] for name in ("pair-grpo", "raft")}
+RAFT["raft, guided scores"] = INSTEAD["raft"] | dict(cfg_scoring="guided")
+RAFT["raft, no guidance"] = INSTEAD["raft"] | dict(cfg_weight=1.0)
 
 # %% ../nbs/run/07_ablate.ipynb #5f952d04
 WEIGHTED = ("sqrt", "none", "linear", "square", "softmax", "reward")
