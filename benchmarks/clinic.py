@@ -301,7 +301,8 @@ def run_all(rows, seeds):
     for i, (row, seed) in enumerate(todo):
         began, found = time.perf_counter(), usual(healthy_of(row), read(RANGE))
         append(CSV, line_of(row, seed, run(row, seed), found))
-        print(how_long(len(todo) - i - 1, time.perf_counter() - began, 1), flush=True)
+        left = len(todo) - i - 1  # runs, each as long as the last
+        print(how_long(left, left, time.perf_counter() - began, 1), flush=True)
 
 
 def numbers(lines):
