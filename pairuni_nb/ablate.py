@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'RAFT', 'WEIGHTED', 'TABLES', 'TRAIN', 'PAIR',
-           'KINDS', 'COLUMNS', 'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'kind_of',
+           'TAKES', 'COLUMNS', 'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'kind_of',
            'own_table', 'smallest_effect', 'sources', 'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded',
            'changed', 'run_name', 'trained', 'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run',
            'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation',
@@ -155,13 +155,13 @@ def rows_of(
 
 # %% ../nbs/run/07_ablate.ipynb #50d57979
 # kind of a setting -> what it takes
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+TAKES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 def kind_of(name: str) -> type:
     "Of a setting that may be None, the kind of its other values."
     declared = {f.name: f.type for f in (*fields(TrainSettings), *fields(PairSettings))}[name]
-    for kind in KINDS:
+    for kind in TAKES:
         if declared in (kind, kind | None):
             return kind
     raise ValueError(f"{name} takes several numbers: vary it from Python, by a table of yours")
@@ -181,7 +181,7 @@ def own_table(
         try:
             value = ("false", "true").index(word.lower()) == 1 if kind is bool else kind(word)
         except ValueError:
-            raise ValueError(f"'{said}': {name} takes {KINDS[kind]}, not '{word}'") from None
+            raise ValueError(f"'{said}': {name} takes {TAKES[kind]}, not '{word}'") from None
         if value != now:
             rows[str(value)] = {name: value}
     if len(rows) < 2:
