@@ -2,26 +2,20 @@
 
     pairuni ablate combine --rows u          # trains the reference and understanding alone
     python benchmarks/decodings.py runs/ablate
-    python benchmarks/decodings.py runs/ablate --drawings
 
 On each seed's own 500 held-out items a side. Lines that the CSV already holds are not made again.
-`--drawings` pictures the first held-out prompts of seed 0 before and after instead: drawings.png.
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from rows import KEYS, append, read
 
 from pairuni_nb.ablate import sources
 from pairuni_nb.diffusion import load_checkpoint, policy_for
 from pairuni_nb.evaluate import evaluate
-from pairuni_nb.records import read_json
 from pairuni_nb.rollout import Sampling
-from pairuni_nb.run_folder import read_drawings
 from pairuni_nb.settings import preset
 
 HERE = Path(__file__).parent
@@ -53,36 +47,16 @@ def decode_all(runs, seeds, file, base):
                 append(file, line | decode(checkpoint, held, seed, weight))
 
 
-def drawings(run, file, n=8):
-    "The first held-out prompts of a run, drawn before and after it."
-    prompts = read_json(run / "samples" / "before.json", "train it")["prompts"][:n]
-    fig = Figure(figsize=(1.25 * n, 3.3), layout="constrained", dpi=100)
-    for axes, when in zip(fig.subplots(2, n), ("before", "after")):
-        axes[0].set_ylabel(when)
-        for ax, drawing in zip(axes, read_drawings(run, when)):
-            ax.imshow(drawing)
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-        if when == "before":
-            for ax, prompt in zip(axes, prompts):
-                ax.set_title("\n".join(textwrap.wrap(prompt, 17)), fontsize=7)
-    fig.savefig(file)
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="what `pairuni ablate --out` made")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--drawings", action="store_true")
     args = parser.parse_args()
     runs = args.folder / "runs"
     torch.set_num_threads(1)
-    if args.drawings:
-        drawings(runs / "reference,seed=0", HERE / "drawings.png")
-    else:
-        decode_all(runs, args.seeds, HERE / "decodings.csv", preset("nano"))
+    decode_all(runs, args.seeds, HERE / "decodings.csv", preset("nano"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
 `agree` takes 160 pictures of one thing, 16 rollouts a side, at five shares of what is kept of its
 words, and tells the cosine of U's with G's gradient by what two pictures have in common, over
 the eleven rows of the words and over the whole language model; standard errors by resampling
-pictures (benchmarks/shared_words_agree.csv, about 4 CPU minutes). `learn` trains answers alone,
+pictures (benchmarks/shared_words_agree.csv, about 4 CPU minutes; "of one colour" is the share of
+such pairs). `learn` trains answers alone,
 drawing alone, aligned pairs and random ones from a share of 0.15, ten seeds each: the words alone,
 four pairs a step and one, and everything (benchmarks/shared_words.csv, about an hour of one core).
 Rows that are there are not made again. Settings were chosen on seeds 100 and 101.
@@ -26,11 +27,14 @@ from agreement import halves
 from rows import append, read
 from torch.nn.functional import normalize
 
+from pairuni_nb.encoders import features
 from pairuni_nb.evaluate import interval
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.shared_words import SETTINGS, as_pair, examples, forgetful, held_out, learn
-from pairuni_nb.shared_words import scored, train_words, word_rows, word_table
+from pairuni_nb.shared_words import only_words_learn, scored, word_rows, word_table
+from pairuni_nb.similarity import similarity
 from pairuni_nb.step import backward_passes, ceiling, roll_out_sides
+from pairuni_nb.world import render, to_pil
 
 HERE = Path(__file__).parent
 CSV, AGREE = HERE / "shared_words.csv", HERE / "shared_words_agree.csv"
@@ -91,23 +95,26 @@ def mean_and_error(cosines, which, rng, draws=200):
 
 
 def alikeness(own):
-    "Cosine of pixels, without their mean picture: (n, n)."
-    from pairuni_nb.world import render
-
-    pixels = render([scene for scene, _ in own]).reshape(len(own), -1).astype(float)
-    pixels -= pixels.mean(0)
-    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
-    return pixels @ pixels.T
+    "The similarity of pictures that pairing takes, (n, n)."
+    f = features(to_pil(render([scene for scene, _ in own])))
+    return similarity(f, f)
 
 
 def agree(kept, n=160):
     "Rows of the CSV."
     own, rows = examples(n, 1), []
     told, relations, alike = gradients(forgetful(kept), own), in_common(own), alikeness(own)
-    others = ~np.eye(n, dtype=bool)
+    others, by_pixels = ~np.eye(n, dtype=bool), {}
     quarters = np.quantile(alike[others], [0, 0.25, 0.5, 0.75, 1])
     for low, high, name in zip(quarters, quarters[1:], ("least", "less", "more", "most")):
-        relations[f"pixels {name} alike"] = others & (alike >= low) & (alike <= high)
+        by_pixels[f"pixels {name} alike"] = others & (alike >= low) & (alike <= high)
+    nearest = np.where(others, alike, -1).argmax(1)
+    by_pixels["its nearest"] = np.arange(n) == nearest[:, None]  # whom pairing would take
+    same_colour = relations["colour"] | relations["colour and shape"]
+    for name, which in by_pixels.items():
+        share = same_colour[which].mean()
+        rows.append(dict(kept=kept, where="of one colour", question=name, mean=share, se=""))
+    relations |= by_pixels
     for where in ("words", "all"):
         rng = np.random.default_rng(0)
         u, g = (told[task][where] for task in "ug")
@@ -136,7 +143,7 @@ def run(way, mode, seed):
     began, s = time.process_time(), replace(SETTINGS, **WAYS[way])
     policy, held = forgetful(0.15), held_out()
     before = scored(policy, held)
-    train_words(policy, alone=way != "all")
+    only_words_learn(policy, freeze_rest=way != "all")
     learn(policy, mode, seed, s)
     after = scored(policy, held)
     row = dict(way=way, mode=mode, seed=seed)

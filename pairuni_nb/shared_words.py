@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'SETTINGS', 'REST', 'word_rows', 'word_table', 'forgetful', 'examples', 'as_pair', 'held_out', 'scored',
-           'train_words', 'optimiser_of', 'learn']
+           'only_words_learn', 'optimiser_of', 'learn']
 
 # %% ../nbs/19_shared_words.ipynb #04386322
 from dataclasses import replace
@@ -103,12 +103,12 @@ def scored(policy: JanusPolicy, held: tuple) -> dict:  # u: share of right answe
 SETTINGS = replace(preset("nano").train, steps=40, pairs_per_step=4, weighting="none", lr=3e-3)
 
 # %% ../nbs/19_shared_words.ipynb #a3f930ed
-def train_words(
+def only_words_learn(
     policy: JanusPolicy,
-    alone: bool = True,  # freeze everything else
+    freeze_rest: bool = True,  # everything but the table of embeddings
 ):
     "Of the table of embeddings, train the rows of the colours and shapes."
-    if alone:
+    if freeze_rest:
         policy.requires_grad_(False)
     table = word_table(policy).requires_grad_(True)
     theirs = torch.zeros(len(table), 1)

@@ -64,3 +64,11 @@ def test_notebook_can_be_read_on_the_web(name):
     assert "widgets" not in notebook.metadata, (
         f"{name} holds widget state, which GitHub refuses; run pairuni-export"
     )
+
+
+def test_the_readmes_picture_is_what_the_first_notebook_shows(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from readme_picture import PICTURE, picture
+
+    assert PICTURE.read_bytes() == picture(), "run scripts/readme_picture.py and commit"
+    assert f"](docs/{PICTURE.name})" in (ROOT / "README.md").read_text()

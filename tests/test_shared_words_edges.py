@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pairuni_nb.shared_words import SETTINGS, as_pair, examples, forgetful, held_out, learn
-from pairuni_nb.shared_words import train_words, word_rows, word_table
+from pairuni_nb.shared_words import only_words_learn, word_rows, word_table
 from pairuni_nb.world import split_of
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -24,7 +24,7 @@ SMALL = replace(SETTINGS, steps=1, pairs_per_step=2, rollouts=4)
 def test_only_words_are_trained_and_answers_reach_no_more_than_their_colours(mode, moved):
     policy = forgetful(0.15)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    train_words(policy)
+    only_words_learn(policy)
     (told,) = learn(policy, mode, 0, SMALL)
     assert (f"reward_{mode}" in told) and (f"reward_{'ug'.replace(mode, '')}" not in told)
     rows, table = word_rows(policy), word_table(policy).detach()
