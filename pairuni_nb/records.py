@@ -72,11 +72,11 @@ def parse_number(
     return value if math.isfinite(value) else None
 
 # %% ../nbs/04_records.ipynb #e985fa62
-def same_number(a: float, b: float) -> bool:
-    "Whole numbers exactly, others to four significant digits."
-    if a.is_integer() and b.is_integer():
-        return a == b
-    return math.isclose(a, b, rel_tol=5e-4, abs_tol=1e-12)
+def same_number(said: float, truth: float) -> bool:
+    "A whole truth exactly, any other within 0.05 %."
+    if truth.is_integer():
+        return said == truth
+    return math.isclose(said, truth, rel_tol=5e-4, abs_tol=1e-12)
 
 # %% ../nbs/04_records.ipynb #be0bab2a
 def plain_words(text: str) -> str:

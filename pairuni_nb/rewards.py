@@ -33,7 +33,8 @@ def well_formed(completion: str) -> bool:
     return parse_answer(completion) is not None
 
 # %% ../nbs/12_rewards.ipynb #9b6b25de
-LETTER = re.compile(r"\(?([a-h])[.):]?(?:\s+(.+))?", re.I | re.S)
+# a letter, and words behind it only where a mark parts them: "a dog" is no choice A
+LETTER = re.compile(r"\(?([a-h])(?:[.):]?|[.):]\s+(.+))", re.I | re.S)
 
 
 def chosen(

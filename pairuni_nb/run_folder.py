@@ -200,12 +200,18 @@ def without_cost(
     return kept
 
 # %% ../nbs/run/01_run_folder.ipynb #8b083254
-def cut_metrics(run: Path, step: int):
-    "Forget the lines after a step: the run goes on from there."
+def cut_metrics(
+    run: Path,
+    step: int,  # the last save's: the run goes on from there
+    steps: int,  # of the whole run, which is saved before it is scored
+):
+    "Forget the lines after a save."
     if not step:
         (run / "metrics.jsonl").unlink(missing_ok=True)
         return
-    kept = "".join(json.dumps(m) + "\n" for m in read_metrics(run) if m["step"] <= step)
+    lines = [m for m in read_metrics(run) if m["step"] <= step]
+    lines = [m for m in lines if m["step"] < steps or "sec_eval" not in m]
+    kept = "".join(json.dumps(m) + "\n" for m in lines)
     write_whole(run / "metrics.jsonl", lambda part: part.write_text(kept))
 
 # %% ../nbs/run/01_run_folder.ipynb #da1f262a

@@ -251,7 +251,7 @@ def train(
         if tracker:
             accelerator.init_trackers("pairuni", config=asdict(s))
         if accelerator.is_main_process:
-            cut_metrics(out, start)
+            cut_metrics(out, start, s.steps)
         accelerator.wait_for_everyone()  # until the metrics are cut
         began = time.perf_counter()
         if start == 0:
@@ -335,7 +335,7 @@ def take_steps(
             if done % s.eval_every == 0 and not last:
                 score_on_the_way(made, held, out, done, s, rewards["g"], accelerator)
             stopped = stop.by_anyone() and not last
-            if stopped or done % s.save_every == 0 and not last:
+            if stopped or last or done % s.save_every == 0:  # a long evaluation may follow
                 save_state(out, made.policy, made.opt, done, s.keep)
             if stopped:
                 raise Stopped(f"step {done} is done and saved")

@@ -291,9 +291,11 @@ def test_four_choices_and_no_fewer():
         assert "four choices" in verify(record, few)
 
 
-def test_whole_numbers_exactly_and_others_to_four_digits():
-    for a, b in ((3.14, 3.15), (1234.5, 1235.5), (10000, 10001), (0.5, 0.501), (2, 2.01)):
-        assert not same_number(float(a), float(b)), (a, b)
+def test_a_whole_truth_exactly_and_others_within_a_twentieth_of_a_percent():
+    for said, truth in ((3.14, 3.15), (1234.5, 1235.5), (10000, 10001), (0.5, 0.501), (2, 2.01)):
+        assert not same_number(float(said), float(truth)), (said, truth)
+    for said, truth in ((2019.5, 2020), (2020.4, 2020), (1000.4, 1000), (-0.0004, 0)):
+        assert not same_number(float(said), float(truth)), (said, truth)
     for a, b in ((3.1416, 3.14159), (0.5, 0.5002), (7, 7), (1e9, 1e9)):
         assert same_number(float(a), float(b)), (a, b)
 

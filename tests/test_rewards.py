@@ -28,6 +28,8 @@ def test_exact_words_first_then_folded_then_letters():
     assert chosen("a", ["b", "a"]) == 1  # a choice that is a letter
     assert chosen("A. cat", ["cat", "dog"]) == 0 and chosen("A. dog", ["cat", "dog"]) is None
     assert chosen(" cat. ", ["cat", "dog"]) == 0 and chosen("cat or dog", ["cat", "dog"]) is None
+    for order in (["cat", "dog"], ["dog", "cat"]):  # an article is no letter
+        assert chosen("a cat", order) is None and chosen("A cat", order) is None
 
 # %% ../nbs/12_rewards.ipynb #b9f3668c
 def test_tags_alone_make_the_form():

@@ -60,10 +60,10 @@ def test_damaged_files_are_named():
             with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
                 read_metrics(tmp)
         with pytest.raises(ValueError, match="metrics.jsonl, line 2 is damaged"):
-            cut_metrics(Path(tmp), 1)
+            cut_metrics(Path(tmp), 1, 9)
         line = '{"step": 1, "reward_u": 0.1, "lr": 1.5e-05, "gap_u": null}\n'
         (Path(tmp) / "metrics.jsonl").write_text(line + '{"step": 2}\n{"step": ')
-        cut_metrics(Path(tmp), 1)
+        cut_metrics(Path(tmp), 1, 9)
         assert (Path(tmp) / "metrics.jsonl").read_text() == line
 
 # %% ../nbs/run/01_run_folder.ipynb #1fc97efc

@@ -18,6 +18,7 @@ from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.processes import larger, of_all
 from pairuni_nb.run_folder import begin_run, load_state, locked, log_line, read_metrics, save_state
+from pairuni_nb.run_folder import without_cost
 from pairuni_nb.step import roll_out_sides, update
 from pairuni_nb.train import check_lengths, decide_split, nothing_learned, read_split, train
 from pairuni_nb.world import records as toy_records
@@ -201,6 +202,28 @@ def test_a_run_killed_beside_its_finished_checkpoint_goes_on(pairs, tmp_path, mo
     assert train(pairs, tmp_path / "run", S, device="cpu", resume=True)["after"] and load_janus(
         tmp_path / "run" / "checkpoint"
     )
+    scored = [m["step"] for m in read_metrics(tmp_path / "run") if "sec_eval" in m]
+    assert scored == [0, 1, 2]  # what the dead run had scored is not told twice
+
+
+def test_a_run_stopped_while_its_end_is_scored_trains_no_step_again(pairs, tmp_path, monkeypatch):
+    scores, out = loop.measure, tmp_path / "run"
+
+    def stopped(janus, held, out, step, *rest):
+        if step == S.steps:
+            raise KeyboardInterrupt
+        return scores(janus, held, out, step, *rest)
+
+    monkeypatch.setattr(loop, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(pairs, out, S, device="cpu")
+    monkeypatch.setattr(loop, "measure", scores)
+    monkeypatch.setattr(loop, "train_step", lambda *args: pytest.fail("trained again"))
+    result = train(pairs, out, S, device="cpu", resume=True)
+    monkeypatch.undo()
+    assert result["after"] == train(pairs, tmp_path / "whole", S, device="cpu")["after"]
+    told = [without_cost(read_metrics(tmp_path / run)) for run in ("run", "whole")]
+    assert told[0] == told[1]
 
 
 def test_a_run_says_who_judges(pairs, tmp_path):
