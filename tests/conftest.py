@@ -34,6 +34,17 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.delenv("PAIRUNI_DEBUG", raising=False)
 
 
+@pytest.fixture
+def few_toys(monkeypatch):
+    """The preset `nano` makes 60 toy records a side where no pairs are named; 2,000 cost seconds."""
+    from dataclasses import replace
+
+    from pairuni_nb.settings import PRESETS, PairSettings
+
+    few = PairSettings(n_u=60, n_g=60, clusters=12)
+    monkeypatch.setitem(PRESETS, "nano", replace(PRESETS["nano"], pair=few))
+
+
 @pytest.fixture(scope="module")
 def new_page():
     """`new_page(viewport=..)` is a page of a headless browser, patient: the machine may be busy."""

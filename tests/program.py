@@ -1,11 +1,17 @@
 """`pairuni` as a shell calls it, and processes of their own that import nothing a second time."""
 
+import json
 import multiprocessing
 import os
+import runpy
+import select
 import shlex
 import signal
+import socket
 import sys
 import tempfile
+import traceback
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ipykernel.kernelapp import IPKernelApp
@@ -72,6 +78,88 @@ class Python:
             self.process.kill()
             raise TimeoutError(f"no end after {seconds} s: {self.said()}")
         return self.process.exitcode
+
+
+CALLER = """#!{python} -IS
+import json, os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({place!r})
+words = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]) + chr(10)
+socket.send_fds(server, [words.encode()], [0, 1, 2])
+sys.exit(int(server.recv(9) or 1))
+"""
+
+
+@contextmanager
+def interpreter(folder):
+    "The path of a program that is `python` to the scripts that start it, but has imported already."
+    place, program = str(folder / "calls"), folder / "python"
+    program.write_text(CALLER.format(python=sys.executable, place=place))
+    program.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(place)
+        server.listen()
+        process = FORK.Process(target=serve, args=(server,))
+        process.start()
+        try:
+            yield program
+        finally:
+            process.terminate()
+            process.join()
+
+
+def serve(server):
+    "In the new process: one more for each call, and one that waits for it."
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        call, _ = server.accept()
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            words, files, *_ = socket.recv_fds(call, 2**16, 3)
+            while not words.endswith(b"\n"):
+                words += call.recv(2**16)
+            made = os.fork()
+            if not made:
+                os._exit(be_python(*json.loads(words), files))
+            while not (ended := os.waitpid(made, os.WNOHANG))[0]:
+                if select.select([call], [], [], 0.05)[0]:  # who called is gone
+                    os.kill(made, signal.SIGKILL)
+            with suppress(BrokenPipeError):
+                call.sendall(str(os.waitstatus_to_exitcode(ended[1]) % 256).encode())
+            os._exit(0)
+        call.close()
+
+
+def be_python(argv, cwd, env, files):
+    "In the new process: what `python argv` would do, and its exit code."
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.stdin = open(0, closefd=False)
+    what, *sys.argv = argv[1:] if argv[0] == "-m" else argv
+    own = str(Path(what).parent.resolve()) if what.endswith(".py") else cwd
+    sys.path[:0] = [own, *env.get("PYTHONPATH", "").split(os.pathsep)]
+    sys.argv.insert(0, what)
+    try:
+        if argv[0] == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        elif what == "-":
+            exec(compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_path(what, run_name="__main__")
+        code = 0
+    except SystemExit as e:
+        code = e.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else int(code is not None)
 
 
 def be_kernel(file, cwd, env):

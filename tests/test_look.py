@@ -22,7 +22,7 @@ from pairuni_nb.step import roll_out_sides, update
 from pairuni_nb.train import train, watch_of
 from pairuni_nb.world import records
 
-S = TrainSettings(steps=3, pairs_per_step=6, rollouts=4, eval_items=8, eval_every=9, micro_batch=5)
+S = TrainSettings(steps=3, pairs_per_step=6, rollouts=4, eval_items=4, eval_every=9, micro_batch=5)
 PLAIN = SimpleNamespace(
     backward=torch.Tensor.backward, clip_grad_norm_=torch.nn.utils.clip_grad_norm_
 )

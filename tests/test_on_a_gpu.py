@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import interpreter
 
 ROOT = Path(__file__).parents[1]
 DRAWN = {"draw_1b": "ours", "draw_nano": "ours"}
@@ -30,8 +31,10 @@ def left(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("on a gpu")
     (tmp / "bad wheels").mkdir()
     (tmp / "bad wheels" / "broken-1-py3-none-any.whl").touch()
-    pytest_fails = dict(PYTEST_ADDOPTS="--no-such-option")
-    return tmp / "out", on_a_gpu(tmp, "--toy", "out", "bad wheels", **pytest_fails)
+    more = dict(PYTEST_ADDOPTS="--no-such-option")
+    with interpreter(tmp_path_factory.mktemp("python")) as python:  # six starts cost half a minute
+        more["PYTHON"] = python
+        return tmp / "out", on_a_gpu(tmp, "--toy", "out", "bad wheels", **more)
 
 
 def rows(out, name):

@@ -29,23 +29,45 @@ def liven(policy, seed=0):
     return policy
 
 
+@cache
+def built(make):
+    return make()
+
+
+def copied(make):
+    "Model and processor, made once: a tokenizer takes half a second to learn its words."
+    return deepcopy(built(make))
+
+
 def janus_nano(**settings):
+    return liven(JanusPolicy(*copied(nano_parts), **settings))
+
+
+def nano_parts():
     processor = nano_processor()
-    return liven(JanusPolicy(new_nano(processor), processor, **settings))
+    return new_nano(processor), processor
 
 
 def janus_pro(**settings):
     "The true grid and vocabularies; pictures are cut to what the test can wait for."
-    return liven(JanusPolicy(*random_janus_pro(32, 1), **settings))
+    return liven(JanusPolicy(*copied(pro_parts), **settings))
+
+
+def pro_parts():
+    return random_janus_pro(32, 1)
 
 
 def nano_emu3(**settings):
+    return liven(Emu3Policy(*copied(emu3_parts), **settings))
+
+
+def emu3_parts():
     processor = emu3_processor()
-    return liven(Emu3Policy(new_emu3(processor), processor, **settings))
+    return new_emu3(processor), processor
 
 
 def masked_janus(**settings):
-    return liven(DiffusionPolicy(*masked_from(), **settings))
+    return liven(DiffusionPolicy(*copied(masked_from), **settings))
 
 
 def janus_says(policy, task, sampling):  # -> (P, T) as its own generate draws greedily

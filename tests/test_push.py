@@ -1,6 +1,7 @@
 """--push-to-hub, against a fake of the Hub's client: asked before training, private, and nothing lost."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,7 +53,7 @@ class Hub:
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def hub(few_toys, monkeypatch, tmp_path):
     """Puts a fake in the place of the Hub's client."""
     monkeypatch.chdir(tmp_path)
 
@@ -63,6 +64,15 @@ def hub(monkeypatch, tmp_path):
         return fake
 
     return put
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert pairuni(f"pair --n-u 60 --n-g 60 --clusters 12 --out {folder}/pairs") == 0
+    assert pairuni(f"{TINY} --pairs {folder}/pairs --out {folder}/run") == 0
+    return folder / "run"
 
 
 def test_the_real_client_takes_the_calls_of_the_fake():
@@ -176,18 +186,18 @@ def test_what_training_itself_refuses_makes_no_place(hub, capsys, n, changes, fl
     assert not fake.places and not Path("run").exists()
 
 
-def test_a_run_whose_save_is_damaged_makes_no_place(hub, capsys):
+def test_a_run_whose_save_is_damaged_makes_no_place(hub, finished, capsys):
     fake = hub()
-    assert pairuni(f"{TINY} --out run") == 0
+    shutil.copytree(finished, "run")
     Path("run/result.json").unlink()
     Path("run/state.pt").write_text("none")
     assert pairuni("train --resume run --push-to-hub me/tiny --device cpu") == 2
     assert "is damaged" in capsys.readouterr().err and not fake.places
 
 
-def test_a_run_that_cannot_be_taken_up_makes_no_place(hub, capsys):
+def test_a_run_that_cannot_be_taken_up_makes_no_place(hub, finished, capsys):
     fake = hub()
-    assert pairuni(f"{TINY} --out run") == 0
+    shutil.copytree(finished, "run")
     assert pairuni("train --resume run --push-to-hub me/tiny") == 2
     assert "is finished" in capsys.readouterr().err and not fake.places
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ S = TrainSettings(
     rollouts=2,
     steps=2,
     eval_items=4,
-    eval_every=1,
+    eval_every=9,
     save_every=1,
     max_new_tokens=8,
 )
@@ -230,17 +231,16 @@ def test_a_run_says_who_judges(pairs, tmp_path):
     def bright(prompts, images, truths):
         return [float(i.mean()) / 255 for i in images]
 
-    for name, rewards in (("bright", dict(g=bright)), ("scene", dict(g=scene_reward)), ("", None)):
-        train(
-            pairs,
-            tmp_path / f"run-{name}",
-            TrainSettings(**vars(S) | dict(steps=1)),
-            rewards=rewards,
-            device="cpu",
-        )
-        assert (
-            json.loads((tmp_path / f"run-{name}" / "settings.json").read_text())["reward"] == name
-        )
+    told = []
+
+    def ready():  # all is checked and written
+        told.append(json.loads((tmp_path / "run" / "settings.json").read_text())["reward"])
+        raise ValueError("enough")
+
+    for rewards in (dict(g=bright), dict(g=scene_reward), None):
+        with pytest.raises(ValueError, match="enough"):
+            train(pairs, tmp_path / "run", S, rewards=rewards, device="cpu", ready=ready)
+    assert told == ["bright", "scene", ""]
 
 
 def test_a_reward_must_return_a_list(pairs):
@@ -248,8 +248,10 @@ def test_a_reward_must_return_a_list(pairs):
         reward_matrix(lambda p, o, t: 0.5, ["a"], [1, 2], [{}], 2)
 
 
-def half_done(pairs, run):
+@pytest.fixture(scope="module")
+def half(pairs, tmp_path_factory):
     "A run that was stopped in its second step, its first saved."
+    run = tmp_path_factory.mktemp("half") / "run"
 
     def stop(done, *_):
         if done == 2:
@@ -257,20 +259,26 @@ def half_done(pairs, run):
 
     with pytest.raises(KeyboardInterrupt):
         train(pairs, run, replace(S, steps=3), device="cpu", callback=stop)
-    return (run / "metrics.jsonl").read_text()
+    return run
 
 
-def test_who_may_not_write_to_a_run_leaves_its_metrics_alone(pairs, tmp_path):
-    told = half_done(pairs, tmp_path / "run")
+@pytest.fixture
+def half_done(half, tmp_path):
+    "A copy of it, and its metrics."
+    run = shutil.copytree(half, tmp_path / "run")
+    return run, (run / "metrics.jsonl").read_text()
+
+
+def test_who_may_not_write_to_a_run_leaves_its_metrics_alone(pairs, half_done):
+    run, told = half_done
     assert json.loads(told.splitlines()[-1])["step"] == 2  # one that a resume would cut off
-    with locked(tmp_path / "run"), pytest.raises(ValueError, match="another process is writing"):
-        train(pairs, tmp_path / "run", replace(S, steps=3), device="cpu", resume=True)
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == told
+    with locked(run), pytest.raises(ValueError, match="another process is writing"):
+        train(pairs, run, replace(S, steps=3), device="cpu", resume=True)
+    assert (run / "metrics.jsonl").read_text() == told
 
 
-def test_a_run_that_ended_while_a_second_resume_began_stays_as_it_is(pairs, tmp_path, monkeypatch):
-    told, run = half_done(pairs, tmp_path / "run"), tmp_path / "run"
-    prepare = loop.prepare
+def test_a_run_that_ended_while_a_second_resume_began_stays_as_it_is(pairs, half_done, monkeypatch):
+    (run, told), prepare = half_done, loop.prepare
 
     def ends_meanwhile(*args):
         (run / "state.pt").unlink()

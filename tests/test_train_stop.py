@@ -9,7 +9,7 @@ from program import CLI, Python
 from pairuni_nb.cli import main
 from pairuni_nb.run_folder import read_metrics, without_cost
 
-SMALL = "--steps 6 --pairs-per-step 4 --rollouts 4 --eval-items 8 --eval-every 2 --save-every 4"
+SMALL = "--steps 5 --pairs-per-step 2 --rollouts 4 --eval-items 4 --eval-every 2 --save-every 4"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_step_is_finished_and_saved(folder, tmp_path, number):
     code = process.wait()
     out, said = process.said()
     steps = max(line["step"] for line in read_metrics(run))
-    assert code == 130 and 1 <= steps < 6
+    assert code == 130 and 1 <= steps < 5
     assert f"stopped; step {steps} is done and saved; the run goes on with pairuni train" in said
     assert (run / "report.html").exists() and "report" in out
     assert main(["train", "--resume", str(run), "--device", "cpu"]) == 0
@@ -67,7 +67,7 @@ def test_what_was_saved_can_be_scored(folder, tmp_path, capsys):
 
 def test_changed_pairs_and_settings_are_noticed(folder, tmp_path, capsys):
     run = tmp_path / "run"
-    process = Python(CLI, *train(folder, run))
+    process = Python(CLI, *train(folder, run), "--steps", "3")
     wait_for_lines(run, 2)
     process.send(signal.SIGKILL)
     process.wait()
