@@ -329,7 +329,7 @@ class LmmsJanus:
         pretrained: str = "",  # checkpoint, a folder or a name; without one, janus-nano
         batch_size=1,  # questions at a time
         device: str = None,  # without one, accelerate's: one GPU a process
-        # room for an answer, instead of the task's own; MME's 16 tokens cut off a thought
+        # room for an answer, instead of the task's own; MME's 16 tokens may cut off a thought
         max_new_tokens: int = 0,
     ):
         super().__init__()

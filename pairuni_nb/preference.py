@@ -15,14 +15,10 @@ import math
 import re
 import sys
 import time
-from base64 import b64decode, b64encode
 from collections import Counter
 from http.client import HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from threading import Lock
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener, getproxies, proxy_bypass
 
@@ -356,6 +352,18 @@ def weighted(
     return reward
 
 # %% ../nbs/data/04_preference.ipynb #7c0f0954
+import json
+import re
+import sys
+from base64 import b64decode, b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from threading import Lock
+
+import numpy as np
+from PIL import Image
+
+
 def to_png(image: np.ndarray) -> str:
     "An image as a PNG in base64."
     file = BytesIO()

@@ -5,6 +5,7 @@ from pairuni_nb.preference import clip_reward, convert_hps, load_clip, remote_re
 from pairuni_nb.rewards import scene_reward
 from pathlib import Path
 from transformers import AutoTokenizer
+import json
 import numpy as np
 import torch
 
@@ -234,6 +235,20 @@ def serving(reward):
     finally:
         server.shutdown()
         server.server_close()
+
+# %% ../nbs/data/04_preference.ipynb #6741ac7c
+def test_the_servers_cells_need_no_others():
+    import pairuni_nb.preference
+
+    cells = Path(pairuni_nb.preference.__file__).read_text().split("\n# %% ")[1:]
+    (first,) = [i for i, cell in enumerate(cells) if "\ndef to_png(" in cell]
+    copied = {}
+    exec("\n".join(f"# {cell}" for cell in cells[first : first + 5]), copied)
+    red = np.full((3, 2, 3), (200, 0, 0), np.uint8)
+    request = dict(prompts=["red"], images=[copied["to_png"](red)], truths=[{}])
+    reply = copied["answer_request"](lambda p, x, t: [x.max()], json.dumps(request).encode())
+    assert json.loads(reply) == dict(rewards=[200.0])
+    copied["reward_server"](None, port=0).server_close()
 
 # %% ../nbs/data/04_preference.ipynb #2fbb3ca6
 def test_a_remote_reward_is_the_reward(clip_folder):
