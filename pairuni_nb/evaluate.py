@@ -131,6 +131,8 @@ def split_pairs(
         name = hashlib.sha1(f"{u_id}|{g_id}".encode()).hexdigest()
         first[g] = min(first.get(g, name), name)
     held, wanted = [], share * len(pairs)
+    if 1.5 * wanted >= 1:  # one item alone has no score
+        wanted = max(2, wanted)
     for g in sorted(members, key=first.get):  # by chance, and not by the order of the rows
         if len(held) < wanted and len(held) + len(members[g]) <= 1.5 * wanted:
             held += members[g]

@@ -25,6 +25,9 @@ def test_bad_flags_are_named():
         ("sample draw a red star", ("red, star", '"quotes"', "see pairuni sample draw --help")),
         ("", ("pair",)),
         ("sample", ("ask", "draw")),
+        ("train --delta 0.5", ("train takes no --delta, which belongs to pairuni pair; see",)),
+        ("evaluate --steps 3 --foo", ("takes no --steps", "plan, pairuni train")),
+        ("sample draw x --choices a b", ("draw takes no --choices", "to pairuni sample ask;")),
     ]:
         with pytest.raises(ValueError) as e:
             parse(words.split())

@@ -192,6 +192,7 @@ def test_your_own_held_out_records_are_what_is_scored(capsys, tmp_path):
     assert pairuni(f"pair --out pairs {TOY}") == 0
     flags = "--steps 2 --pairs-per-step 2 --rollouts 2 --device cpu"
     assert pairuni(f"train --pairs pairs --held-u u --held-g g --out run {flags}") == 0
+    assert "learns next to nothing" not in capsys.readouterr().out  # these are toy pairs
     protocol = json.loads((tmp_path / "run/result.json").read_text())["protocol"]
     assert (protocol["n_u"], protocol["n_g"]) == (5, 4)
     capsys.readouterr()
@@ -286,6 +287,18 @@ def test_your_own_records_and_a_language_model(tmp_path):
     assert told["counts"]["aligned"] == told["counts"]["medoids"] == 6
     metadata = pq.read_metadata(tmp_path / "pairs/pairs.parquet").metadata
     assert json.loads(metadata[b"pairuni"]) == told["settings"]
+
+
+def test_pictures_of_yours_train_the_laptop_model_with_a_word_of_warning_and_a_score(
+    capsys, tmp_path
+):
+    real_records(24)
+    assert pairuni("pair u g --out pairs --clusters 6") == 0
+    flags = "--steps 1 --pairs-per-step 2 --rollouts 2 --device cpu"
+    assert pairuni(f"train --pairs pairs --out run {flags}") == 0
+    assert "janus-nano knows the words of the toy world alone" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["protocol"]["n_g"] == 2 and result["after"]["score_mean"] is not None
 
 
 def test_a_stopped_job_goes_on_from_its_journal(tmp_path, capsys):

@@ -180,7 +180,7 @@ def test_the_rate_rises_and_falls_in_a_line(toy):
 def test_when_a_run_evaluates_saves_and_logs(toy):
     sizes = [(len(call["u_rows"]), len(call["g_rows"])) for call in toy.seen.evals]
     assert sizes == [(8, 8), (2, 2), (8, 8)]  # a quarter on the way
-    assert toy.seen.saved == [(1, 2), (2, 2)]
+    assert toy.seen.saved == [(1, 2), (2, 2), (3, 2)]  # the last, too, before it is scored
     looks = sorted((toy.out / "rollouts").iterdir())
     assert [look.name for look in looks] == ["000001", "000002", "000003"]
     groups = [len(json.loads((look / "g.json").read_text())["prompts"]) for look in looks]
@@ -482,6 +482,12 @@ def test_a_picture_is_held_out_or_trained_on(kept):
     few_u, few_g = held_out(pairs, 2, 0)
     assert numbers(few_u, few_g) == numbers(u[:2], g[:2])
     assert numbers(*held_out(pairs, 100, 1)) == numbers(u, g)  # with another seed, too
+
+
+@pytest.mark.parametrize(("n", "held"), [(7, 2), (12, 2), (19, 2), (30, 3)])
+def test_of_few_pairs_two_are_held_out_for_one_has_no_score(n, held):
+    pairs = as_dataset([pair("single", 1.0, u=i) for i in range(n)])
+    assert len(split_pairs(pairs)) == held
 
 
 def test_sides_that_are_missing_are_held_out_each_by_its_own_rows():
