@@ -26,7 +26,7 @@ TINY = (
     "--steps 2 --pairs-per-step 2 --rollouts 2 --eval-items 8 --eval-every 1 --save-every 1 "
     "--device cpu"
 )
-OWN = f"{TINY} --cfg-weight 2 --max-new-tokens 20"  # not as janus-nano is sampled
+OWN = f"{TINY} --cfg-weight 3 --max-new-tokens 20"  # not as janus-nano is sampled
 
 
 @pytest.fixture(scope="module")
