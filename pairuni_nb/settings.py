@@ -165,8 +165,7 @@ PRO = TrainSettings(
 PRO_7B = replace(PRO, rollouts=4, micro_batch=8, shard=True)
 PRO_24GB = replace(PRO, rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6.0, lora_rank=32)
 MASKED = TrainSettings(steps=40, pairs_per_step=8, cfg_weight=1.0, max_new_tokens=12)
-# guidance and the length of an answer are those of the examples that Emu3's authors give;
-# theirs pushes off a negative prompt, ours off the empty one: a number to start from
+# guidance (theirs off a negative prompt) and an answer's length: as in the Emu3 authors' examples
 EMU3_8B = replace(PRO_7B, micro_batch=1, max_new_tokens=320, rollout_gb=18.0, cfg_weight=3.0)
 
 # %% ../nbs/00_settings.ipynb #1fc17896
