@@ -44,12 +44,12 @@ from pairuni_nb.janus import (
 from .records import to_rgb
 from pairuni_nb.rollout import (
     ImagePrompts,
-    JanusPolicy,
     Policy,
     Rollouts,
     Sampling,
     TextPrompts,
     check_images,
+    check_texts,
     guide,
     patch_to,
     unconditional,
@@ -209,7 +209,6 @@ class Emu3Policy(Policy):
     "An Emu3 as RL sees it. A drawing's tokens: 0 .. C-1 its codes, then four marks."
 
     family, named, trunk_name = "emu3", "an Emu3", "text_model"
-    recorded_stepper = JanusPolicy.recorded_stepper
 
     def read_checkpoint(self):
         "Its special tokens and its grid; what stays frozen, and what stays float32."
@@ -259,15 +258,6 @@ def _ids(self, texts, images=None, **kwargs):
     padded = dict(padding=True, padding_side="left", return_tensors="pt")
     return self.processor(text=texts, images=images, **padded, **kwargs).to(self.device)
 
-# %% ../nbs/16_emu3.ipynb #7a45ecbd
-@patch_to(Emu3Policy)
-def check_texts(self, texts: list):
-    "No text holds the word that stands for an image."
-    token = self.processor.image_token
-    for text in texts:
-        if token in text:
-            raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
-
 # %% ../nbs/16_emu3.ipynb #8a66b46c
 @patch_to(Emu3Policy)
 @torch.no_grad()
@@ -295,7 +285,7 @@ def text_prompts(
 ) -> TextPrompts:
     "Questions, with the codes of their images in place."
     check_images(questions, images)
-    self.check_texts(questions)
+    check_texts(questions, self.processor.image_token)
     image = [] if images is None else [{"type": "image"}]
     chats = []
     for text in questions:
@@ -314,7 +304,7 @@ def text_prompts(
 @patch_to(Emu3Policy)
 def image_prompts(self, prompts: list) -> ImagePrompts:  # (P,) str
     "Prompts to draw; each ends in what opens the picture."
-    self.check_texts(prompts)
+    check_texts(prompts, self.processor.image_token)
     batch = self._ids(list(prompts), return_for_image_generation=True)
     return ImagePrompts(batch["input_ids"], batch["attention_mask"])
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST', 'rank_and_size', 'my_rows', 'gather', 'gather_rollouts', 'passes', 'backward', 'is_zero',
            'forget_gradients', 'larger', 'add_up', 'of_all', 'wait_for_gpu', 'join_processes', 'launch', 'check_zero',
-           'zero_config', 'shard', 'copy_weights']
+           'zero_config', 'shard', 'whole', 'copy_weights']
 
 # %% ../nbs/13_processes.ipynb #957a8235
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -267,6 +267,11 @@ def shard(policy: Policy):
     if mesh.device_type == "cpu":  # the mean of gradients that gloo takes in torch 2.8 is their sum
         for part in (*layers, policy):
             part.set_force_sum_reduction_for_comms(True)
+
+# %% ../nbs/13_processes.ipynb #fd5fed6e
+def whole(x: torch.Tensor) -> torch.Tensor:
+    "All of a tensor of which this process holds a part under --shard."
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 # %% ../nbs/13_processes.ipynb #0b78d5ca
 @torch.no_grad()

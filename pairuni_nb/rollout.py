@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORM_WANTED', 'STRETCH', 'Sampling', 'draw', 'noise', 'positions', 'unconditional', 'TextPrompts', 'ImagePrompts',
            'Rollouts', 'join', 'through_first', 'attended_dtype', 'Shared', 'shared_rows', 'Slots', 'Prompt',
-           'Continued', 'patch_to', 'Policy', 'JanusPolicy', 'check_images', 'guide', 'pick', 'turned', 'normed',
-           'one_token', 'through_layers', 'record', 'once', 'gap']
+           'Continued', 'patch_to', 'Policy', 'JanusPolicy', 'check_texts', 'check_images', 'guide', 'pick', 'turned',
+           'normed', 'one_token', 'through_layers', 'record', 'once', 'gap']
 
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
@@ -460,15 +460,23 @@ def to_size(self, image) -> Image.Image:  # any PIL image, or a uint8 array
     size = tuple(max(int(length / longest * side), least) for length in image.size)
     return image if size == image.size else image.resize(size, Image.BICUBIC)
 
+# %% ../nbs/11_rollout.ipynb #e2a42c97
+def check_texts(
+    texts: list,
+    token: str,  # the word that stands for an image
+):
+    "No text holds it."
+    for text in texts:
+        if token in text:
+            raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
+
 # %% ../nbs/11_rollout.ipynb #20398e60
 @patch_to(JanusPolicy)
 def _tokenize(self, texts, images=None, **kwargs):
     "Chat template, ids, left padding."
     image = [] if images is None else [{"type": "image"}]
-    token = self.processor.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
-    for text in texts:
-        if token in text:
-            raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
+    tokenizer = self.processor.tokenizer
+    check_texts(texts, tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
     if images is not None:
         images = [self.to_size(image) for image in images]
     chats = []

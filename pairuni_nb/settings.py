@@ -111,7 +111,9 @@ class TrainSettings:
     # asked behind each question: form (to think and answer in tags), or words of yours
     instruction: str = ""
     plain_reward: float = 0.0  # of a right answer without the form (paper: not given)
-    mask_truncated: bool = False  # let answers that were cut off count for nothing
+    # no gradient from answers that were cut off; as in TRL, their rewards still count in their
+    # group's mean and std
+    mask_truncated: bool = False
     # weigh tokens by policy / sampler, at most this much; 0: not (paper: not given)
     importance_cap: float = 0.0
     eval_every: int = 30  # steps between held-out evaluations
@@ -163,7 +165,7 @@ PRO = TrainSettings(
 PRO_7B = replace(PRO, rollouts=4, micro_batch=8, shard=True)
 PRO_24GB = replace(PRO, rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6.0, lora_rank=32)
 MASKED = TrainSettings(steps=40, pairs_per_step=8, cfg_weight=1.0, max_new_tokens=12)
-# guidance and the length of an answer are those of the examples that Emu3's authors give
+# guidance (theirs off a negative prompt) and an answer's length: as in the Emu3 authors' examples
 EMU3_8B = replace(PRO_7B, micro_batch=1, max_new_tokens=320, rollout_gb=18.0, cfg_weight=3.0)
 
 # %% ../nbs/00_settings.ipynb #1fc17896

@@ -43,6 +43,7 @@ from pairuni_nb.processes import (
     of_all,
     passes,
     wait_for_gpu,
+    whole,
 )
 from .rewards import reward_matrix, well_formed
 from .rollout import Policy, Rollouts, Sampling, gap, noise
@@ -203,7 +204,7 @@ def weighted_side(
     weights = weights_of(pairs, rewards, s)
     relative = best_advantage if s.advantage == "best" else group_advantage
     advantages = modulate(relative(rewards), weights).flatten()
-    if s.mask_truncated:  # an answer without an end is neither good nor bad
+    if s.mask_truncated:  # no gradient; its reward stays in its group's mean and std
         rollouts = replace(rollouts, mask=rollouts.mask & rollouts.ended[:, None])
     advantages = advantages.to(rollouts.tokens.device)
     return Side(rollouts, rewards, outputs, pairs, weights, advantages, rollouts.logp)
@@ -330,11 +331,7 @@ def dots(a: dict, b: dict) -> dict:  # name -> float
     found = {}
     for name in a:
         if name in b:
-            product = (a[name] * b[name]).sum()
-            # under --shard a process holds a part of each
-            found[name] = float(
-                product.full_tensor() if hasattr(product, "full_tensor") else product
-            )
+            found[name] = float(whole((a[name] * b[name]).sum()))
     return found
 
 # %% ../nbs/14_step.ipynb #1ed9a37d
@@ -483,9 +480,7 @@ def update(
             if parts:
                 put_gradient(policy, join_sides(parts, s.combine))
             norm = accelerator.clip_grad_norm_(policy.parameters(), s.max_grad_norm)
-            if hasattr(norm, "full_tensor"):  # under --shard float() would take a process's part
-                norm = norm.full_tensor()
-            stats["grad_norm"] = max(finite(float(norm)), stats.get("grad_norm", 0.0))
+            stats["grad_norm"] = max(finite(float(whole(norm))), stats.get("grad_norm", 0.0))
             opt.step()
             opt.zero_grad()
             forget_gradients(policy)

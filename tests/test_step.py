@@ -324,7 +324,7 @@ def test_clipping_acts_on_later_iterations():
     assert stats["gap_g"] < 1e-3
 
 # %% ../nbs/14_step.ipynb #2131ef4a
-def test_answers_that_were_cut_off_can_count_for_nothing():
+def test_answers_that_were_cut_off_can_give_no_gradient():
     pairs, policy, s = tiny_setup(mask_truncated=True, max_new_tokens=3, max_grad_norm=1e9)
     sides = first_sides(policy, pairs, s)
     assert not sides["u"].rollouts.ended.any() and not sides["u"].rollouts.mask.any()
