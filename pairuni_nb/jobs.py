@@ -903,11 +903,14 @@ TOY_MODELS = ("", "nano-emu3", "nano-diffusion")  # what comes with the package;
 def begin_job(c: Train, out: Path, command: str):
     "A run folder before its first step, with what it takes to go on from any folder."
     from pairuni_nb.evaluate import is_toy
+    from pairuni_nb.pairing import as_dataset
     from pairuni_nb.records import whole_path
     from pairuni_nb.run_folder import begin_run, made_with
 
     pairs, notes = pairs_of(c)
-    if c.model in TOY_MODELS and not is_toy(pairs):
+    if isinstance(pairs, list):
+        pairs = as_dataset(pairs)
+    if c.pairs and c.model in TOY_MODELS and not is_toy(pairs):
         print(
             f"{c.model or 'janus-nano'} knows the words of the toy world alone: "
             "on pairs of your own it shows that all runs, and learns next to nothing"

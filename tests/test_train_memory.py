@@ -201,10 +201,9 @@ def test_bf16_computes_low_and_keeps_high(task):
     logp, grads = gradients(policy, r)
     assert logp.dtype == torch.float32 and all(g.dtype == torch.float32 for g in grads.values())
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
-    apart = ((r.logp - logp).abs() * r.mask).max()
-    assert 1e-4 < apart and ((r.logp - logp) * r.mask).abs().mean() < 0.05
-    exact = replace(r, logp=nano_policy()(r).detach())
-    assert ((exact.logp - logp) * r.mask).abs().mean() < 0.1
+    assert ((r.logp - logp) * r.mask).abs().mean() < 0.05  # some processors: no difference
+    lost = ((nano_policy()(r).detach() - logp) * r.mask).abs()
+    assert lost.max() > 1e-3 and lost.mean() < 0.1
 
 
 def test_the_cache_holds_what_attention_reads():
