@@ -41,7 +41,7 @@ from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
 from .records import read_json, write_json, write_whole
 from .report import SIDES, draw_score, finish_panel, lines_with, new_figure, running_mean
-from .rewards import answer_accuracy, scene_reward
+from .rewards import answer_accuracy, graded_accuracy, scene_reward
 from .rollout import Sampling
 from .run_folder import locked, old_settings, read_metrics
 from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of, preset
@@ -226,7 +226,7 @@ def shuffled(
     def shuffled_reward(prompts, outputs, truths):
         values = reward(prompts, outputs, truths)
         rng = np.random.default_rng([seed, crc32("|".join(prompts).encode())])
-        return [float(value) for value in rng.permutation(values)]
+        return [None if value is None else float(value) for value in rng.permutation(values)]
 
     return shuffled_reward
 
@@ -242,7 +242,8 @@ def judge_of(base: Preset):  # function: (prompts, images, truths) -> values
 # %% ../nbs/run/07_ablate.ipynb #7d4d821a
 def rewards_of(base: Preset, changes: dict, seed: int) -> dict:  # {"u": function, "g": function}
     "What a row is rewarded by."
-    rewards = dict(u=answer_accuracy, g=judge_of(base))
+    plain = settings_of(base, changes, seed)[0].plain_reward
+    rewards = dict(u=graded_accuracy(plain) if plain else answer_accuracy, g=judge_of(base))
     if changes.get("rewards") == "shuffled":
         rewards = {task: shuffled(reward, seed) for task, reward in rewards.items()}
     return rewards
@@ -286,13 +287,16 @@ def changed(base: Preset, changes: dict) -> dict:
 
 
 def run_name(base: Preset, changes: dict, seed: int) -> str:
-    "The name of a run's folder."
+    "The name of a run's folder; a checkpoint's name may hold a slash, and a text be long."
     words = []
     for name, value in changed(base, changes).items():
         if name == "average":
             value = "+".join(run_name(base, part, seed).split(",seed=")[0] for part in value)
         words.append(f"{name}={value}")
-    return ",".join([*(words or ["reference"]), f"seed={seed}"])
+    told = ",".join(words or ["reference"]).replace("/", "%2F")
+    if len(told.encode()) > 150:  # of the 255 that a file's name may have
+        told = f"{told[:30]}~{crc32(told.encode()):08x}"
+    return f"{told},seed={seed}"
 
 # %% ../nbs/run/07_ablate.ipynb #d4175e23
 def trained(
@@ -365,7 +369,14 @@ def scores(told: dict, start: dict, end: dict) -> dict:
 
 # %% ../nbs/run/07_ablate.ipynb #2381f57d
 # what is wrong with a folder says nothing about the row
-NOT_THE_ROWS = ("another process", "cannot resume", "is damaged", "memory")
+NOT_THE_ROWS = (
+    "another process",
+    "cannot resume",
+    "is damaged",
+    "memory",
+    "could not be loaded",
+    "pip install",
+)
 
 
 def run_row(

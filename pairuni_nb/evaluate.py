@@ -235,7 +235,8 @@ def evaluate_g(
         second.append(drawn[1::2])
     first, second = np.concatenate(first), np.concatenate(second)
     scores = reward_matrix(reward, [r["prompt"] for r in rows], first, rows, 1)[:, 0].tolist()
-    apart = np.abs(first.astype(float) - second).mean((1, 2, 3)) / 255
+    both = zip(first.astype(np.int16), second)
+    apart = [np.abs(a - b).mean() / 255 for a, b in both]
     result = dict(score=mean_ci(scores))
     if reward is scene_reward:
         result["full"] = mean_ci([score == 1 for score in scores if not np.isnan(score)])

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['JANUS_PRO_1B', 'JANUS_PRO_7B', 'EMU3', 'KNOWN_SHAPES', 'PLANS', 'BYTES', 'CHUNK', 'CARDS', 'SAVERS', 'Shape',
            'language_shape', 'shape_of', 'emu3_shape', 'parameters', 'lora_parameters', 'trained', 'Work', 'check_work',
-           'shape_named', 'Task', 'ceil_div', 'tasks', 'kv_bytes', 'row_bytes', 'rows_at_once', 'layer_bytes',
-           'activation_bytes', 'sampling_bytes', 'update_bytes', 'matrices', 'trained_here', 'held_bytes', 'cast_bytes',
-           'gathered_bytes', 'gradient_bytes', 'gradients_apart', 'dearest', 'memory', 'peak', 'forward_flops', 'Card',
-           'card_named', 'seconds', 'head_flops', 'sampling_seconds', 'update_seconds', 'step_seconds', 'allowed',
-           'cure', 'in_gb', 'advice', 'tokens_through', 'plan', 'gb_lines', 'in_time', 'plan_table']
+           'shape_named', 'Task', 'ceil_div', 'tasks', 'trained_tasks', 'kv_bytes', 'row_bytes', 'rows_at_once',
+           'layer_bytes', 'activation_bytes', 'sampling_bytes', 'update_bytes', 'matrices', 'trained_here',
+           'held_bytes', 'cast_bytes', 'gathered_bytes', 'gradient_bytes', 'gradients_apart', 'dearest', 'memory',
+           'peak', 'forward_flops', 'Card', 'card_named', 'seconds', 'head_flops', 'sampling_seconds', 'update_seconds',
+           'step_seconds', 'allowed', 'cure', 'in_gb', 'advice', 'tokens_through', 'plan', 'gb_lines', 'in_time',
+           'plan_table']
 
 # %% ../nbs/run/04_plan.ipynb #944e1964
 # P pairs, K rollouts a prompt, L prompt tokens, T new tokens, W width, V vocabulary; u and g are
@@ -202,6 +203,8 @@ class Work:
 def check_work(w: Work):
     "Raise one sentence that names the value which cannot be planned."
     check(w.settings)
+    if w.settings.train_vision:
+        raise ValueError("a vision tower that is trained is not counted: leave train_vision off")
     for name in ("devices", "prompt_tokens"):
         if not getattr(w, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(w, name)}")
@@ -301,6 +304,11 @@ def tasks(shape: Shape, w: Work) -> tuple:  # Task u, Task g
         scored=2 if guided and s.cfg_scoring == "guided" else 1,
     )
     return u, g
+
+
+def trained_tasks(shape: Shape, w: Work) -> list:  # of Task
+    "Those whose side is trained."
+    return [t for side, t in zip("ug", tasks(shape, w)) if side in w.settings.sides]
 
 # %% ../nbs/run/04_plan.ipynb #a612c2a1
 BYTES = {"fp32": 4, "bf16": 2}
@@ -460,7 +468,7 @@ def dearest(needs) -> dict:  # needs: dicts part -> size
 
 def memory(shape: Shape, w: Work) -> dict:  # phase -> part -> GB on each device
     "What each phase of a step needs."
-    s, both = w.settings, tasks(shape, w)
+    s, both = w.settings, trained_tasks(shape, w)
     casts, gradients = cast_bytes(shape, s), gradient_bytes(shape, w)
     # checkpointed, the casts of one layer at a time; else of both passes, prompts and rollouts
     kept_casts = casts / shape.layers if s.gradient_checkpointing else 2 * casts
@@ -507,8 +515,12 @@ class Card:
     layer_ms: float = 0.9  # host time to launch one layer in eager mode: as one H100's host took
 
 
-CARDS = {
+CARDS = {  # those that compute in bfloat16; a T4 does not
+    "RTX 3090": Card(24, 71, 35.6, 936),
     "RTX 4090": Card(24, 165.2, 82.6, 1008),
+    "RTX 5090": Card(32, 209.5, 104.8, 1792),
+    "L4": Card(24, 121, 30.3, 300),
+    "L40S": Card(48, 362, 91.6, 864),
     "A100 80GB": Card(80, 312, 19.5, 2039),
     "H100 80GB": Card(80, 989.4, 67, 3350),
     "H200": Card(141, 989.4, 67, 4800),
@@ -516,11 +528,13 @@ CARDS = {
 
 # %% ../nbs/run/04_plan.ipynb #2a28a208
 def card_named(
-    name: str,  # a part of its name
+    name: str,  # its name, or a part of one name alone
     **changes,  # fields of Card; None keeps the data sheet's
 ) -> Card:
     "A card of `CARDS`, with your own numbers where you give some."
-    found = [card for full, card in CARDS.items() if name and name.lower() in full.lower()]
+    names = [full for full in CARDS if name and name.lower() in full.lower()]
+    exact = [full for full in names if name.lower() == full.lower()]
+    found = [CARDS[full] for full in exact or names]
     if len(found) != 1:
         raise ValueError(
             f"unknown card '{name}': choose one of {', '.join(CARDS)}; "
@@ -609,12 +623,14 @@ def update_seconds(shape: Shape, s: TrainSettings, t: Task, card: Card) -> float
 def step_seconds(shape: Shape, w: Work, card: Card) -> dict:  # part -> seconds
     "One step on one device; all devices work at the same time."
     s, (u, g) = w.settings, tasks(shape, w)
-    return {
-        "write answers": sampling_seconds(shape, s, u, card),
-        "draw images": sampling_seconds(shape, s, g, card),
-        "decode pixels": seconds(card, s.precision, fp32=g.rows * shape.draw_flops),
-        "update": sum(update_seconds(shape, s, t, card) for t in (u, g)),
-    }
+    each = {}
+    if "u" in s.sides:
+        each["write answers"] = sampling_seconds(shape, s, u, card)
+    if "g" in s.sides:
+        each["draw images"] = sampling_seconds(shape, s, g, card)
+        each["decode pixels"] = seconds(card, s.precision, fp32=g.rows * shape.draw_flops)
+    each["update"] = sum(update_seconds(shape, s, t, card) for t in trained_tasks(shape, w))
+    return each
 
 # %% ../nbs/run/04_plan.ipynb #c712666e
 # flags -> what they change
@@ -665,6 +681,8 @@ def advice(shape: Shape, w: Work, card: Card) -> str:
     if need <= card.gb:
         return f"{in_gb(need)} of {in_gb(card.gb)} GB: fits{told}"
     flags, now = cure(shape, w, card)
+    if w.settings.shard and "--lora-rank 32" in flags:  # LoRA is not sharded
+        flags += ("--no-shard",)
     if flags:
         return (
             f"{in_gb(need)} GB do not fit {in_gb(card.gb)}: "
@@ -684,14 +702,14 @@ def tokens_through(t: Task) -> int:
 def plan(shape: Shape, w: Work, card: Card) -> dict:
     "Parameters, rows, tokens, GB and hours of a run."
     check_work(w)
-    both, each = tasks(shape, w), step_seconds(shape, w, card)
+    each = step_seconds(shape, w, card)
     return dict(
         parameters=sum(parameters(shape).values()),
         trained=trained(shape, w.settings.lora_rank),
         work=w,
         card=card,
-        tasks=both,
-        tokens=w.devices * sum(tokens_through(t) for t in both),
+        tasks=tasks(shape, w),
+        tokens=w.devices * sum(tokens_through(t) for t in trained_tasks(shape, w)),
         gb=memory(shape, w),
         peak=peak(shape, w),
         advice=advice(shape, w, card),
@@ -729,13 +747,14 @@ def plan_table(p: dict) -> str:  # p: from `plan`
     s = w.settings
     twice = " (twice, for CFG)" if g.drawn == 2 else ""
     where = f"each of {w.devices} devices" if w.devices > 1 else "1 device"
+    told = dict(u=f"{u.rows} answers of {u.new} tokens", g=f"{g.rows} images of {g.new}{twice}")
+    made = " and ".join(told[side] for side in s.sides)
     seen = s.steps * s.pairs_per_step
     unit, scale = ("", 1) if sum(p["seconds"].values()) >= 1 else ("milli", 1000)
     parts = ", ".join(f"{part} {scale * t:.1f}" for part, t in p["seconds"].items())
     lines = [
         f"{p['parameters']:,} parameters, {p['trained']:,} trained",
-        f"a step: {s.pairs_per_step} pairs x {s.rollouts} rollouts, so {u.rows} answers of "
-        f"{u.new} tokens and {g.rows} images of {g.new}{twice} on {where}",
+        f"a step: {s.pairs_per_step} pairs x {s.rollouts} rollouts, so {made} on {where}",
         f"{p['tokens']:,} tokens a step; {s.steps:,} steps see {seen:,} pairs",
         "",
         *gb_lines(p["gb"]),
@@ -745,7 +764,7 @@ def plan_table(p: dict) -> str:  # p: from `plan`
         f"about {in_time(p['hours'])}, if {card.utilisation:.0%} of {card.tflops:g} TFLOPS and "
         f"{card.bandwidth:g} GB/s are reached and a layer takes {card.layer_ms:g} ms to launch: "
         "assumptions",
-        "not counted: CUDA itself, fragmentation, communication, evaluation, the reward "
+        "not counted: CUDA itself, fragmentation, communication, evaluation, a judge of drawings "
         "(HPSv2: a model of 3.9 GB)",
     ]
     return "\n".join(lines)

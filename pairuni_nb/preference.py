@@ -13,6 +13,7 @@ __all__ = ['HF_START', 'HF_INSIDE', 'HPS_NEEDS', 'LARGEST', 'KINDS', 'TERM', 'ti
 import json
 import math
 import re
+import socket
 import sys
 import time
 from collections import Counter
@@ -406,12 +407,26 @@ class RewardHandler(BaseHTTPRequestHandler):
         content = self.rfile.read(int(length))
         try:
             with self.server.turn:
+                if self.hung_up():
+                    return  # nobody waits for it, and others do
                 body = answer_request(self.server.reward, content)
         except Exception as e:
             return self.send_error(500, ascii(e)[:200])
         self.send_response(200)
         self.end_headers()
         self.wfile.write(body)
+
+    def hung_up(self) -> bool:
+        "Whether the client has gone; one that waits has nothing more to say."
+        self.connection.settimeout(0)
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            self.connection.settimeout(self.timeout)
 
     def log_message(self, *args):
         pass

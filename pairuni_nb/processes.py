@@ -159,7 +159,15 @@ def join_processes(device: str) -> PartialState:
     "Join the other processes that `accelerate launch` started."
     patience = timedelta(hours=2)  # one may wait so long for another
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
-        return PartialState(cpu=device == "cpu", timeout=patience)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        state = PartialState(cpu=device == "cpu", timeout=patience)
+        if state.device.type != device:  # accelerate keeps to what it was first asked for
+            raise ValueError(
+                f"this Python process has begun to compute on {state.device.type}: "
+                f"start another one to use {device}"
+            )
+        return state
     if not is_deepspeed_available():
         raise ValueError(
             "the launcher asks for DeepSpeed, which is not installed: "
@@ -275,9 +283,9 @@ def whole(x: torch.Tensor) -> torch.Tensor:
 
 # %% ../nbs/13_processes.ipynb #0b78d5ca
 @torch.no_grad()
-def copy_weights(policy, whole: Policy):
+def copy_weights(policy, to: Policy):
     "Put a split policy's weights together in its whole copy."
-    for part, full in zip(policy.parameters(), whole.parameters()):
+    for part, full in zip(policy.parameters(), to.parameters()):
         if isinstance(part, DTensor):
             full.copy_(part.full_tensor())
         elif hasattr(part, "ds_id") and part.requires_grad:  # ZeRO stage 3

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'SIDES', 'HELD_OUT', 'PHASES', 'SHARE', 'FORM', 'NORM', 'COSINE', 'GAP', 'CURVES', 'HEALTH', 'CHANGES',
-           'REMEDY', 'GROUP_KEYS', 'SHOWN', 'rises', 'lines_with', 'running_mean', 'draw_rewards', 'draw_score',
-           'draw_heldout', 'panel', 'both', 'draw_seconds', 'finish_panel', 'new_figure', 'plot_run', 'compare',
-           'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture', 'drawing', 'drawings_of', 'panel_picture', 'judged',
-           'Asked', 'asked_of', 'signed', 'Made', 'Group', 'LookedAt', 'rollouts_of', 'group_of', 'looked_at',
+           'REMEDY', 'GROUP_KEYS', 'METHODS', 'SHOWN', 'rises', 'lines_with', 'running_mean', 'draw_rewards',
+           'draw_score', 'draw_heldout', 'panel', 'both', 'draw_seconds', 'finish_panel', 'new_figure', 'plot_run',
+           'compare', 'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture', 'drawing', 'drawings_of', 'panel_picture',
+           'judged', 'Asked', 'asked_of', 'signed', 'Made', 'Group', 'LookedAt', 'rollouts_of', 'group_of', 'looked_at',
            'steps_looked_at', 'looks_of', 'in_words', 'optional_json', 'scores_of', 'page_data', 'page', 'write_report',
            'same_pairs', 'beside']
 
@@ -27,7 +27,7 @@ from PIL import Image
 
 from .records import check_measured, read_json, write_whole
 from .rewards import answer_accuracy, well_formed
-from .run_folder import read_drawings, read_metrics
+from .run_folder import old_settings, read_drawings, read_metrics
 from .world import G_COLOUR, U_COLOUR
 
 # %% ../nbs/run/03_report.ipynb #56be3818
@@ -458,15 +458,18 @@ class Group:
     @property
     def moved(self) -> str:
         "Whether the update moved its rollouts the way their advantages point."
-        better, worse = self.mean_move(1), self.mean_move(-1)
-        if None in (better, worse):
-            return "All rewards are equal: the group pulls nowhere, and moves as others pull."
         pulled = [x for x in self.made if x.advantage and x.moved is not None]
+        if not pulled:
+            return "All rewards are equal: the group pulls nowhere, and moves as others pull."
         followed = sum(x.count for x in pulled if x.moved * x.advantage > 0)
-        return (
+        told = (
             f"The update moved {followed} of {sum(x.count for x in pulled)} rollouts the way their "
-            f"advantage points; the better ones gained {signed(better - worse, 3)} on the worse."
+            "advantage points"
         )
+        better, worse = self.mean_move(1), self.mean_move(-1)
+        if None in (better, worse):  # RAFT pulls the best alone
+            return f"{told}."
+        return f"{told}; the better ones gained {signed(better - worse, 3)} on the worse."
 
 # %% ../nbs/run/03_report.ipynb #cff78c6a
 @dataclass
@@ -564,6 +567,13 @@ def in_words(value) -> str:
     return "none" if value in ("", None) else str(value)
 
 # %% ../nbs/run/03_report.ipynb #458259b5
+METHODS = {  # as `TrainSettings.method` names them
+    "pair-grpo": "Pair-GRPO",
+    "grpo": "GRPO",
+    "sampling": "GRPO, pairs drawn by weight",
+    "raft": "RAFT",
+    "unified": "GRPO, unified rewards",
+}
 SHOWN = ("model", "weighting", "seed", "steps", "pairs", "pairs_per_step", "rollouts")
 
 
@@ -602,10 +612,9 @@ def page_data(run: Path) -> dict:
     protocol = before.get("protocol", {})
     scores, label = scores_of(metrics, s.get("reward"), protocol, done)
     asked, changes = asked_of(run, before, after)
-    name = "GRPO" if s["weighting"] == "none" else "Pair-GRPO"
     return dict(
         s=s,
-        title=f"{name}, seed {s['seed']}",
+        title=f"{METHODS[old_settings(run)[0].method]}, seed {s['seed']}",
         done=done,
         steps=max((line["step"] for line in metrics), default=0),
         seconds=sum(line.get("sec_step", 0) + line.get("sec_eval", 0) for line in metrics),

@@ -1045,10 +1045,13 @@ def frozen_eyes(self):  # function: images -> (n, D) unit rows
     processor = self.processor.image_processor
 
     @torch.no_grad()
-    def features(images):
-        images = [Image.fromarray(np.asarray(image)) for image in images]
+    def some(images):
+        images = [self.to_size(image) for image in images]  # one by one: they may be photographs
         pixels = processor(images, return_tensors="pt")["pixel_values"]
         states = tower(pixels.to(self.device, tower.dtype)).last_hidden_state
         return F.normalize(states.float().mean(1), dim=1).cpu()
+
+    def features(images):
+        return torch.cat([some(images[i : i + 64]) for i in range(0, len(images), 64)])
 
     return features

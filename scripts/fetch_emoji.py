@@ -195,6 +195,16 @@ def kin_of(concept, found, held, far):
     return {c["name"] for c in part if lends(c, concept, far)} | {concept["name"]}
 
 
+def save_missing(rows, out):
+    "Write the folders that are not there: a fetch that stopped goes on, and an artist may follow."
+    for name, part in rows.items():
+        if (out / name / "records.jsonl").exists():
+            print(f"{out / name} is there, and stays as it is")
+            continue
+        save_records(part, out / name)
+        print(f"{len(part)} records in {out / name}")
+
+
 def read_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     told = "only animals, plants, food, places, vehicles, sports and games"
@@ -238,9 +248,7 @@ def main():
         add(part + "g", f"fluent-{code}", image(fluent, concept["fluent"]), told)
         if code in third:
             add(part + "artist", f"twemoji-{code}", third[code], asked)
-    for name, part in rows.items():
-        save_records(part, out / name)
-        print(f"{len(part)} records in {out / name}")
+    save_missing(rows, out)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,30 @@ def test_rows_can_be_run_and_no_two_are_one_run(table):
     assert len(set(names)) == len(names) and names[0] == "reference,seed=0"
 
 
+def test_a_run_has_a_name_that_a_file_can_have():
+    base, long = preset("nano"), "think about " * 30
+    for changes in (dict(encoder="microsoft/resnet-50"), dict(instruction=long)):
+        name = a.run_name(base, changes, 3)
+        assert "/" not in name and len(name.encode()) < 200 and name.endswith(",seed=3")
+    assert a.run_name(base, dict(instruction=long), 0) != a.run_name(
+        base, dict(instruction=long + "it"), 0
+    )
+
+
+def test_what_the_machine_lacks_is_no_result_of_a_row(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="could not be loaded"):
+        a.run_row(tmp_path, dict(encoder="resnet-nothing"), 0, BASE)
+    assert not list((tmp_path / "runs").glob("*.json"))
+
+
+def test_a_plain_right_answer_earns_in_a_table_what_the_setting_says():
+    truth = [dict(choices=["red", "blue"], answer="red")]
+    for plain in (0.0, 0.5):
+        reward = a.rewards_of(BASE, dict(plain_reward=plain), 0)["u"]
+        assert reward([""], ["red"], truth) == [plain]
+
+
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, told in (
@@ -477,6 +501,8 @@ def test_a_seed_and_a_prompt_decide_how_rewards_are_dealt():
     dealt = a.shuffled(reward, 0)(["p"] * 20, [""] * 20, None)
     assert sorted(dealt) == list(range(20)) and dealt != list(range(20))
     assert dealt == a.shuffled(reward, 0)(["p"] * 20, [""] * 20, None)
+    some = a.shuffled(lambda *_: [0.1, None, 0.3], 0)(["p"] * 3, [""] * 3, None)
+    assert sorted(some, key=str) == [0.1, 0.3, None]  # what a judge left out stays missing
     assert dealt != a.shuffled(reward, 1)(["p"] * 20, [""] * 20, None)
     assert dealt != a.shuffled(reward, 0)(["q"] * 20, [""] * 20, None)
 

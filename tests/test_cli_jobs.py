@@ -113,6 +113,11 @@ def test_a_dry_run_prices_the_medoids_and_asks_nobody(tmp_path, capsys):
     quote = json.loads(capsys.readouterr().out)
     assert quote["records"] == 8 and 0 < quote["usd"] < quote["usd_worst"]
     assert abs(quote["usd"] - (2 * quote["tokens_in"] + 8 * quote["tokens_out"]) / 1e6) < 0.006
+    for mix in ("retrieved", "random", "unpaired"):  # nothing is completed
+        assert pairuni(f"pair --out pairs --mix {mix} {flags}") == 0
+        told = capsys.readouterr().out
+        quote = json.loads(told[told.index("{") :])
+        assert (quote["records"], quote["usd"], quote["usd_worst"]) == (0, 0, 0)
     assert not list(tmp_path.iterdir())
 
 

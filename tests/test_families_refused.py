@@ -5,16 +5,17 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pairuni_nb.cli import main
+from pairuni_nb.cli import main, parse
 from pairuni_nb.diffusion import checkpoint_config
 from pairuni_nb.janus import OURS, checkpoint_path
-from pairuni_nb.jobs import Train, run_train
+from pairuni_nb.jobs import Plan, Train, run_train
 from pairuni_nb.plan import KNOWN_SHAPES, shape_named
-from pairuni_nb.settings import PRESETS
+from pairuni_nb.settings import PRESETS, TrainSettings
 
 COMMANDS = {
     "train": "train --device cpu --out made --model",
@@ -170,7 +171,24 @@ def test_families_of_presets_are_those_of_their_checkpoints():
             assert checkpoint_config(p.model).model_type == p.family, name
 
 
-def test_a_preset_without_its_checkpoint_in_python(monkeypatch):
+def test_a_preset_with_a_checkpoint_of_another_family_in_python(monkeypatch):
     monkeypatch.setattr("pairuni_nb.jobs.begin_job", begun)
     with pytest.raises(ValueError, match="'nano-emu3' .* emu3, and .* 'janus-nano' .* janus:"):
-        run_train(Train("nano-emu3", device="cpu"))  # without a model: janus-nano
+        run_train(Train("nano-emu3", model="janus-nano", device="cpu"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_job_of_a_preset_is_what_its_command_starts_from(name):
+    p, own = PRESETS[name], TrainSettings()
+    assert parse(["train", "--preset", name]) == Train.of(name) == Train(name)
+    assert parse(["plan", "--preset", name]) == Plan.of(name) == Plan(name)
+    assert (Train(name).model, Train(name).reward) == (p.model, p.reward)
+    assert (Plan(name).model, Plan(name).card, Plan(name).devices) == (p.model, p.card, p.devices)
+    assert Train(name).settings == Plan(name).settings == p.train
+    assert Train(name, settings=own, model="x").settings is own  # what is given is taken
+    assert Train(name, model="x").model == "x" and Plan(name, devices=3).devices == 3
+    changed = Train.of(name, lr=1e-3, out="run", model="x")
+    assert changed == replace(Train(name), model="x", out="run", settings=changed.settings)
+    assert changed.settings == replace(p.train, lr=1e-3)
+    with pytest.raises(TypeError, match="stepz"):
+        Train.of(name, stepz=3)

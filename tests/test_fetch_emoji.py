@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+from PIL import Image
+
 spec = importlib.util.spec_from_file_location(
     "fetch_emoji", Path(__file__).parent.parent / "scripts" / "fetch_emoji.py"
 )
@@ -72,3 +74,15 @@ def test_wrong_names_come_from_near_or_from_far():
         assert {n.split()[0] for ns in names for n in ns} == kinds - (
             {"animal"} if far else set()
         ) and all(len(ns) == 3 for ns in names)
+
+
+def test_a_fetch_goes_on_and_an_artist_may_follow(tmp_path, capsys):
+    def row(name):
+        return dict(id=name, image=Image.new("RGB", (4, 4)), prompt=name)
+
+    fetch_emoji.save_missing(dict(g=[row("owl")]), tmp_path)
+    before = (tmp_path / "g" / "records.jsonl").read_text()
+    fetch_emoji.save_missing(dict(g=[row("bee")], artist=[row("cat"), row("dog")]), tmp_path)
+    assert (tmp_path / "g" / "records.jsonl").read_text() == before
+    assert len((tmp_path / "artist" / "records.jsonl").read_text().splitlines()) == 2
+    assert "g is there, and stays as it is\n2 records in" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pairuni_nb.janus
 import pairuni_nb.nano_emoji
@@ -302,8 +303,29 @@ def test_a_whole_truth_exactly_and_others_within_a_twentieth_of_a_percent():
 
 def test_what_is_less_than_unlike_earns_nothing():
     towards = {"own": [1.0, 0.0], "across": [0.0, 1.0], "against": [-1.0, 0.0]}
-    reward = target_similarity(lambda images: torch.tensor([towards[i] for i in images]))
+    looked_at = []
+
+    def features(images):
+        looked_at.append(len(images))
+        return torch.tensor([towards[i] for i in images])
+
+    reward = target_similarity(features)
     assert reward([""] * 3, list(towards), [dict(image="own")] * 3) == [1, 0, 0]
+    assert sorted(looked_at) == [1, 3]  # one target for the three of them
+    own, across = dict(image="own"), dict(image="across")
+    drawn = ["own", "across", "across", "own"]
+    assert reward([""] * 4, drawn, [own, own, across, across]) == [1, 0, 1, 0]
+
+
+def test_a_photograph_is_shrunk_before_the_eyes_look(janus):
+    policy = JanusPolicy(*janus)
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8)) for _ in range(70)]
+    features = policy.frozen_eyes()
+    seen = features(photos)  # in two parts
+    assert seen.shape[0] == 70 and torch.allclose(seen.norm(dim=1), torch.ones(70))
+    assert torch.allclose(seen, features([policy.to_size(photo) for photo in photos]), atol=1e-6)
+    assert torch.allclose(seen[66:], features(photos[66:]), atol=1e-6)
 
 
 def test_concepts_that_no_picture_tells_are_not_judged(tmp_path):

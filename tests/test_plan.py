@@ -342,6 +342,7 @@ def test_every_preset_fits_and_7b_is_told_to_shard():
     alone = replace(whole, devices=1)
     assert "with --lora-rank 32" in advice(shape, alone, h100)
     assert "neither" in advice(shape, alone, card_named("4090", gb=12))
+    assert "--lora-rank 32 --no-shard it takes" in advice(shape, w, card_named("4090"))
 
 # %% ../nbs/run/04_plan.ipynb #09d2e47d
 def test_advice_holds_what_it_says():
@@ -434,6 +435,21 @@ def test_a_small_run_is_planned_in_small_units():
     assert " ".join(cells["milliseconds a step"]) == told
     assert [in_time(x) for x in (2.25, 0.5, 1 / 360)] == ["2.2 hours", "30.0 minutes", "10 seconds"]
 
+# %% ../nbs/run/04_plan.ipynb #e7f98456
+def test_a_side_that_is_not_trained_costs_nothing():
+    for card in (card_named("H100"), card_named("4090")):
+        whole = plan(JANUS_PRO_1B, Work(PRO), card)
+        u, g = (plan(JANUS_PRO_1B, Work(replace(PRO, sides=side)), card) for side in "ug")
+        assert set(u["seconds"]) == {"write answers", "update"}
+        assert set(g["seconds"]) == {"draw images", "decode pixels", "update"}
+        for key in ("hours", "tokens"):
+            assert abs(u[key] + g[key] - whole[key]) < 1e-6 * whole[key]
+        assert max(u["peak"], g["peak"]) == whole["peak"]
+    assert "so 128 answers of 512 tokens on 1 device" in plan_table(u)
+    assert "so 128 images of 576 (twice, for CFG) on 1 device" in plan_table(g)
+    with pytest.raises(ValueError, match="vision tower .* leave train_vision off"):
+        plan(JANUS_PRO_1B, Work(replace(PRO, train_vision=True)), card)
+
 # %% ../nbs/run/04_plan.ipynb #a04867fc
 def test_settings_become_work():
     s = replace(TrainSettings(), rollouts=4, micro_batch=7, max_new_tokens=99, cfg_scoring="cond")
@@ -491,3 +507,5 @@ def test_bad_plans_are_named():
         with pytest.raises(ValueError, match=word):
             card_named(name, **change)
     assert card_named("h100", gb=None, tflops=1.0) == replace(CARDS["H100 80GB"], tflops=1.0)
+    assert card_named("l4") == CARDS["L4"] and card_named("L40") == CARDS["L40S"]
+    assert all(card_named(name) == card for name, card in CARDS.items())

@@ -3,6 +3,7 @@
 import http.server
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -103,6 +104,31 @@ def test_many_processes_may_ask_at_once():
         for s in asking:
             s.close()
         server.server_close()
+
+
+def test_nothing_is_computed_for_a_client_that_has_gone():
+    begun, go_on, judged = threading.Event(), threading.Event(), []
+
+    def slow(prompts, images, truths):
+        judged.extend(prompts)
+        if prompts == ["first"]:
+            begun.set()
+            go_on.wait()
+        return [0.5] * len(prompts)
+
+    server = reward_server(slow, port=0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    patient, hasty = remote_reward(url, retries=0), remote_reward(url, timeout=0.2, retries=0)
+    with ThreadPoolExecutor(2) as pool, server:
+        first = pool.submit(patient, ["first"], IMAGES[:1], [{}])
+        begun.wait()
+        assert hasty(["second"], IMAGES[:1], [{}]) == [None]  # it waited behind the first
+        third = pool.submit(patient, ["third"], IMAGES[:1], [{}])
+        go_on.set()
+        assert first.result() == third.result() == [0.5]
+        assert judged == ["first", "third"]
+        server.shutdown()
 
 
 def test_bad_values_of_a_good_list_are_missing_one_by_one():

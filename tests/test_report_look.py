@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from pairuni_nb.pairing import make_pairs
 from pairuni_nb.records import write_json
 from pairuni_nb.report import (
     HEALTH,
+    METHODS,
+    Group,
+    Made,
     asked_of,
     drawings_of,
     finish_panel,
@@ -211,3 +215,22 @@ def test_a_single_point_is_drawn_and_steps_are_whole():
         [dict(step=i, cos_ug=0.5, ceiling=0.7) for i in (1, 2)], new_figure(4, 3).subplots()
     )
     assert {line.get_marker() for line in ax.lines} == {"None"}
+
+
+def test_a_group_is_called_equal_only_where_nothing_pulls():
+    def said(*made):
+        return Group("u", "q", [], "", None, [Made(r, a, a, -1.0, -1.0 + m) for r, a, m in made]).moved
+
+    assert said((1.0, 1.0, 0.2), (0.0, -1.0, -0.1)).endswith("gained +0.300 on the worse.")
+    assert said((1.0, 1.0, 0.2), (0.0, 0.0, 0.1)) == (  # RAFT: who is not the best pulls nowhere
+        "The update moved 1 of 1 rollouts the way their advantage points."
+    )
+    assert said((1.0, 0.0, 0.2), (1.0, 0.0, 0.1)).startswith("All rewards are equal")
+
+
+def test_a_page_names_the_method_of_its_run():
+    s = TrainSettings()
+    runs = [s, replace(s, weighting="none"), replace(s, advantage="best")]
+    runs += [replace(s, advantage="unified"), replace(s, sample_by_weight=True)]
+    assert [METHODS[run.method] for run in runs][:3] == ["Pair-GRPO", "GRPO", "RAFT"]
+    assert len({METHODS[run.method] for run in runs}) == len(METHODS) == 5

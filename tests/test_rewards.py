@@ -25,7 +25,15 @@ def test_exact_words_first_then_folded_then_letters():
     assert chosen("ph", ["pH", "PH"]) is None  # could be either
     assert chosen("A", ["a", "A"]) == 1 and chosen("a", ["a", "A"]) == 0
     assert chosen("b", ["x", "y"]) == 1 and chosen("c", ["x", "y"]) is None
-    assert chosen("a", ["b", "a"]) == 1  # a choice that is a letter
+    letters = ["B", "A", "D", "C"]  # choices that are letters, in another order
+    for said in ("a", "A.", "(A)", "A)", "a:", "A. A"):
+        assert chosen(said, letters) == 1, said
+    assert chosen("E", letters) is None and chosen("(E)", letters) is None
+    sentences = ["Yes.", "No.", "It is red."]
+    for said in ("Yes.", "yes.", "Yes", " yes", "A"):
+        assert chosen(said, sentences) == 0, said
+    assert chosen("it is red", sentences) == chosen("C. It is red", sentences) == 2
+    assert chosen("yes", ["Yes.", "yes"]) == 1 and chosen("YES", ["Yes.", "yes"]) is None
     assert chosen("A. cat", ["cat", "dog"]) == 0 and chosen("A. dog", ["cat", "dog"]) is None
     assert chosen(" cat. ", ["cat", "dog"]) == 0 and chosen("cat or dog", ["cat", "dog"]) is None
     for order in (["cat", "dog"], ["dog", "cat"]):  # an article is no letter

@@ -9,17 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from pairuni_nb import pair_grpo, records
 from pairuni_nb import train as loop
+from pairuni_nb.diffusion import policy_for
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import as_dataset, make_pairs, pair_row
 from pairuni_nb.rewards import answer_accuracy, reward_matrix, scene_reward
 from pairuni_nb.rollout import JanusPolicy, Sampling
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.processes import larger, of_all
-from pairuni_nb.run_folder import begin_run, load_state, locked, log_line, read_metrics, save_state
-from pairuni_nb.run_folder import without_cost
+from pairuni_nb.run_folder import begin_run, check_same, from_run, load_state, locked, log_line
+from pairuni_nb.run_folder import read_metrics, save_state, without_cost
 from pairuni_nb.step import roll_out_sides, update
 from pairuni_nb.train import check_lengths, decide_split, nothing_learned, read_split, train
 from pairuni_nb.world import records as toy_records
@@ -90,6 +92,69 @@ def test_rewards_by_another_name_and_unknown_weightings_are_refused(pairs, tmp_p
     with pytest.raises(ValueError, match="unknown weighting 'cube'"):
         train(pairs, tmp_path / "run", TrainSettings(weighting="cube"), device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_checkpoint_and_its_own_pairs(pairs, tmp_path):
+    run = tmp_path / "run"
+    begin_run(run, pairs, S, dict(model=None))
+    check_same(run, S, None, pairs)
+    with pytest.raises(ValueError, match="other settings: model was None, now nano-emu3"):
+        check_same(run, S, "nano-emu3", pairs)
+    other, _ = make_pairs(toy_records("u", 40, 1), toy_records("g", 40, 1), clusters=8)
+    for wrong in (other, pairs.select(range(len(pairs) - 1)), pairs.select([1, 0])):
+        with pytest.raises(ValueError, match="no longer those it was started with"):
+            check_same(run, S, None, wrong)
+    with pytest.raises(ValueError, match="other settings: model was None, now nano-emu3"):
+        train(pairs, run, S, "nano-emu3", device="cpu", resume=True)
+
+
+def test_a_step_is_saved_before_it_is_scored_and_scored_when_the_run_goes_on(pairs, tmp_path):
+    s, whole, run = replace(S, steps=3, eval_every=1, save_every=9), tmp_path / "w", tmp_path / "r"
+
+    def judge(gone_at=0):
+        calls = []
+
+        def reward(prompts, images, truths):
+            calls.append(1)
+            if len(calls) == gone_at:
+                raise RuntimeError("the judge is gone")
+            return scene_reward(prompts, images, truths)
+
+        return dict(g=reward)
+
+    train(pairs, whole, s, rewards=judge(), device="cpu")
+    with pytest.raises(RuntimeError, match="gone"):  # in the evaluation after step 1
+        train(pairs, run, s, rewards=judge(gone_at=3), device="cpu")
+    assert [m["step"] for m in read_metrics(run)] == [0, 1] and (run / "state.pt").exists()
+    train(pairs, run, s, rewards=judge(), device="cpu", resume=True)
+    assert without_cost(read_metrics(run)) == without_cost(read_metrics(whole))
+    ends = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, whole)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
+
+
+def test_the_additions_of_a_bfloat16_run_on_its_way_are_not_rounded_away(pairs, tmp_path, need):
+    need("peft")
+    run, s = tmp_path / "run", replace(S, steps=9, precision="bf16", lora_rank=4, lr=1e-5)
+
+    def stop(done, metrics, sides):
+        if done == 2:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train(pairs, run, s, device="cpu", callback=stop)
+    model, processor = from_run(run, "cpu")
+    policy = policy_for(model, processor)
+    asked = policy.image_prompts(["a red star"])
+    policy.sample(asked, 2, None, Sampling(temperature=0))  # in one precision
+    state = torch.load(run / "state.pt", weights_only=True)["model"]
+    down = next(name for name in state if "q_proj" in name and "lora_A" in name)
+    added = state[down.replace("lora_A", "lora_B")] @ state[down]
+    place = down[down.index("layers.") :].split(".lora_A")[0] + ".weight"
+    start = load_janus()[0].model.language_model.get_parameter(place).bfloat16().float()
+    moved = model.model.language_model.get_parameter(place) - start
+    scale = (moved * added).sum() / (added * added).sum()  # alpha over rank
+    assert added.abs().max() > 0 and scale > 0.5
+    assert (moved - scale * added).norm() < 0.01 * moved.norm()
 
 
 def test_pairs_can_be_drawn_in_proportion_to_their_weight(pairs, tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """What a user brings to a run: held-out records of their own, and a reward server that is lost on the way."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.preference import remote_reward
+from pairuni_nb.processes import join_processes
 from pairuni_nb.settings import TrainSettings
 from pairuni_nb.run_folder import read_metrics, without_cost
 from pairuni_nb.train import train
@@ -70,6 +72,18 @@ def test_your_own_held_out_records_survive_a_resume(pairs, tmp_path):
     }
 
 
+def test_a_device_is_the_one_that_was_named_or_it_is_said(tmp_path, monkeypatch):
+    assert join_processes("auto").device.type == join_processes("cpu").device.type == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # and this process began without
+    for device in ("cuda", "auto"):
+        with pytest.raises(ValueError, match=r"has begun to compute on cpu: .* to use cuda"):
+            join_processes(device)
+    toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
+    with pytest.raises(ValueError, match="has begun to compute on cpu"):
+        train(toy, tmp_path / "run", S, device="cuda")
+    assert not (tmp_path / "run").exists()
+
+
 def server_then(fails):
     "A server that rewards by rank in the batch, but not the requests that `fails` names by number."
 
@@ -88,14 +102,18 @@ def server_then(fails):
 def test_a_server_lost_for_two_steps_stops_the_run(tmp_path):
     "Only drawings are asked of the server: answers have their rewards, and the run stops all the same."
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
+    three = replace(S, steps=3, save_every=9)
     with server_then(lambda n: n > 3) as server:  # the greeting and the evaluation before
         far = remote_reward(server.url, retries=0, wait=0, batch=2)
         with pytest.raises(
             ValueError,
-            match="^every reward of steps 1 and 2 is missing on side g: .* its server answers$",
+            match="^every reward of steps 1 and 2 .* side g: .* its server answers; step 2 is saved$",
         ):
-            train(toy, tmp_path / "run", S, rewards=dict(g=far), device="cpu")
+            train(toy, tmp_path / "run", three, rewards=dict(g=far), device="cpu")
     assert far.missing.total() == 8 and not (tmp_path / "run" / "result.json").exists()
+    train(toy, tmp_path / "run", three, rewards=dict(g=draws([])), device="cpu", resume=True)
+    steps = [m["step"] for m in read_metrics(tmp_path / "run") if "missing_g" in m]
+    assert steps == [1, 2, 3] and (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_step_without_rewards_may_be_chance(tmp_path):
