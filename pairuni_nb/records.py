@@ -247,12 +247,15 @@ def read_image(
     value,  # see read_bytes
     base="",  # folder that a path is relative to
     max_side: int = 0,  # longest side to keep, in pixels; 0: as it is
+    whole: bool = False,  # whether its size in the file must pass, too: others decode it whole
 ) -> Image.Image:
     "A decoded RGB image, or a ValueError that says why not."
     raw, name = read_bytes(value, base)
     try:
         # Pillow's warnings name no file
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(raw)) as image:
+            if whole:
+                check_sides(*image.size)
             if max_side:  # a large JPEG can be decoded small
                 image.draft("RGB", (max_side, max_side))
             check_sides(*image.size)
@@ -356,9 +359,11 @@ class Store:
         "Bytes out of memory."
         if self.file is None:
             self.file = nameless_file()
-        file, start, size = self.file, self.end, len(raw)
+        file, start, left = self.file, self.end, memoryview(raw)
         try:
-            self.end += file.write(raw)
+            while left:  # on a disk that is nearly full a part is written, and then comes the error
+                written = file.write(left)
+                self.end, left = self.end + written, left[written:]
         except OSError as e:
             from datasets.config import HF_DATASETS_CACHE
 
@@ -366,6 +371,7 @@ class Store:
                 f"images cannot be kept in {HF_DATASETS_CACHE} ({e.strerror}): "
                 "name a larger folder with HF_DATASETS_CACHE"
             ) from e
+        size = self.end - start
         return lambda: os.pread(file.fileno(), size, start)
 
 # %% ../nbs/04_records.ipynb #73590e34
