@@ -9,6 +9,7 @@ __all__ = ['ORDERS', 'PAIR_KINDS', 'SIDE_U', 'SIDE_G', 'COLUMNS', 'ONE_SIDED', '
            'browser_data', 'dataset_card', 'save_pairs', 'load_pairs', 'stored_rows']
 
 # %% ../nbs/09_pairing.ipynb #3843ddc1
+import errno
 import json
 import mmap
 import re
@@ -17,7 +18,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from html import escape
-from io import BytesIO
+from io import BufferedWriter, BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from pairuni_nb.records import (
     StoredImage,
     columns_fault,
     first_line,
+    full_disk,
     nameless_file,
     new_folder,
     question_fault,
@@ -716,12 +718,15 @@ def load_pairs(
         raise ValueError(
             f"no pairs at {path}: expected a folder that `pairuni pair` wrote, or a Parquet file"
         )
-    out = nameless_file()
+    out = BufferedWriter(nameless_file())  # a raw file writes a part where a disk is nearly full
     try:
         with pa.ipc.new_stream(out, COLUMNS.arrow_schema) as stream:
             for rows in _few_rows(file, look):
                 stream.write_table(rows)
+        out.flush()
     except (OSError, pa.ArrowInvalid) as e:
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk(e, "pairs") from e
         raise ValueError(
             f"{file} cannot be read as Parquet: {first_line(e)}: "
             "name a folder that pairuni pair wrote"

@@ -6,9 +6,9 @@
 __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'IMAGE_MARK', 'MOST_PIXELS', 'NARROWEST', 'KEPT_AS_THEY_ARE', 'REMOTE', 'HUB_ID',
            'short', 'columns_fault', 'parse_number', 'same_number', 'plain_words', 'answer_kind', 'text_fault',
            'choices_fault', 'question_fault', 'eight_bits', 'to_rgb', 'first_line', 'read_bytes', 'check_sides',
-           'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'Store', 'find_image', 'is_inside', 'check_free',
-           'new_folder', 'perhaps', 'run_fault', 'check_run', 'check_measured', 'remove', 'write_whole', 'write_json',
-           'read_json', 'whole_path', 'save_records']
+           'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'full_disk', 'Store', 'find_image', 'is_inside',
+           'check_free', 'new_folder', 'perhaps', 'run_fault', 'check_run', 'check_measured', 'remove', 'write_whole',
+           'write_json', 'read_json', 'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
 import json
@@ -349,6 +349,16 @@ def nameless_file():
         ) from e
 
 # %% ../nbs/04_records.ipynb #ecafd6ea
+def full_disk(e: OSError, what: str) -> OSError:
+    "What to say where a nameless file does not take any more."
+    from datasets.config import HF_DATASETS_CACHE
+
+    return OSError(
+        f"{what} cannot be kept in {HF_DATASETS_CACHE} ({e.strerror}): "
+        "name a larger folder with HF_DATASETS_CACHE"
+    )
+
+
 class Store:
     "Encoded images in a nameless file."
 
@@ -365,12 +375,7 @@ class Store:
                 written = file.write(left)
                 self.end, left = self.end + written, left[written:]
         except OSError as e:
-            from datasets.config import HF_DATASETS_CACHE
-
-            raise OSError(
-                f"images cannot be kept in {HF_DATASETS_CACHE} ({e.strerror}): "
-                "name a larger folder with HF_DATASETS_CACHE"
-            ) from e
+            raise full_disk(e, "images") from e
         size = self.end - start
         return lambda: os.pread(file.fileno(), size, start)
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 from datasets import Image as ImageColumn
 from PIL import Image
 
+from pairuni_nb import pairing
 from pairuni_nb import records as records_module
 from pairuni_nb.evaluate import is_toy
 from pairuni_nb.pairing import (
@@ -28,6 +29,7 @@ from pairuni_nb.pairing import (
 from pairuni_nb.records import new_folder, read_image
 from pairuni_nb.settings import PairSettings
 from pairuni_nb.world import records
+from test_records_errors import Nearly
 
 
 @pytest.fixture
@@ -421,3 +423,11 @@ def test_a_jpeg_that_only_a_small_decoding_could_read(pairs, tmp_path, monkeypat
     sentence(lambda: load_pairs(file), "row 0", column, "200 x 150", "shrink it")
     # who asks for a smaller one gets it
     assert read_image(image, max_side=64).size == (64, 48)
+
+
+def test_a_disk_that_is_nearly_full_is_not_a_broken_file(pairs, tmp_path, monkeypatch):
+    pairs.to_parquet(tmp_path / "p.parquet")
+    for room in (100, 5000):
+        monkeypatch.setattr(pairing, "nameless_file", lambda: Nearly(room))
+        with pytest.raises(OSError, match="pairs cannot be kept in .*No space.*HF_DATASETS_CACHE"):
+            load_pairs(tmp_path / "p.parquet")

@@ -474,6 +474,9 @@ class Nearly(io.RawIOBase):
     def __init__(self, room):
         self.room, self.held = room, b""
 
+    def writable(self):
+        return True
+
     def write(self, raw):
         if not self.room:
             raise OSError(errno.ENOSPC, "No space left on device")
