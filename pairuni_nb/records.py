@@ -348,7 +348,7 @@ def nameless_file():
             "name another folder with HF_DATASETS_CACHE"
         ) from e
 
-# %% ../nbs/04_records.ipynb #ecafd6ea
+# %% ../nbs/04_records.ipynb #811bb73d
 def full_disk(e: OSError, what: str) -> OSError:
     "What to say where a nameless file does not take any more."
     from datasets.config import HF_DATASETS_CACHE
@@ -358,7 +358,7 @@ def full_disk(e: OSError, what: str) -> OSError:
         "name a larger folder with HF_DATASETS_CACHE"
     )
 
-
+# %% ../nbs/04_records.ipynb #ecafd6ea
 class Store:
     "Encoded images in a nameless file."
 
