@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['OPENAI', 'PROBE_COLOURS', 'FORMS', 'endpoint', 'hidden', 'place', 'is_url', 'check_completion', 'template', 'prompt',
-           'texts', 'Form', 'Caption', 'Question', 'Verdict', 'Probe', 'schema', 'to_completion', 'data_url', 'request',
-           'Pace', 'secret', 'is_local', 'connect', 'Refused', 'Cut', 'Unanswered', 'short', 'status_error',
+           'texts', 'Form', 'Caption', 'Question', 'Verdict', 'Probe', 'schema', 'to_completion', 'shrunk', 'data_url',
+           'request', 'Pace', 'secret', 'is_local', 'connect', 'Refused', 'Cut', 'Unanswered', 'short', 'status_error',
            'read_reply', 'send', 'check_endpoint', 'cut_off', 'outgrown', 'digest', 'missing_half', 'item_key',
-           'read_journal', 'Journal', 'ask', 'earlier', 'complete_one', 'complete_item', 'wait_for_answers', 'ends_in',
-           'run_jobs', 'complete_by_llm', 'image_tokens', 'totals', 'measured', 'guess', 'price', 'toy_look',
-           'toy_write', 'toy_probe', 'chat', 'ToyEndpoint']
+           'read_journal', 'Journal', 'ask', 'earlier', 'complete_one', 'complete_item', 'is_unanswered',
+           'answers_probe', 'wait_for_answers', 'ends_in', 'run_jobs', 'complete_by_llm', 'image_tokens', 'totals',
+           'measured', 'guess', 'price', 'toy_look', 'toy_write', 'toy_probe', 'chat', 'ToyEndpoint']
 
 # %% ../nbs/data/02_language_model.ipynb #03240d9a
 # imported here is what is light; the openai client waits until it is needed
@@ -71,7 +71,8 @@ def is_url(text: str) -> bool:
 # %% ../nbs/data/02_language_model.ipynb #823d85d4
 def check_completion(s: CompletionSettings):
     "Raise one sentence when a setting cannot work."
-    if re.match("[a-z]+://[^/]*@", endpoint(s)):
+    # before any slash of a path, with a scheme or without one
+    if re.match(r"\s*([a-z]+:/*)?[^/]*@", endpoint(s), re.IGNORECASE):
         raise ValueError(
             "base_url holds an @, as if a password stood before the host: "
             "give the key as OPENAI_API_KEY instead"
@@ -168,15 +169,23 @@ def to_completion(
     shuffled = [choices[i] for i in order]
     return dict(question=reply.question.strip(), choices=shuffled, answer=choices[0])
 
+# %% ../nbs/data/02_language_model.ipynb #6df3787a
+def shrunk(
+    image: Image.Image,
+    side: int,  # pixels, at most
+) -> Image.Image:
+    "An image as it is sent."
+    image = image.convert("RGB")
+    image.thumbnail((side, side))  # never enlarges
+    return image
+
 # %% ../nbs/data/02_language_model.ipynb #2f947ac9
 def data_url(
     image: Image.Image,
     side: int,  # pixels, at most
 ) -> str:
     "An image as text that a request can carry."
-    image = image.convert("RGB")
-    image.thumbnail((side, side))  # shrinks, never enlarges
-    coded = {}
+    image, coded = shrunk(image, side), {}
     for kind in ("png", "jpeg"):
         with BytesIO() as f:
             image.save(f, kind, quality=90)
@@ -325,7 +334,7 @@ def read_reply(
         usage = answer.get("usage") or {}
         tokens_in = int(usage.get("prompt_tokens") or 0)
         tokens_out = int(usage.get("completion_tokens") or 0)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         return dict(reply=raw[:300], tokens_in=0, tokens_out=0)
     said = said.encode(errors="replace").decode()  # half a character would not go to disk
     cut = dict(cut=max_tokens) if choice.get("finish_reason") == "length" else {}
@@ -407,7 +416,7 @@ def missing_half(record: dict) -> str:
 def item_key(record: dict, s: CompletionSettings) -> str:
     "What the completion of a record depends on."
     half = missing_half(record)
-    pixels = np.asarray(record["image"].convert("RGB"))
+    pixels = np.asarray(shrunk(record["image"], s.image_side))
     return digest(
         s.model,
         template(half),
@@ -512,8 +521,9 @@ def earlier(tries: list) -> str:
         return ""
     lines = ["\nEarlier tries were rejected; do not repeat their mistakes:"]
     for t in tries:
-        written = t["completion"]
-        said = [written.get("prompt") or written["question"], *written.get("choices", ())]
+        written = t["completion"]  # its caption may be empty
+        half = "prompt" if "prompt" in written else "question"
+        said = [written[half], *written.get("choices", ())]
         lines.append(f"- {' | '.join(said)} (rejected: {t['reason']})")
     return "\n".join(lines)
 
@@ -550,27 +560,45 @@ def complete_item(client, journal: Journal, s: CompletionSettings, item: str, re
         end = dict(end="dropped", reason=f"unanswered: {e}")
     return {"end_of": item, "id": record["id"]} | end
 
+# %% ../nbs/data/02_language_model.ipynb #c4f8151a
+def is_unanswered(end: dict) -> bool:  # end: a line of a journal, or from `complete_item`
+    "Whether a record was dropped for the endpoint's trouble; older journals hold such ends."
+    return end.get("reason", "").startswith("unanswered")
+
+# %% ../nbs/data/02_language_model.ipynb #c9f36592
+def answers_probe(client, journal: Journal, s: CompletionSettings) -> bool:
+    "Whether the endpoint still works."
+    try:
+        journal.write(check_endpoint(client, s))
+    except ValueError:
+        return False
+    return True
+
 # %% ../nbs/data/02_language_model.ipynb #c42b1b99
 def wait_for_answers(
     jobs: list,  # futures of `complete_item`
     journal: Journal,
     patience: int,  # so many records in a row may go unanswered
+    excuse=None,  # () -> bool: whether such a row is the records' trouble; None: it is not
 ) -> list:  # ends of the unanswered, not written down
     "Write down how each record ends, as it ends."
     silent, row = [], 0
     for job in tqdm(as_completed(jobs), "completing", len(jobs), unit=" records"):
         end = job.result()
-        if not end.get("reason", "").startswith("unanswered"):
+        if not is_unanswered(end):
             journal.write(end)
             row = 0
             continue
         silent.append(end)
         row += 1
-        if row > patience:
+        if row <= patience:
+            continue
+        if not excuse or not excuse():
             raise ValueError(
                 f"the endpoint has gone silent, {row} records in a row were {end['reason']}: "
                 f"what was paid for is in {journal.path}, run again to go on"
             )
+        row = 0
     return silent
 
 # %% ../nbs/data/02_language_model.ipynb #d601f25e
@@ -580,28 +608,29 @@ def ends_in(
 ) -> dict:  # keys of records to how they ended
     "The records that are done."
     ends = {line["end_of"]: line for line in lines if "end_of" in line}
-    return {key: end for key, end in ends.items() if not outgrown(end, s)}
+    done = {key: end for key, end in ends.items() if not outgrown(end, s)}
+    return {key: end for key, end in done.items() if not is_unanswered(end)}
 
 # %% ../nbs/data/02_language_model.ipynb #299b9687
 def run_jobs(records: dict, path, s: CompletionSettings) -> dict:  # keys to records -> keys to ends
     "Complete what the journal does not have yet; who gets no answer is asked once more at the end."
     with connect(s) as client, Journal(path) as journal, ThreadPoolExecutor(s.concurrency) as pool:
         submit = partial(pool.submit, complete_item, client, journal, s)
-        todo = [k for k in records if k not in journal.items or outgrown(journal.items[k], s)]
+        done = ends_in(journal.items.values(), s)
+        todo = [key for key in records if key not in done]
         try:
-            for patience in (s.concurrency, len(records)):
+            for excuse in (None, partial(answers_probe, client, journal, s)):
                 journal.write(check_endpoint(client, s))
                 jobs = [submit(key, records[key]) for key in todo]
-                silent = wait_for_answers(jobs, journal, patience)
+                silent = wait_for_answers(jobs, journal, s.concurrency, excuse)
                 todo = [end["end_of"] for end in silent]
                 if not todo:
                     break
-            for end in silent:
-                journal.write(end)
         finally:
             journal.stopped = True
             pool.shutdown(cancel_futures=True)
-        return journal.items
+        # not written down: the next run asks them again
+        return journal.items | {end["end_of"]: end for end in silent}
 
 # %% ../nbs/data/02_language_model.ipynb #e6e3f612
 def complete_by_llm(
@@ -680,7 +709,8 @@ def price(
 ) -> dict:  # records, done, tokens_in, tokens_out, usd, usd_worst, basis
     """What a job will cost, without a call.
 
-    usd_worst: each record is rewritten to the limit, with replies of full length."""
+    usd_worst: each record is rewritten to the limit, and each reply of its writer and its
+    verifier is malformed to the limit, at full length. What is sent stays a guess or a mean."""
     check_completion(s)
     lines = read_journal(journal) if journal else []
     ended = ends_in(lines, s)
@@ -689,9 +719,9 @@ def price(
     guesses = np.array([guess(r, s) for r in todo.values()], float).reshape(-1, 2).sum(0)
     n, *means = measured(lines, s.model)
     tokens = np.array(means) * len(todo) if n else guesses
-    tries = 1 + s.rewrites
-    worst_in = max(guesses[0], tokens[0] / tries)
-    worst = tries * np.array([worst_in, 2 * s.max_tokens * len(todo)])
+    # so many times it is written and verified, and each of both is asked for so many times
+    tries = (1 + s.rewrites) ** 2
+    worst = tries * np.array([max(guesses[0], tokens[0]), 2 * s.max_tokens * len(todo)])
     rate = np.array([usd_per_million_in, usd_per_million_out]) / 1e6
     return dict(
         records=len(todo),

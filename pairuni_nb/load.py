@@ -407,7 +407,7 @@ def _listed(value):
     "The list that a text holds, as a CSV cell does: in JSON, or as Python prints it."
     if isinstance(value, str) and value.lstrip().startswith("[") and len(value) < 10_000:
         for parse in json.loads, ast.literal_eval:
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 return parse(value)
     return value
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WRAPPINGS', 'LETTERS', 'LABEL', 'NINTH', 'HEADING', 'LETTER_WANTED', 'ORSTA_COLUMNS', 'THERE', 'ORSTA', 'BLIP3O',
            'PAIRUG', 'BOXES', 'REQUEST', 'TRAINED_ON', 'bare_answer', 'split_options', 'without_request',
-           'question_fields', 'orsta_fields', 'pick', 'about_boxes', 'ask_anew', 'read_source', 'read_similarity',
-           'half_of', 'asked_of', 'pair_of', 'read_pairug', 'is_pairug', 'pairug_line', 'comes_back', 'write_pairug']
+           'question_fields', 'told_answer', 'told_questions', 'orsta_fields', 'pick', 'about_boxes', 'ask_anew',
+           'read_source', 'read_similarity', 'half_of', 'asked_of', 'pair_of', 'read_pairug', 'is_pairug',
+           'pairug_line', 'comes_back', 'write_pairug']
 
 # %% ../nbs/data/01_paper_data.ipynb #7c30f1fe
 import json
@@ -109,6 +110,41 @@ def question_fields(
         return dict(question=stem, choices=options, answer=answer, matcher="choice")
     return dict(question=question, choices=[], answer=answer, matcher=answer_kind([], answer))
 
+# %% ../nbs/data/01_paper_data.ipynb #a7ae0f0b
+def told_answer(
+    truth,  # a row's reward_model
+) -> str:
+    "The answer that Orsta rewards; a number becomes a text."
+    if not isinstance(truth, dict):
+        raise ValueError(f"reward_model is {short(repr(truth), 40)}, but must be an object")
+    for name in ("ground_truth", "answer"):
+        told = truth.get(name)
+        if type(told) in (int, float):
+            told = str(told)
+        if told is not None and not isinstance(told, str):
+            raise ValueError(f"{name} is {short(repr(told), 40)}, but must be a text")
+        if told:
+            return bare_answer(told)
+    return ""
+
+# %% ../nbs/data/01_paper_data.ipynb #84943be0
+def told_questions(
+    turns,  # a row's prompt
+) -> list:  # texts
+    "What the user says in it."
+    asked = []
+    for turn in turns if isinstance(turns, list) else [turns]:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            told = short(repr(turn), 60)
+            raise ValueError(f"prompt holds {told}, but must be turns, each with role and content")
+        if turn["role"] != "user":
+            continue
+        if not isinstance(turn.get("content"), str):
+            told = short(repr(turn.get("content")), 60)
+            raise ValueError(f"prompt: the content of a turn is {told}, but must be a text")
+        asked.append(turn["content"])
+    return asked
+
 # %% ../nbs/data/01_paper_data.ipynb #93e5daee
 ORSTA_COLUMNS = ("data_source", "images", "prompt", "ability", "reward_model")
 THERE = "Is what this speaks of in the picture?"
@@ -122,14 +158,15 @@ def orsta_fields(
     if wrong := columns_fault(row, ORSTA_COLUMNS):
         raise ValueError(wrong)
     truth, images = row["reward_model"] or {}, row["images"] or []
-    answer = bare_answer(truth.get("ground_truth") or truth.get("answer") or "")
+    images = images if isinstance(images, (list, tuple)) else [images]
+    answer = told_answer(truth)
     task = f"{row['ability']} {truth.get('verifier')}".lower()
     boxes = "detection" in task or "grounding" in task or "bbox" in answer
     if boxes and not keep_boxes:
         return f"boxes ({row['ability']})"
     if len(images) > 1:
         return "more than one image"
-    asked = [turn["content"] for turn in row["prompt"] or [] if turn["role"] == "user"]
+    asked = told_questions(row["prompt"] or [])
     if len(asked) > 1:
         return "more than one question"
     question = "".join(asked).replace("<image>", "").strip()

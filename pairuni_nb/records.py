@@ -6,9 +6,9 @@
 __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'IMAGE_MARK', 'MOST_PIXELS', 'NARROWEST', 'KEPT_AS_THEY_ARE', 'REMOTE', 'HUB_ID',
            'short', 'columns_fault', 'parse_number', 'same_number', 'plain_words', 'answer_kind', 'text_fault',
            'choices_fault', 'question_fault', 'eight_bits', 'to_rgb', 'first_line', 'read_bytes', 'check_sides',
-           'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'Store', 'find_image', 'is_inside', 'check_free',
-           'new_folder', 'perhaps', 'run_fault', 'check_run', 'check_measured', 'remove', 'write_whole', 'write_json',
-           'read_json', 'whole_path', 'save_records']
+           'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'full_disk', 'Store', 'find_image', 'is_inside',
+           'check_free', 'new_folder', 'perhaps', 'run_fault', 'check_run', 'check_measured', 'remove', 'write_whole',
+           'write_json', 'read_json', 'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
 import json
@@ -247,12 +247,15 @@ def read_image(
     value,  # see read_bytes
     base="",  # folder that a path is relative to
     max_side: int = 0,  # longest side to keep, in pixels; 0: as it is
+    whole: bool = False,  # whether its size in the file must pass, too: others decode it whole
 ) -> Image.Image:
     "A decoded RGB image, or a ValueError that says why not."
     raw, name = read_bytes(value, base)
     try:
         # Pillow's warnings name no file
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(raw)) as image:
+            if whole:
+                check_sides(*image.size)
             if max_side:  # a large JPEG can be decoded small
                 image.draft("RGB", (max_side, max_side))
             check_sides(*image.size)
@@ -345,6 +348,16 @@ def nameless_file():
             "name another folder with HF_DATASETS_CACHE"
         ) from e
 
+# %% ../nbs/04_records.ipynb #811bb73d
+def full_disk(e: OSError, what: str) -> OSError:
+    "What to say where a nameless file does not take any more."
+    from datasets.config import HF_DATASETS_CACHE
+
+    return OSError(
+        f"{what} cannot be kept in {HF_DATASETS_CACHE} ({e.strerror}): "
+        "name a larger folder with HF_DATASETS_CACHE"
+    )
+
 # %% ../nbs/04_records.ipynb #ecafd6ea
 class Store:
     "Encoded images in a nameless file."
@@ -356,16 +369,14 @@ class Store:
         "Bytes out of memory."
         if self.file is None:
             self.file = nameless_file()
-        file, start, size = self.file, self.end, len(raw)
+        file, start, left = self.file, self.end, memoryview(raw)
         try:
-            self.end += file.write(raw)
+            while left:  # on a disk that is nearly full a part is written, and then comes the error
+                written = file.write(left)
+                self.end, left = self.end + written, left[written:]
         except OSError as e:
-            from datasets.config import HF_DATASETS_CACHE
-
-            raise OSError(
-                f"images cannot be kept in {HF_DATASETS_CACHE} ({e.strerror}): "
-                "name a larger folder with HF_DATASETS_CACHE"
-            ) from e
+            raise full_disk(e, "images") from e
+        size = self.end - start
         return lambda: os.pread(file.fileno(), size, start)
 
 # %% ../nbs/04_records.ipynb #73590e34

@@ -52,8 +52,10 @@ def test_keys_follow_content():
         item_key(a, CompletionSettings("gpt-4o")),
         item_key(a | {"prompt": "a star"}, s),
         item_key(a | {"image": b["image"]}, s),
+        item_key(a, CompletionSettings(image_side=24)),  # another picture is sent
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
+    assert item_key(a, s) == item_key(a, CompletionSettings(image_side=48))  # as it is
 
 # %% ../nbs/data/02_language_model.ipynb #2de0713c
 def test_a_line_cut_off_is_forgotten(tmp_path):

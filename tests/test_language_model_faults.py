@@ -19,6 +19,7 @@ from pairuni_nb.language_model import (
     FORMS,
     ToyEndpoint,
     chat,
+    check_completion,
     complete_by_llm,
     complete_one,
     connect,
@@ -28,6 +29,7 @@ from pairuni_nb.language_model import (
     price,
     prompt,
     read_journal,
+    read_reply,
     request,
     send,
     totals,
@@ -236,14 +238,76 @@ def test_an_endpoint_that_goes_silent_drops_nobody(tmp_path):
         assert len(complete_by_llm(ROWS, tmp_path / "j", s)[0]) == len(ROWS)
 
 
+class Late(Faulty):
+    """Gives no answer about some pictures, and after `lives` calls none at all."""
+
+    def __init__(self, records, lives=10**6, **dials):
+        super().__init__(**dials)
+        self.pictures = [picture_of(r) for r in records]
+        self.lives, self.gone = lives, False
+
+    def fault(self, body):
+        asked = body["messages"][0]["content"]
+        return "broken" if any(p in asked for p in self.pictures) else None
+
+    def serve(self, handler, body):
+        if len(self.log) >= self.lives:
+            return handler.answer(error("oh no"), 500)
+        super().serve(handler, body)
+
+
+def test_who_gets_no_answer_is_dropped_from_this_run_alone(tmp_path):
+    # more in a row than calls in flight, and the endpoint is well
+    with Late(ROWS[4:12]) as endpoint:
+        s = settings(endpoint, retries=0, concurrency=2)
+        rows = [r for pair in zip(ROWS[4:12], ROWS[12:20]) for r in pair]
+        quads, dropped = complete_by_llm(rows, tmp_path / "j", s)
+        assert {id for id, _ in dropped} == {r["id"] for r in ROWS[4:12]}
+        assert all(reason.startswith("unanswered: HTTP 500") for _, reason in dropped)
+        assert not any(line.get("end") == "dropped" for line in read_journal(tmp_path / "j"))
+        assert price(rows, s, 2, 8, tmp_path / "j")["records"] == 8
+        endpoint.pictures = []
+        assert len(complete_by_llm(rows, tmp_path / "j", s)[0]) == 16
+        endpoint.calls.clear()
+        assert len(complete_by_llm(rows, tmp_path / "j", s)[0]) == 16 and not endpoint.calls
+
+
+def test_ends_that_an_older_journal_holds_are_asked_again(tmp_path):
+    with ToyEndpoint() as endpoint:
+        s = settings(endpoint)
+        old = dict(id=ROWS[0]["id"], end="dropped", reason="unanswered: HTTP 500: oh no")
+        (tmp_path / "j").write_text(json.dumps({"end_of": item_key(ROWS[0], s)} | old) + "\n")
+        assert complete_by_llm(ROWS[:1], tmp_path / "j", s)[1] == []
+        assert totals(tmp_path / "j")["dropped"] == 0
+
+
+def test_an_endpoint_that_goes_silent_at_the_end_drops_nobody(tmp_path):
+    rows = [r for pair in zip(ROWS[4:12], ROWS[12:20]) for r in pair]
+    with Late(ROWS[4:12]) as endpoint:
+        s = settings(endpoint, retries=0, concurrency=2)
+        # each of eight is asked twice, of the others there is a caption and its verdict
+        endpoint.lives = 8 + 2 * 8 + 1
+        with pytest.raises(ValueError, match="has gone silent.*HTTP 500.*run again"):
+            complete_by_llm(rows, tmp_path / "j", s)
+        held = totals(tmp_path / "j")
+        assert held["dropped"] == 0 and held["accepted"] == 8
+        endpoint.lives, endpoint.pictures = 10**6, []
+        assert len(complete_by_llm(rows, tmp_path / "j", s)[0]) == 16
+
+
+def picture_of(record):
+    """A record's picture as a request holds it."""
+    asked = request(CompletionSettings(), "caption", "", record["image"])
+    return asked["messages"][0]["content"][1]
+
+
 class Choosy(Faulty):
     """Fails in one way for one picture only."""
 
     def __init__(self, fault, record):
         super().__init__()
         self.name = fault
-        asked = request(CompletionSettings(), "caption", "", record["image"])
-        self.picture = asked["messages"][0]["content"][1]
+        self.picture = picture_of(record)
 
     def fault(self, body):
         return self.name if self.picture in body["messages"][0]["content"] else None
@@ -272,6 +336,19 @@ def test_one_record_in_trouble_is_dropped_alone(fault, reason, calls, tmp_path):
     assert id == ROWS[3]["id"]
     assert re.match(reason, said)
     assert sum(f == fault for _, f in endpoint.log) == calls
+
+
+@pytest.mark.parametrize("record, words", [(ROWS[0], "no prompt"), (ROWS[20], "no question")])
+def test_a_writer_that_writes_nothing_is_asked_again(record, words, tmp_path):
+    class Mute(ToyEndpoint):
+        def reply(self, name, text, image):
+            said = super().reply(name, text, image)
+            return said if name == "probe" else dict.fromkeys(said, "")
+
+    with Mute() as endpoint:
+        _, ((_, reason),) = complete_by_llm([record], tmp_path / "j", settings(endpoint))
+        assert len(about_records(endpoint)) == 3
+    assert reason.startswith("rejected 3 times") and words in reason
 
 
 def test_pauses_grow_or_follow_the_server_and_every_try_keeps_the_pace(monkeypatch):
@@ -326,6 +403,70 @@ def test_a_price_without_a_call(tmp_path):
 
         complete_by_llm(ROWS, tmp_path / "j", s)
         assert price(ROWS, s, 2, 8, tmp_path / "j")["usd"] == 0
+
+
+def test_no_run_costs_more_than_the_highest_price(tmp_path):
+    class Worst(ToyEndpoint):
+        """Replies at full length: out of form until the last time, and then an objection."""
+
+        said = 0
+
+        def serve(self, handler, body):
+            if body["response_format"]["json_schema"]["name"] == "probe":
+                return super().serve(handler, body)
+            self.said += 1
+            name = body["response_format"]["json_schema"]["name"]
+            fields = dict(objection="no", holds=False)
+            if not name.startswith("verify"):
+                fields = dict(evidence="", caption=f"try {self.said}")
+            reply = "{" if self.said % 3 else json.dumps(fields)
+            handler.answer(chat(reply, "toy", 100, s.max_tokens))
+
+    with Worst() as endpoint:
+        s = settings(endpoint, concurrency=1, rewrites=2)
+        complete_by_llm(ROWS[:1], tmp_path / "j", s)
+    replies = [line for line in read_journal(tmp_path / "j") if "item" in line]
+    assert len(replies) == 2 * 3 * 3
+    paid = sum(line["tokens_out"] for line in replies)
+    assert price(ROWS[:1], s, 0, 1000)["usd_worst"] == round(paid / 1000, 2)
+    # what a measured record takes is less than what the worst would
+    two = price(ROWS[:2], s, 1000, 0, tmp_path / "j")
+    assert two["usd"] == round(len(replies) * 100 / 1000, 2) < two["usd_worst"]
+
+
+def test_the_key_follows_the_picture_that_is_sent():
+    large = ROWS[0] | dict(image=ROWS[0]["image"].resize((96, 96)))
+    keys = {item_key(large, CompletionSettings(image_side=side)) for side in (32, 64, 96, 768)}
+    assert len(keys) == 3  # as it is, and shrunk to two sizes
+    small = {item_key(ROWS[0], CompletionSettings(image_side=side)) for side in (48, 768)}
+    assert len(small) == 1 and large["image"].size == (96, 96)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "[" * 200_000,
+        '{"a":' * 200_000,
+        '{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1e400}}',
+        '{"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": NaN}}',
+    ],
+    ids=("lists", "objects", "infinity", "nan"),
+)
+def test_replies_that_no_reader_takes(raw):
+    assert read_reply(raw, 9) == dict(reply=raw[:300], tokens_in=0, tokens_out=0)
+
+
+@pytest.mark.parametrize(
+    "address", ("HTTP://me:secret@h/v1", " Https://secret@h", "me:secret@h/v1", "http:/me:secret@h")
+)
+def test_a_password_in_the_address_is_told_nowhere(address):
+    with pytest.raises(ValueError, match="base_url holds an @") as e:
+        check_completion(CompletionSettings(base_url=address))
+    assert "secret" not in str(e.value)
+
+
+def test_an_at_behind_the_host_is_none_of_a_password():
+    check_completion(CompletionSettings(base_url="HTTP://h:8000/v1/@me"))
 
 
 def refuses(folder, words, **changed):

@@ -8,20 +8,28 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from datasets import Image as ImageColumn
+from PIL import Image
 
+from pairuni_nb import pairing
+from pairuni_nb import records as records_module
 from pairuni_nb.evaluate import is_toy
 from pairuni_nb.pairing import (
     COLUMNS,
+    as_dataset,
     check_candidates,
     choose,
     load_pairs,
     make_pairs,
+    pair_records,
     pair_row,
     retrieve,
     save_pairs,
+    stored_rows,
 )
-from pairuni_nb.records import new_folder
+from pairuni_nb.records import new_folder, read_image
+from pairuni_nb.settings import PairSettings
 from pairuni_nb.world import records
+from test_records_errors import Nearly
 
 
 @pytest.fixture
@@ -306,3 +314,120 @@ def test_clusters_are_a_tenth_of_the_images_that_are_left(u, g):
     counts = make_pairs(u, g, dedup=1.0)[1]
     assert counts["medoids"] == 2 and counts["copies_u"] >= 96
     sentence(lambda: make_pairs(u, g, dedup=1.0, clusters=25), "clusters is 25", "set --clusters")
+
+
+def opened(rows, folder, ending, edit=None):
+    "Records whose pictures were opened from files, as people who read their own do."
+    folder.mkdir()
+    there = []
+    for r in rows:
+        r["image"].save(folder / f"{r['id']}{ending}")
+        image = Image.open(folder / f"{r['id']}{ending}")
+        if edit:
+            edit(image)
+        there.append(r | dict(image=image, scene=""))
+    return there
+
+
+def turned(image):
+    image.putpixel((0, 0), (1, 2, 3))
+    image.thumbnail((40, 40))
+
+
+@pytest.mark.parametrize("ending", (".png", ".jpg"))
+@pytest.mark.parametrize("edit", (None, turned))
+def test_pictures_opened_from_files_are_kept_as_their_pixels_are(u, g, tmp_path, ending, edit):
+    u, g = opened(u, tmp_path / "u", ending, edit), opened(g, tmp_path / "g", ending, edit)
+
+    def completer(r):
+        return dict(prompt=f"a thing, {r['answer']}") if "question" in r else None
+
+    rows, _ = pair_records(u, g, PairSettings(clusters=6, delta=0.3), completer=completer)
+    assert {"aligned", "retrieved"} == {row["kind"] for row in rows}
+    pixels = [[np.asarray(row[c]) for c in ("u_image", "g_image")] for row in rows]
+    if edit:
+        assert pixels[0][0].shape == (40, 40, 3)
+    save_pairs(rows, tmp_path / "p")
+    in_memory = as_dataset(rows)
+    for file in list(tmp_path.glob("?/*" + ending)):
+        file.unlink()
+    for (a, b), row in zip(pixels, load_pairs(tmp_path / "p"), strict=True):
+        assert np.array_equal(a, row["u_image"]) and np.array_equal(b, row["g_image"])
+    (row,) = stored_rows(in_memory, [0])
+    assert np.array_equal(pixels[0][0], row["u_image"])
+
+
+def test_pictures_of_other_kinds_are_kept_as_they_are_read(u, g, tmp_path):
+    images = [u[0]["image"].convert(mode) for mode in ("RGB", "L", "P", "CMYK", "RGBA")]
+    images[-1].putpixel((0, 0), (9, 9, 9, 0))
+    rows = [pair_row("retrieved", 0.7, u[0] | dict(image=i), g[0]) for i in images]
+    save_pairs(rows, tmp_path / "p")
+    for image, row in zip(images, load_pairs(tmp_path / "p"), strict=True):
+        want = np.array(image.convert("RGB"))
+        if image.mode == "RGBA":
+            want[0, 0] = 255  # on white
+        assert np.array_equal(want, row["u_image"]), image.mode
+    rows[0]["u_image"] = u[0]["image"].convert("F")
+    sentence(lambda: as_dataset(rows), "which of its numbers is white")
+
+
+def of_type(pairs, file, column, values):
+    "A pair file with another column in the place of one."
+    table = pa.Table.from_batches(pairs.with_format("arrow")[:].to_batches())
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, values).replace_schema_metadata(None), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    "column, value, wanted",
+    [
+        ("choices", '["a", "b"]', "choices is string, but must be a list of texts"),
+        ("choices", [["a"]], "must be a list of texts"),
+        ("kind", ["aligned"], "must be a text"),
+        ("prompt", dict(text="a cat"), "prompt is struct<text: string>, but must be a text"),
+        ("answer", b"\xff", "must be a text"),
+        ("similarity", "much", "similarity is string, but must be a number"),
+        ("similarity", [0.7], "must be a number"),
+        ("u_image", [dict(bytes=b"x", path="x.png")], "must be an image"),
+        ("g_image", 7, "g_image is int64, but must be an image"),
+        ("g_image", dict(bytes=7, path=None), "must be an image"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_columns_of_another_type_are_named(pairs, tmp_path, column, value, wanted):
+    file = of_type(pairs, tmp_path / "p.parquet", column, pa.array([value] * len(pairs)))
+    sentence(lambda: load_pairs(file), f"p.parquet: the column {column} is", wanted)
+    sentence(lambda: load_pairs(file, look=False), f"p.parquet: the column {column} is", wanted)
+
+
+def test_columns_of_a_type_that_can_be_brought_to_ours(pairs, tmp_path):
+    texts = pa.array([f"{i}" for i in range(len(pairs))], pa.large_string())
+    file = of_type(pairs, tmp_path / "p.parquet", "prompt", texts.dictionary_encode())
+    assert load_pairs(file)["prompt"][:] == texts.to_pylist()
+    raw = pairs.with_format("arrow")[:]["g_image"].to_pylist()
+    raw = pa.array([image["bytes"] for image in raw])
+    for column in "u_image", "g_image":
+        file = of_type(pairs, tmp_path / "p.parquet", column, raw)
+        assert load_pairs(file)[0][column].size == (48, 48)
+
+
+@pytest.mark.parametrize("column", ("u_image", "g_image"))
+def test_a_jpeg_that_only_a_small_decoding_could_read(pairs, tmp_path, monkeypatch, column):
+    large = tmp_path / "large.jpg"
+    Image.new("L", (200, 150)).save(large)
+    image = dict(bytes=large.read_bytes(), path=None)
+    file = changed(pairs, tmp_path / "p.parquet", **{"kind": "retrieved", column: image})
+    assert load_pairs(file)[0][column].size == (200, 150)
+    monkeypatch.setattr(records_module, "MOST_PIXELS", 10_000)
+    sentence(lambda: load_pairs(file), "row 0", column, "200 x 150", "shrink it")
+    # who asks for a smaller one gets it
+    assert read_image(image, max_side=64).size == (64, 48)
+
+
+def test_a_disk_that_is_nearly_full_is_not_a_broken_file(pairs, tmp_path, monkeypatch):
+    pairs.to_parquet(tmp_path / "p.parquet")
+    for room in (100, 5000):
+        monkeypatch.setattr(pairing, "nameless_file", lambda: Nearly(room))
+        with pytest.raises(OSError, match="pairs cannot be kept in .*No space.*HF_DATASETS_CACHE"):
+            load_pairs(tmp_path / "p.parquet")

@@ -3,6 +3,7 @@
 What a tar may lack is skipped, counted and named.
 """
 
+import errno
 import io
 import json
 
@@ -14,7 +15,7 @@ from datasets import Image as ImageColumn
 from pairuni_nb import load
 from pairuni_nb.encoders import pixel_features
 from pairuni_nb.load import load_records, read_records
-from pairuni_nb.records import read_image, save_records, write_whole
+from pairuni_nb.records import Store, read_image, save_records, write_whole
 from pairuni_nb.world import records
 from test_load import write_tar
 
@@ -465,3 +466,40 @@ def test_a_folder_is_replaced(tmp_path):
         "checkpoint",
         "checkpoint/new",
     ]
+
+
+class Nearly(io.RawIOBase):
+    "A file on a disk with room for some more bytes."
+
+    def __init__(self, room):
+        self.room, self.held = room, b""
+
+    def writable(self):
+        return True
+
+    def write(self, raw):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part = bytes(raw[: min(self.room, -(-len(raw) // 2))])
+        self.room -= len(part)
+        self.held += part
+        return len(part)
+
+
+def test_a_disk_that_is_nearly_full_is_told_as_a_full_disk():
+    store = Store()
+    store.file = Nearly(100)
+    store.keep(b"a" * 60)
+    assert store.file.held == b"a" * 60 and store.end == 60
+    with pytest.raises(OSError, match="cannot be kept in .*No space left.*HF_DATASETS_CACHE"):
+        store.keep(b"b" * 60)
+    assert store.end == len(store.file.held) == 100
+
+
+@pytest.mark.parametrize("choices", ("[{{}}]", "[{[]: 1}]", "[" * 5000))
+def test_choices_that_are_almost_python(tmp_path, choices):
+    save_records(records("u", 2, 0), tmp_path / "u")
+    file = tmp_path / "u/records.jsonl"
+    rows = [json.loads(line) | dict(choices=choices) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    sentence(lambda: load_records(tmp_path / "u", "u"), "row 0", "must be a list of texts")
