@@ -7,11 +7,11 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'R
            'TAKES', 'COLUMNS', 'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'kind_of',
            'own_table', 'smallest_effect', 'sources', 'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded',
            'changed', 'run_name', 'trained', 'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run',
-           'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'begin_tables', 'check_ablation',
-           'ablate', 'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo', 'rises_of',
-           'differences', 'as_cell', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary', 'draw_points',
-           'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side', 'draw_runs',
-           'main']
+           'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'same_rows', 'begin_tables',
+           'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo',
+           'rises_of', 'differences', 'as_cell', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary',
+           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side',
+           'draw_runs', 'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -535,10 +535,23 @@ def how_long(left: int, steps: int, pace: float | None, jobs: int) -> str:
     return f"{runs}, about {minutes:.0f} minutes" if minutes > 1 else f"{runs}, about a minute"
 
 # %% ../nbs/run/07_ablate.ipynb #e0f9d830
-def begin_tables(out: Path, base: Preset, name: str, lines: list):
-    "A folder of tables, new or begun with the same settings."
+def same_rows(out: Path, told: dict, table: str, rows: dict) -> dict:  # row -> what it changes
+    "The rows of a table that its folder knows, and those of this call, which mean the same."
+    rows, known = json.loads(json.dumps(rows)), told.get(table, {})
+    for row, changes in rows.items():
+        if known.get(row, changes) != changes:
+            raise ValueError(
+                f"row '{row}' of {table} in '{out}' was {known[row]}, and now it is {changes}: "
+                "give it another name, or choose another --out"
+            )
+    return told | {table: known | rows}
+
+
+def begin_tables(out: Path, base: Preset, name: str, lines: list, table: str, rows: dict):
+    "A folder of tables, new or begun with the same settings and rows."
     file, now = out / "settings.json", dict(preset=name) | asdict(base.train)
     was = read_json(file, "choose another --out") if file.exists() else {}
+    told = same_rows(out, was.pop("rows", {}), table, rows)
     if not was and lines:  # a table that came without its folder
         was = dict(steps=lines[0]["steps"])
     for name, value in was.items():
@@ -548,7 +561,7 @@ def begin_tables(out: Path, base: Preset, name: str, lines: list):
                 "choose another --out"
             )
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    write_json(file, now)
+    write_json(file, now | dict(rows=told))
 
 # %% ../nbs/run/07_ablate.ipynb #a67b39d4
 def check_ablation(seeds: list, jobs: int, base: Preset, rows: dict):
@@ -584,7 +597,7 @@ def ablate(
     check_ablation(seeds, jobs, base, rows)
     file = out / f"{table}.csv"
     lines = read_table(file)
-    begin_tables(out, base, start, lines)
+    begin_tables(out, base, start, lines, table, rows)
     with locked(out):
         todo, order = [], list(tables[table])
         for seed in seeds:
@@ -938,6 +951,7 @@ def main(argv: list):  # folder of the tables, changes as JSON, seed
     out = Path(argv[0])
     saved = read_json(out / "settings.json", "start the table again")
     base = preset(saved.pop("preset"))
+    saved.pop("rows", None)
     run_row(out, json.loads(argv[1]), int(argv[2]), replace(base, train=TrainSettings(**saved)))
 
 # %% ../nbs/run/07_ablate.ipynb #1cb902b6

@@ -127,6 +127,18 @@ def test_a_run_has_a_name_that_a_file_can_have():
     )
 
 
+def test_a_row_that_was_edited_is_not_the_row_that_was_run(tmp_path):
+    base = preset("nano")
+    begin = lambda table, rows: a.begin_tables(tmp_path, base, "nano", [], table, rows)
+    begin("mine", {"reference": {}, "fast": dict(lr=3e-4, weights=(1, 2, 3))})
+    begin("mine", {"fast": dict(lr=3e-4, weights=(1, 2, 3)), "faster": dict(lr=1e-3)})
+    begin("yours", {"fast": dict(lr=1.0)})
+    for rows in ({"fast": dict(lr=4e-4, weights=(1, 2, 3))}, {"faster": {}}):
+        with pytest.raises(ValueError, match="row 'fast.*' of mine .* was .*, and now it is"):
+            begin("mine", rows)
+    assert set(json.loads((tmp_path / "settings.json").read_text())["rows"]) == {"mine", "yours"}
+
+
 def test_what_the_machine_lacks_is_no_result_of_a_row(tmp_path):
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="could not be loaded"):
@@ -403,7 +415,7 @@ def test_a_preset_with_data_of_its_own(tmp_path, monkeypatch):
     base = Preset(TINY, data=str(things), reward="scene", pair=pair)
     monkeypatch.setitem(PRESETS, "things", base)
     (tmp_path / "out").mkdir()
-    a.begin_tables(tmp_path / "out", base, "things", [])
+    a.begin_tables(tmp_path / "out", base, "things", [], "mine", {})
     a.main([str(tmp_path / "out"), json.dumps(dict(mix="aligned")), "3"])
     run = tmp_path / "out/runs/mix=aligned,seed=3"
     assert json.loads((run / "pairs/pairs.json").read_text())["settings"] is not None
