@@ -534,7 +534,7 @@ def how_long(left: int, steps: int, pace: float | None, jobs: int) -> str:
     minutes = steps * pace / jobs / 60
     return f"{runs}, about {minutes:.0f} minutes" if minutes > 1 else f"{runs}, about a minute"
 
-# %% ../nbs/run/07_ablate.ipynb #e0f9d830
+# %% ../nbs/run/07_ablate.ipynb #619eca34
 def same_rows(out: Path, told: dict, table: str, rows: dict) -> dict:  # row -> what it changes
     "The rows of a table that its folder knows, and those of this call, which mean the same."
     rows, known = json.loads(json.dumps(rows)), told.get(table, {})
@@ -546,8 +546,15 @@ def same_rows(out: Path, told: dict, table: str, rows: dict) -> dict:  # row -> 
             )
     return told | {table: known | rows}
 
-
-def begin_tables(out: Path, base: Preset, name: str, lines: list, table: str, rows: dict):
+# %% ../nbs/run/07_ablate.ipynb #e0f9d830
+def begin_tables(
+    out: Path,
+    base: Preset,
+    name: str,  # of the preset
+    lines: list,  # of the table, so far
+    table: str,
+    rows: dict,  # of the table: name -> what it changes
+):
     "A folder of tables, new or begun with the same settings and rows."
     file, now = out / "settings.json", dict(preset=name) | asdict(base.train)
     was = read_json(file, "choose another --out") if file.exists() else {}

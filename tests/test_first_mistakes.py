@@ -10,7 +10,6 @@ from program import pairuni
 
 from pairuni_nb import pairing
 from pairuni_nb.cli import COMMANDS, JOBS, main
-from pairuni_nb.jobs import Train
 from pairuni_nb.pairing import load_pairs
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")

@@ -219,7 +219,9 @@ def test_a_single_point_is_drawn_and_steps_are_whole():
 
 def test_a_group_is_called_equal_only_where_nothing_pulls():
     def said(*made):
-        return Group("u", "q", [], "", None, [Made(r, a, a, -1.0, -1.0 + m) for r, a, m in made]).moved
+        return Group(
+            "u", "q", [], "", None, [Made(r, a, a, -1.0, -1.0 + m) for r, a, m in made]
+        ).moved
 
     assert said((1.0, 1.0, 0.2), (0.0, -1.0, -0.1)).endswith("gained +0.300 on the worse.")
     assert said((1.0, 1.0, 0.2), (0.0, 0.0, 0.1)) == (  # RAFT: who is not the best pulls nowhere
