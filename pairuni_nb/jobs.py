@@ -48,7 +48,7 @@ from pairuni_nb.settings import (
     visible,
 )
 
-# %% ../nbs/run/08_jobs.ipynb #d7eef149
+# %% ../nbs/run/08_jobs.ipynb #26878019
 OF_PRESET = TrainSettings()  # this object, whatever it holds, stands for the preset's settings
 
 

@@ -159,10 +159,9 @@ def join_processes(device: str) -> PartialState:
     "Join the other processes that `accelerate launch` started."
     patience = timedelta(hours=2)  # one may wait so long for another
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        state = PartialState(cpu=device == "cpu", timeout=patience)
-        if state.device.type != device:  # accelerate keeps to what it was first asked for
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        state = PartialState(cpu=on_cpu, timeout=patience)
+        if device not in ("auto", state.device.type):  # accelerate keeps to its first answer
             raise ValueError(
                 f"this Python process has begun to compute on {state.device.type}: "
                 f"start another one to use {device}"

@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
@@ -36,7 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .diffusion import load_checkpoint
-from .pairing import load_pairs, save_pairs
+from .pairing import save_pairs
 from .prepare import merge_lora, prepare
 from .processes import rank_and_size
 from pairuni_nb.records import (
@@ -161,9 +162,10 @@ def check_same(run: Path, s: TrainSettings, model: str | None, pairs):
             changed.append(f"{f.name} was {was}, now {now}")
     if changed:
         raise ValueError(f"cannot resume '{run}' with other settings: {'; '.join(changed)}")
-    own = load_pairs(run / "pairs", look=False)
     same = "pairs_sha256" not in saved or saved["pairs_sha256"] == digest(run / "pairs")
-    same = same and all(list(own[name]) == list(pairs[name]) for name in TOLD)
+    if same:
+        own = pq.read_table(run / "pairs" / "pairs.parquet", columns=list(TOLD))
+        same = all(own[name].to_pylist() == list(pairs[name]) for name in TOLD)
     if not same:
         raise ValueError(
             f"cannot resume '{run}': its pairs are no longer those it was started with; "

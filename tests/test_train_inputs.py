@@ -75,9 +75,9 @@ def test_your_own_held_out_records_survive_a_resume(pairs, tmp_path):
 def test_a_device_is_the_one_that_was_named_or_it_is_said(tmp_path, monkeypatch):
     assert join_processes("auto").device.type == join_processes("cpu").device.type == "cpu"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # and this process began without
-    for device in ("cuda", "auto"):
-        with pytest.raises(ValueError, match=r"has begun to compute on cpu: .* to use cuda"):
-            join_processes(device)
+    with pytest.raises(ValueError, match=r"has begun to compute on cpu: .* to use cuda"):
+        join_processes("cuda")
+    assert join_processes("auto").device.type == "cpu"
     toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
     with pytest.raises(ValueError, match="has begun to compute on cpu"):
         train(toy, tmp_path / "run", S, device="cuda")
