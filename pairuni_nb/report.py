@@ -8,8 +8,8 @@ __all__ = ['SCORES', 'SIDES', 'HELD_OUT', 'PHASES', 'SHARE', 'FORM', 'NORM', 'CO
            'draw_score', 'draw_heldout', 'panel', 'both', 'draw_seconds', 'finish_panel', 'new_figure', 'plot_run',
            'compare', 'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture', 'drawing', 'drawings_of', 'panel_picture',
            'judged', 'Asked', 'asked_of', 'signed', 'Made', 'Group', 'LookedAt', 'rollouts_of', 'group_of', 'looked_at',
-           'steps_looked_at', 'looks_of', 'in_words', 'optional_json', 'scores_of', 'page_data', 'page', 'write_report',
-           'same_pairs', 'beside']
+           'steps_looked_at', 'looks_of', 'in_words', 'method_named', 'optional_json', 'scores_of', 'page_data', 'page',
+           'write_report', 'same_pairs', 'beside']
 
 # %% ../nbs/run/03_report.ipynb #b53bd2bd
 import json
@@ -27,7 +27,8 @@ from PIL import Image
 
 from .records import check_measured, read_json, write_whole
 from .rewards import answer_accuracy, well_formed
-from .run_folder import old_settings, read_drawings, read_metrics
+from .run_folder import read_drawings, read_metrics
+from .settings import TrainSettings
 from .world import G_COLOUR, U_COLOUR
 
 # %% ../nbs/run/03_report.ipynb #56be3818
@@ -574,6 +575,15 @@ METHODS = {  # as `TrainSettings.method` names them
     "raft": "RAFT",
     "unified": "GRPO, unified rewards",
 }
+
+
+def method_named(s: dict) -> str:  # s: of settings.json, whatever it holds
+    "What the run's method is called."
+    told = {k: str(s[k]) for k in ("weighting", "advantage") if k in s}
+    method = TrainSettings(**told, sample_by_weight=s.get("sample_by_weight") is True).method
+    return METHODS.get(method, method)
+
+
 SHOWN = ("model", "weighting", "seed", "steps", "pairs", "pairs_per_step", "rollouts")
 
 
@@ -614,7 +624,7 @@ def page_data(run: Path) -> dict:
     asked, changes = asked_of(run, before, after)
     return dict(
         s=s,
-        title=f"{METHODS[old_settings(run)[0].method]}, seed {s['seed']}",
+        title=f"{method_named(s)}, seed {s['seed']}",
         done=done,
         steps=max((line["step"] for line in metrics), default=0),
         seconds=sum(line.get("sec_step", 0) + line.get("sec_eval", 0) for line in metrics),

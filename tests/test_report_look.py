@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from pairuni_nb.report import (
     drawings_of,
     finish_panel,
     looks_of,
+    method_named,
     new_figure,
     write_report,
 )
@@ -234,5 +235,7 @@ def test_a_page_names_the_method_of_its_run():
     s = TrainSettings()
     runs = [s, replace(s, weighting="none"), replace(s, advantage="best")]
     runs += [replace(s, advantage="unified"), replace(s, sample_by_weight=True)]
-    assert [METHODS[run.method] for run in runs][:3] == ["Pair-GRPO", "GRPO", "RAFT"]
-    assert len({METHODS[run.method] for run in runs}) == len(METHODS) == 5
+    names = [method_named(asdict(run)) for run in runs]
+    assert names[:3] == ["Pair-GRPO", "GRPO", "RAFT"] and set(names) == set(METHODS.values())
+    assert method_named(dict(weighting="linear")) == "Pair-GRPO"  # an older run's
+    assert method_named(dict(weighting=[1], advantage={})) == "{}"
