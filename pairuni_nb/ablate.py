@@ -376,6 +376,7 @@ NOT_THE_ROWS = (
     "memory",
     "could not be loaded",
     "pip install",
+    "unknown weighting",
 )
 
 
@@ -580,8 +581,9 @@ def check_ablation(seeds: list, jobs: int, base: Preset, rows: dict):
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     if not base.data or base.data != "toy" and not Path(base.data, "u").exists():
         raise ValueError(
-            f"a table needs data, and there is nothing in '{base.data}': take the preset nano, or "
-            "fetch the pictures of nano-emoji with python scripts/fetch_emoji.py --things"
+            f"a table needs data, and there is nothing in '{base.data}': take the preset nano, "
+            "fetch the pictures of nano-emoji with python scripts/fetch_emoji.py --things, or "
+            "compare runs on data of yours with pairuni train and pairuni compare"
         )
     for changes in rows.values():
         check_changes(base, changes)

@@ -97,7 +97,8 @@ def _title(numbers):
     elif numbers.weighting == "none":
         text = "No weighting: w = 1, Pair-GRPO takes GRPO's step"
     else:
-        weight = {"sqrt": "w = √s", "linear": "w = s", "square": "w = s²"}[numbers.weighting]
+        known = {"sqrt": "w = √s", "linear": "w = s", "square": "w = s²"}
+        weight = known.get(numbers.weighting, "w")
         text = (
             f"Retrieved pair, s = {numbers.similarity:.2f}: {weight} = {numbers.weight:.2f}, "
             f"Pair-GRPO takes {numbers.weight:.0%} of GRPO's step"

@@ -13,7 +13,8 @@ export function groupAdvantage(rewards) {  // pair_grpo.group_advantage, for one
 
 export function pairWeight(similarity, aligned, weighting) {  // pair_grpo.pair_weight
   if (aligned) return 1;
-  return { sqrt: Math.sqrt(similarity), linear: similarity, none: 1 }[weighting];
+  const s = similarity;
+  return { sqrt: Math.sqrt(s), linear: s, none: 1, square: s * s }[weighting];
 }
 
 function softmax(theta) {
