@@ -536,10 +536,11 @@ def how_long(left: int, steps: int, pace: float | None, jobs: int) -> str:
     return f"{runs}, about {minutes:.0f} minutes" if minutes > 1 else f"{runs}, about a minute"
 
 # %% ../nbs/run/07_ablate.ipynb #619eca34
-def same_rows(out: Path, told: dict, table: str, rows: dict) -> dict:  # row -> what it changes
-    "The rows of a table that its folder knows, and those of this call, which mean the same."
+def same_rows(out: Path, told: dict, table: str, rows: dict, lines: list) -> dict:
+    "Tables -> rows -> what they change; a row that has a line in its table means what it meant."
     rows, known = json.loads(json.dumps(rows)), told.get(table, {})
-    for row, changes in rows.items():
+    for row in rows.keys() & {line["row"] for line in lines}:
+        changes = rows[row]
         if known.get(row, changes) != changes:
             raise ValueError(
                 f"row '{row}' of {table} in '{out}' was {known[row]}, and now it is {changes}: "
@@ -559,7 +560,7 @@ def begin_tables(
     "A folder of tables, new or begun with the same settings and rows."
     file, now = out / "settings.json", dict(preset=name) | asdict(base.train)
     was = read_json(file, "choose another --out") if file.exists() else {}
-    told = same_rows(out, was.pop("rows", {}), table, rows)
+    told = same_rows(out, was.pop("rows", {}), table, rows, lines)
     if not was and lines:  # a table that came without its folder
         was = dict(steps=lines[0]["steps"])
     for name, value in was.items():

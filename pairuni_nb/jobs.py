@@ -126,10 +126,10 @@ class Train(FromPreset):
     held_g: str = ""  # G records to score, likewise
     # checkpoint of the preset's family (a Janus, an Emu3 or a masked Janus); without one, the
     # preset's, or janus-nano
-    model: str = ""
+    model: str | None = None
     # of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, a weighted sum
-    # of these, or module:function of yours; without one, the preset's, or what the pairs allow
-    reward: str = ""
+    # of these, or module:function of yours; without one, the preset's; "": what the pairs allow
+    reward: str | None = None
     reward_u: str = ""  # of answers: module:function of yours; without one, whether they are right
     reward_device: str = "cpu"  # of a clip or hps reward: auto, cpu or cuda
     out: str = ""  # run folder, new; without one, runs/<time>-<method>
@@ -148,9 +148,9 @@ class Plan(FromPreset):
     # janus-pro-7b, janus-pro-1b-24gb or emu3-8b (nano-diffusion's cost is not known)
     preset: str = "janus-pro-1b"
     # checkpoint of the preset's family, of which only config.json is read, and an Emu3's processor
-    model: str = ""
+    model: str | None = None
     # RTX 3090, 4090 or 5090, L4, L40S, A100 80GB, H100 80GB or H200, or a part of such a name
-    card: str = ""
+    card: str | None = None
     devices: int | None = None  # how many of them
     settings: OmitArgPrefixes[TrainSettings] = OF_PRESET
 
@@ -899,12 +899,11 @@ def run_train(
     c = check_train(c)
     check_flags(c, argv)
     check_hub(c.push_to_hub)
-    device = check_device(c.device)
-    check_gpu(c, device)
+    check_gpu(c, check_device(c.device))
     from pairuni_nb.processes import join_processes
     from pairuni_nb.run_folder import kept_if_measured
 
-    group = join_processes(device)
+    group = join_processes(c.device)
     if group.num_processes > 1 and not c.out:
         raise ValueError("several processes need one run folder: name it with --out")
     out = Path(c.out) if c.out else free_name(c.settings.method)
@@ -919,7 +918,7 @@ def run_train(
         begin_job(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()
     with kept_if_measured(out):
-        go_on(out, rewards, held, device, c.tracker, c.push_to_hub)
+        go_on(out, rewards, held, c.device, c.tracker, c.push_to_hub)
     push(out, c.push_to_hub)
 
 # %% ../nbs/run/08_jobs.ipynb #183049ea
@@ -984,7 +983,7 @@ def how_it_goes_on(run: Path, stopped: KeyboardInterrupt) -> str:
     if str(stopped):  # it waited for the end of a step
         return f"{stopped}; {command}"
     if last_save(run):
-        return f"the step it was in is lost; {command}, from its last save"
+        return f"what came after its last save is lost; {command}, from there"
     return f"nothing was saved yet; {command}, from its start"
 
 # %% ../nbs/run/08_jobs.ipynb #7e26f669
@@ -1040,7 +1039,7 @@ def resume(
     check_tracker(tracker)
     run, rewards = Path(run), dict(rewards or {})
     check_run(run, True)
-    device = check_device(device)
+    check_device(device)
     from pairuni_nb.processes import join_processes
     from pairuni_nb.run_folder import old_settings
 

@@ -39,7 +39,8 @@ LETTER = re.compile(r"\(?([a-h])(?:[.):]?|[.):]\s+(.+))", re.I | re.S)
 
 def folded(text: str) -> str:
     "Without what a writer may add: spaces around, a full stop, capitals."
-    return text.strip().rstrip(".").casefold()
+    bare = text.strip()
+    return (bare.rstrip(".") or bare).casefold()
 
 
 def chosen(

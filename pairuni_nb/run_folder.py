@@ -154,8 +154,10 @@ def check_same(run: Path, s: TrainSettings, model: str | None, pairs):
     "A run goes on with the settings, the checkpoint and the pairs it was started with."
     old, saved = old_settings(run)
     changed = []
-    if saved["model"] not in (model, whole_path(model)):
-        changed.append(f"model was {saved['model']}, now {model}")
+    was, now = saved["model"] or "janus-nano", model or "janus-nano"
+    moved = os.path.isabs(was) and not Path(was).exists()  # perhaps to where it is now
+    if was not in (now, whole_path(now)) and not moved:
+        changed.append(f"model was {was}, now {now}")
     for f in fields(TrainSettings):
         was, now = getattr(old, f.name), getattr(s, f.name)
         if was != now:

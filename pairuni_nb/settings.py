@@ -121,7 +121,7 @@ class TrainSettings:
     # (at least two) during training
     eval_items: int = 500
     rollouts_every: int = 0  # steps between rollouts kept whole; 0: two pairs' now and then
-    save_every: int = 30  # steps between saves
+    save_every: int = 30  # steps between saves; each evaluation on the way is preceded by one, too
     keep: int = 1  # saves that stay, the last ones; the best on the way stays too
     precision: str = "fp32"  # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
     # recompute each layer in the backward pass: less memory,

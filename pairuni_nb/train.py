@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['decide_split', 'read_split', 'default_rewards', 'no_rewards', 'check_judged', 'nothing_learned', 'measure', 'Stopped',
            'StopAsked', 'what_was_given', 'train', 'check_call', 'check_sides', 'drawing_weights', 'take_steps', 'due',
-           'score_on_the_way', 'watch_of', 'learning_rate', 'set_learning_rate', 'peak_gb', 'asked_texts', 'as_columns',
-           'check_length', 'check_lengths', 'tell', 'finish']
+           'score_on_the_way', 'score_again', 'watch_of', 'learning_rate', 'set_learning_rate', 'peak_gb',
+           'asked_texts', 'as_columns', 'check_length', 'check_lengths', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import resource
@@ -316,12 +316,13 @@ def take_steps(
 ):
     "The loop: pairs of a step, the step, a line of metrics; now and then an evaluation and a save."
     lines = read_metrics(out) if start else []
+    accelerator.wait_for_everyone()  # until all have read them
     weights = drawing_weights(pairs, kept, s)
     quiet = not accelerator.is_main_process
-    if due(start, s) and not any(m["step"] == start and "sec_eval" in m for m in lines):
-        score_on_the_way(made, held, out, start, s, rewards["g"], accelerator)
     bar = tqdm(range(start, s.steps), s.method, s.steps, initial=start, disable=quiet)
     with bar, StopAsked() as stop:
+        if due(start, s):
+            score_again(made, held, out, start, s, rewards["g"], accelerator, lines)
         for step in bar:
             places = rows_of_step(len(kept), s.pairs_per_step, s.seed, step, weights)
             ids = [kept[i] for i in places]
@@ -342,6 +343,8 @@ def take_steps(
                 callback(done, metrics, sides)
             tell(bar, lines, quiet)
             fault, stopped, scores = no_rewards(lines, last), stop.by_anyone(), due(done, s)
+            if fault and last:  # the run would count as done
+                raise ValueError(fault)
             # first of all, for an evaluation may be long
             if fault or stopped or scores or last or done % s.save_every == 0:
                 save_state(out, made.policy, made.opt, done, s.keep)
@@ -372,6 +375,24 @@ def score_on_the_way(
     quarter = [part[: max(2, len(part) // 4)] for part in held]  # one item has no score
     result = measure(made.janus, quarter, out, done, s, reward, accelerator)
     save_best(out, made.policy, done, result.get("figures", {}))
+
+# %% ../nbs/run/02_train.ipynb #fac6b74a
+def score_again(
+    made: Prepared,
+    held: tuple,  # U records, G records
+    out: Path,
+    start: int,  # steps done by a run that goes on
+    s: TrainSettings,
+    reward,  # of drawings
+    accelerator: Accelerator,
+    lines: list,  # metrics so far
+):
+    "The evaluation that a killed run owes, or its save if it was the best so far."
+    scored = [m for m in lines if m["step"] == start and "sec_eval" in m]
+    if not scored:
+        return score_on_the_way(made, held, out, start, s, reward, accelerator)
+    figures = {name.removeprefix("eval_"): value for name, value in scored[-1].items()}
+    save_best(out, made.policy, start, figures)
 
 # %% ../nbs/run/02_train.ipynb #af6b5cad
 def watch_of(policy, rows: list, done: int, s: TrainSettings) -> Watch | None:

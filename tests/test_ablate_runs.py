@@ -129,12 +129,14 @@ def test_a_run_has_a_name_that_a_file_can_have():
 
 def test_a_row_that_was_edited_is_not_the_row_that_was_run(tmp_path):
     base = preset("nano")
-    begin = lambda table, rows: a.begin_tables(tmp_path, base, "nano", [], table, rows)
+    ran = [dict(row=row, steps=base.train.steps) for row in ("reference", "fast")]
+    begin = lambda table, rows: a.begin_tables(tmp_path, base, "nano", ran, table, rows)
     begin("mine", {"reference": {}, "fast": dict(lr=3e-4, weights=(1, 2, 3))})
-    begin("mine", {"fast": dict(lr=3e-4, weights=(1, 2, 3)), "faster": dict(lr=1e-3)})
+    begin("mine", {"fast": dict(lr=3e-4, weights=(1, 2, 3)), "typo": dict(lr=3.0)})
+    begin("mine", {"typo": dict(lr=3e-3)})  # it has no line yet
     begin("yours", {"fast": dict(lr=1.0)})
-    for rows in ({"fast": dict(lr=4e-4, weights=(1, 2, 3))}, {"faster": {}}):
-        with pytest.raises(ValueError, match="row 'fast.*' of mine .* was .*, and now it is"):
+    for rows in ({"fast": dict(lr=4e-4, weights=(1, 2, 3))}, {"reference": dict(lr=1.0)}):
+        with pytest.raises(ValueError, match="row '.*' of mine .* was .*, and now it is"):
             begin("mine", rows)
     assert set(json.loads((tmp_path / "settings.json").read_text())["rows"]) == {"mine", "yours"}
 

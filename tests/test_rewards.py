@@ -33,6 +33,7 @@ def test_exact_words_first_then_folded_then_letters():
     for said in ("Yes.", "yes.", "Yes", " yes", "A"):
         assert chosen(said, sentences) == 0, said
     assert chosen("it is red", sentences) == chosen("C. It is red", sentences) == 2
+    assert chosen("", [".", ","]) is None and chosen(".", [".", ","]) == 0
     assert chosen("yes", ["Yes.", "yes"]) == 1 and chosen("YES", ["Yes.", "yes"]) is None
     assert chosen("A. cat", ["cat", "dog"]) == 0 and chosen("A. dog", ["cat", "dog"]) is None
     assert chosen(" cat. ", ["cat", "dog"]) == 0 and chosen("cat or dog", ["cat", "dog"]) is None

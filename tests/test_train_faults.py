@@ -94,21 +94,32 @@ def test_rewards_by_another_name_and_unknown_weightings_are_refused(pairs, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_its_own_checkpoint_and_its_own_pairs(pairs, tmp_path):
+def test_a_run_goes_on_with_its_own_checkpoint_and_its_own_pairs(pairs, tmp_path, monkeypatch):
     run = tmp_path / "run"
     begin_run(run, pairs, S, dict(model=None))
-    check_same(run, S, None, pairs)
-    with pytest.raises(ValueError, match="other settings: model was None, now nano-emu3"):
+    for same in (None, "", "janus-nano"):
+        check_same(run, S, same, pairs)
+    with pytest.raises(ValueError, match="other settings: model was janus-nano, now nano-emu3"):
         check_same(run, S, "nano-emu3", pairs)
+    (tmp_path / "mine").mkdir()
+    begin_run(tmp_path / "own", pairs, S, dict(model=str(tmp_path / "mine")))
+    monkeypatch.chdir(tmp_path)
+    check_same(tmp_path / "own", S, "mine", pairs)
+    with pytest.raises(ValueError, match="model was /.*mine, now yours"):
+        check_same(tmp_path / "own", S, "yours", pairs)
+    (tmp_path / "mine").rename(tmp_path / "yours")
+    check_same(tmp_path / "own", S, "yours", pairs)
     other, _ = make_pairs(toy_records("u", 40, 1), toy_records("g", 40, 1), clusters=8)
     for wrong in (other, pairs.select(range(len(pairs) - 1)), pairs.select([1, 0])):
         with pytest.raises(ValueError, match="no longer those it was started with"):
             check_same(run, S, None, wrong)
-    with pytest.raises(ValueError, match="other settings: model was None, now nano-emu3"):
+    with pytest.raises(ValueError, match="other settings: model was janus-nano, now nano-emu3"):
         train(pairs, run, S, "nano-emu3", device="cpu", resume=True)
 
 
-def test_a_step_is_saved_before_it_is_scored_and_scored_when_the_run_goes_on(pairs, tmp_path):
+def test_a_step_is_saved_before_it_is_scored_and_scored_when_the_run_goes_on(
+    pairs, tmp_path, monkeypatch
+):
     s, whole, run = replace(S, steps=3, eval_every=1, save_every=9), tmp_path / "w", tmp_path / "r"
 
     def judge(gone_at=0):
@@ -126,7 +137,14 @@ def test_a_step_is_saved_before_it_is_scored_and_scored_when_the_run_goes_on(pai
     with pytest.raises(RuntimeError, match="gone"):  # in the evaluation after step 1
         train(pairs, run, s, rewards=judge(gone_at=3), device="cpu")
     assert [m["step"] for m in read_metrics(run)] == [0, 1] and (run / "state.pt").exists()
+    with monkeypatch.context() as killed:  # between the line of the evaluation and its save
+        killed.setattr(loop, "save_best", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            train(pairs, run, s, rewards=judge(), device="cpu", resume=True)
+    assert len(read_metrics(run)) == 3 and not (run / "best.pt").exists()
     train(pairs, run, s, rewards=judge(), device="cpu", resume=True)
+    best = [torch.load(folder / "best.pt", weights_only=True) for folder in (run, whole)]
+    assert best[0]["step"] == best[1]["step"] and best[0]["score"] == best[1]["score"]
     assert without_cost(read_metrics(run)) == without_cost(read_metrics(whole))
     ends = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, whole)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])

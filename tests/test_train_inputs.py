@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from pairuni_nb.jobs import Train, resume, run_train
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.preference import remote_reward
 from pairuni_nb.processes import join_processes
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.run_folder import read_metrics, without_cost
+from pairuni_nb.run_folder import begin_run, read_metrics, without_cost
 from pairuni_nb.train import train
 from pairuni_nb.world import records
 from program import pairuni
@@ -84,6 +85,27 @@ def test_a_device_is_the_one_that_was_named_or_it_is_said(tmp_path, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
+def test_a_job_that_names_no_device_takes_what_its_process_has(tmp_path, monkeypatch):
+    asked = []
+
+    def join(device):
+        asked.append(device)
+        raise InterruptedError
+
+    toy, _ = make_pairs(records("u", 30, 0), records("g", 30, 0), clusters=4)
+    begin_run(tmp_path / "run", toy, S, dict(model=None))
+    monkeypatch.setattr("pairuni_nb.processes.join_processes", join)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for job in (
+        lambda: run_train(Train(out=str(tmp_path / "new"))),
+        lambda: resume(tmp_path / "run"),
+        lambda: resume(tmp_path / "run", device="cpu"),
+    ):
+        with pytest.raises(InterruptedError):
+            job()
+    assert asked == ["auto", "auto", "cpu"]
+
+
 def server_then(fails):
     "A server that rewards by rank in the batch, but not the requests that `fails` names by number."
 
@@ -154,6 +176,7 @@ def test_the_only_step_without_rewards_stops_the_run(tmp_path):
     with pytest.raises(ValueError, match="^every reward of step 1 is missing on side g"):
         train(toy, tmp_path / "run", one, rewards=dict(g=held_out_alone()), device="cpu")
     assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not (tmp_path / "run" / "state.pt").exists()  # else --resume would call it done
 
 
 def test_steps_without_rewards_are_counted_over_a_resume(tmp_path):
