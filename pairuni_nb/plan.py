@@ -765,6 +765,6 @@ def plan_table(p: dict) -> str:  # p: from `plan`
         f"{card.bandwidth:g} GB/s are reached and a layer takes {card.layer_ms:g} ms to launch: "
         "assumptions",
         "not counted: CUDA itself, fragmentation, communication, evaluation, a judge of drawings "
-        "(HPSv2: a model of 3.9 GB)",
+        "(HPSv2: 3.9 GB, on the CPU unless --reward-device says cuda)",
     ]
     return "\n".join(lines)
