@@ -983,7 +983,7 @@ def how_it_goes_on(run: Path, stopped: KeyboardInterrupt) -> str:
     if str(stopped):  # it waited for the end of a step
         return f"{stopped}; {command}"
     if last_save(run):
-        return f"what came after its last save is lost; {command}, from there"
+        return f"what followed its last save is lost; {command}"
     return f"nothing was saved yet; {command}, from its start"
 
 # %% ../nbs/run/08_jobs.ipynb #7e26f669

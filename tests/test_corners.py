@@ -121,4 +121,4 @@ def test_two_rows_of_a_seed_ask_the_start_once(tmp_path, monkeypatch):
 def test_a_run_that_kept_a_save_says_so(tmp_path, save):
     assert "nothing was saved yet" in how_it_goes_on(tmp_path, KeyboardInterrupt())
     (tmp_path / save).touch()
-    assert "from its last save" in how_it_goes_on(tmp_path, KeyboardInterrupt())
+    assert "followed its last save" in how_it_goes_on(tmp_path, KeyboardInterrupt())

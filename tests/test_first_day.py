@@ -109,5 +109,5 @@ def test_a_preset_for_a_gpu_does_not_start_on_a_cpu(folder, capsys, monkeypatch)
     assert "'gone'" in capsys.readouterr().err and not Path("r").exists()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("pairuni_nb.processes.join_processes", lambda d: pytest.fail(f"on {d}"))
-    with pytest.raises(pytest.fail.Exception, match="on cuda"):
+    with pytest.raises(pytest.fail.Exception, match="on auto"):
         pairuni(line)
