@@ -534,7 +534,9 @@ def test_a_killed_run_goes_on_where_it_stopped(run, pairs, capsys, monkeypatch, 
     monkeypatch.setattr(train, "train_step", breaks)
     assert pairuni(f"train --pairs {pairs} --out broken {OWN}") == 130
     monkeypatch.setattr(train, "train_step", real)
-    said = "what followed its last save is lost; the run goes on with pairuni train --resume broken\n"
+    said = (
+        "what followed its last save is lost; the run goes on with pairuni train --resume broken\n"
+    )
     assert said in capsys.readouterr().err
     assert not (tmp_path / "broken" / "result.json").exists()
     refuses(capsys, tmp_path, "train --out broken", "half-finished", "--resume broken")
