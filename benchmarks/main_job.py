@@ -7,7 +7,8 @@
 and installed packages; which of the two goes first changes with the seed. It runs in a clone of
 each commit, so what is not committed is not measured. Writes benchmarks/main_job.csv, a row for
 each run: wall and CPU seconds of the whole process, and the held-out scores. The CPU seconds of
-one thread leave out what else the machine does; those of two count their waiting for each other.
+one thread leave out what else the machine does (its wall seconds do not, and are not summed up);
+those of two count their waiting for each other.
 Rows that are there are not run again; at the end the medians, their ratio and the paired
 differences of the scores are printed.
 """
@@ -92,7 +93,7 @@ def table(threads):
         own = {row["seed"]: float(row[key]) for row in rows if row["commit"] == commit}
         return np.array([own[seed] for seed in both])
 
-    for key in ("wall_seconds", "cpu_seconds"):
+    for key in ("wall_seconds", "cpu_seconds") if threads > 1 else ("cpu_seconds",):
         before, after = column("before", key), column("after", key)
         for name, each in (("before", before), ("after", after)):
             spread = f"{each.min():.0f} to {each.max():.0f}"
