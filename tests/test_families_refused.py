@@ -190,5 +190,6 @@ def test_a_job_of_a_preset_is_what_its_command_starts_from(name):
     changed = Train.of(name, lr=1e-3, out="run", model="x")
     assert changed == replace(Train(name), model="x", out="run", settings=changed.settings)
     assert changed.settings == replace(p.train, lr=1e-3)
+    assert parse(["train", "--preset", name, "--reward", ""]).reward == ""  # given, and empty
     with pytest.raises(TypeError, match="stepz"):
         Train.of(name, stepz=3)
