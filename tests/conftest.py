@@ -6,6 +6,7 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
+import tqdm.auto  # noqa: F401  # before a kernel is: then it would draw bars into stdout
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers would wait for each other's threads
