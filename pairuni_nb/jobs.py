@@ -57,11 +57,11 @@ class FromPreset:
 
     def __post_init__(self):
         p = preset(self.preset)
-        open_to = dict(model=p.model, reward=p.reward, card=p.card, devices=p.devices)
+        told = dict(model=p.model, reward=p.reward, card=p.card, devices=p.devices)
+        told["settings"] = p.train
         for field in fields(self):
-            if getattr(self, field.name) is field.default:
-                value = (open_to | dict(settings=p.train)).get(field.name, field.default)
-                object.__setattr__(self, field.name, value)
+            if field.name in told and getattr(self, field.name) is field.default:
+                object.__setattr__(self, field.name, told[field.name])
 
     @classmethod
     def of(cls, name: str, **changes):

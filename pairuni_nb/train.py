@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['decide_split', 'read_split', 'default_rewards', 'no_rewards', 'check_judged', 'nothing_learned', 'measure', 'Stopped',
            'StopAsked', 'what_was_given', 'train', 'check_call', 'check_sides', 'drawing_weights', 'take_steps', 'due',
-           'score_on_the_way', 'score_again', 'watch_of', 'learning_rate', 'set_learning_rate', 'peak_gb',
-           'asked_texts', 'as_columns', 'check_length', 'check_lengths', 'tell', 'finish']
+           'save_and_score', 'score_on_the_way', 'score_again', 'watch_of', 'learning_rate', 'set_learning_rate',
+           'peak_gb', 'asked_texts', 'as_columns', 'check_length', 'check_lengths', 'tell', 'finish']
 
 # %% ../nbs/run/02_train.ipynb #57a196f2
 import resource
@@ -342,24 +342,39 @@ def take_steps(
             if callback:
                 callback(done, metrics, sides)
             tell(bar, lines, quiet)
-            fault, stopped, scores = no_rewards(lines, last), stop.by_anyone(), due(done, s)
-            if fault and last:  # the run would count as done
-                raise ValueError(fault)
-            # first of all, for an evaluation may be long
-            if fault or stopped or scores or last or done % s.save_every == 0:
-                save_state(out, made.policy, made.opt, done, s.keep)
-            if fault:
-                raise ValueError(f"{fault}; step {done} is saved")
-            if scores and not stopped:
-                score_on_the_way(made, held, out, done, s, rewards["g"], accelerator)
-                stopped = stop.by_anyone()
-            if stopped and not last:
-                raise Stopped(f"step {done} is done and saved")
+            fault = no_rewards(lines, last)
+            save_and_score(made, held, out, done, s, rewards["g"], accelerator, fault, stop)
 
 # %% ../nbs/run/02_train.ipynb #57886f01
 def due(done: int, s: TrainSettings) -> bool:
     "Whether held-out records are scored after so many steps; before and after all, `train` does."
     return 0 < done < s.steps and done % s.eval_every == 0
+
+# %% ../nbs/run/02_train.ipynb #18c59342
+def save_and_score(
+    made: Prepared,
+    held: tuple,  # U records, G records
+    out: Path,
+    done: int,  # steps
+    s: TrainSettings,
+    reward,  # of drawings
+    accelerator: Accelerator,
+    fault: str,  # from `no_rewards`
+    stop: StopAsked,
+):
+    "What follows a step: a save first of all, for an evaluation may be long, or never end."
+    stopped, scores, last = stop.by_anyone(), due(done, s), done == s.steps
+    if fault and last:  # saved, the run would count as done
+        raise ValueError(fault)
+    if fault or stopped or scores or last or done % s.save_every == 0:
+        save_state(out, made.policy, made.opt, done, s.keep)
+    if fault:
+        raise ValueError(f"{fault}; step {done} is saved")
+    if scores and not stopped:
+        score_on_the_way(made, held, out, done, s, reward, accelerator)
+        stopped = stop.by_anyone()
+    if stopped and not last:
+        raise Stopped(f"step {done} is done and saved")
 
 # %% ../nbs/run/02_train.ipynb #0afe26d6
 def score_on_the_way(
