@@ -21,6 +21,8 @@ from pairuni_nb.records import save_records
 from pairuni_nb.settings import PRESETS, PairSettings, Preset, TrainSettings, preset
 from pairuni_nb.world import records
 
+pytestmark = pytest.mark.long
+
 TINY = TrainSettings(
     steps=2,
     rollouts=2,

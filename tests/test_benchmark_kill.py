@@ -4,11 +4,14 @@ import json
 import re
 import signal
 
+import pytest
 from program import Python
 
 from pairuni_nb.benchmark import draw_benchmark, is_whole, read_geneval
 from pairuni_nb.janus import load_janus
 from pairuni_nb.rollout import JanusPolicy
+
+pytestmark = pytest.mark.long
 
 KILLED = """
 import os, signal, sys

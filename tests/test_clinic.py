@@ -22,6 +22,8 @@ from pairuni_nb.step import roll_out_sides, train_step
 from pairuni_nb.world import records
 from test_rollout import DRAW, nano_policy, plain_score, rollouts
 
+pytestmark = pytest.mark.long
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import clinic  # noqa: E402
 

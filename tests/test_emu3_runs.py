@@ -27,6 +27,8 @@ from pairuni_nb.settings import TrainSettings
 from pairuni_nb.train import default_rewards
 from pairuni_nb.world import records
 
+pytestmark = pytest.mark.long
+
 NAME = "nano-emu3"
 TRUNKS = {NAME: "text_model", "nano-diffusion": "language_model"}
 each_family = pytest.mark.parametrize("name, trunk", TRUNKS.items())

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pairuni_nb.explorer import STAGES, TwoPairs, explore, two_pairs
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 ROOT = Path(__file__).parents[1]
 FLAGS = [
     "--no-sandbox",

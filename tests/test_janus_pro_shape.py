@@ -14,6 +14,8 @@ import torch
 from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise
 from test_train_memory import Watch
 
+pytestmark = pytest.mark.long
+
 spec = spec_from_file_location(
     "janus_pro_shape", Path(__file__).parents[1] / "benchmarks" / "janus_pro_shape.py"
 )

@@ -14,6 +14,8 @@ from test_exercises import EXERCISES, NOTEBOOKS, solution
 from pairuni_nb.report import lines_with
 from pairuni_nb.world import render
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -14,6 +14,8 @@ from program import Kernel
 
 from pairuni_nb.testgen import is_bar, keep_functions, notebooks
 
+pytestmark = pytest.mark.long
+
 NOTEBOOKS = notebooks(Path(__file__).parents[1] / "nbs")
 CELL_SECONDS = 600  # a cell that hangs, on a machine however busy
 SLOW_CELL_SECONDS = 3600

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from program import interpreter
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 DRAWN = {"draw_1b": "ours", "draw_nano": "ours"}
 STEPS = {

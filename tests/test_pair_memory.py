@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.long
+
 PEAK = r"""
 import json, re
 def peak():  # MB; ru_maxrss would count the parent's too

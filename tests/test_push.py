@@ -15,6 +15,8 @@ from pairuni_nb.pairing import pair_row, save_pairs
 from pairuni_nb.records import save_records
 from pairuni_nb.world import records
 
+pytestmark = pytest.mark.long
+
 TINY = "train --steps 1 --pairs-per-step 2 --rollouts 2 --eval-items 4 --device cpu"
 
 

@@ -28,6 +28,8 @@ from pairuni_nb.settings import TrainSettings
 from pairuni_nb.train import train
 from pairuni_nb.world import records
 
+pytestmark = pytest.mark.long
+
 MARKUP = "\"><script>alert(1)</script>'<img src=x onerror=alert(2)>{{ 7*7 }}</style></td>"
 ALL = """() => {
   const parse = (c) => c.match(/[\\d.]+/g).map(Number);

@@ -13,6 +13,8 @@ from pairuni_nb.evaluate import interval
 from pairuni_nb.janus import IMAGE_BLOCK, image_loss, text_loss, to_pixels, user_turn
 from pairuni_nb.world import question_text, records
 
+pytestmark = pytest.mark.long
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import sft_pairs as benchmark  # noqa: E402
 

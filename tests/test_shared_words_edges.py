@@ -13,6 +13,8 @@ from pairuni_nb.shared_words import SETTINGS, as_pair, examples, forgetful, held
 from pairuni_nb.shared_words import only_words_learn, word_rows, word_table
 from pairuni_nb.world import split_of
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import shared_words as benchmark  # noqa: E402

@@ -14,6 +14,8 @@ from filelock import FileLock
 
 from pairuni_nb.testgen import notebooks
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 CHAPTERS = ["Start here", "The method", "Data and judges", "Running it", "What holds", "Look it up"]
 PLACE = "https://github.com/someone/pairuni_nb"  # what settings.ini might say one day

@@ -26,6 +26,8 @@ from pairuni_nb.step import roll_out_sides, update
 from pairuni_nb.train import check_lengths, decide_split, nothing_learned, read_split, train
 from pairuni_nb.world import records as toy_records
 
+pytestmark = pytest.mark.long
+
 S = TrainSettings(
     pairs_per_step=2,
     rollouts=2,

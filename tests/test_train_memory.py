@@ -27,6 +27,8 @@ from pairuni_nb.train import finish, train
 from pairuni_nb.world import records
 from test_rollout import ASK, DRAW, nano_policy, random_nano, rollouts, saved
 
+pytestmark = pytest.mark.long
+
 
 WAITS = {
     getattr(torch.ops.aten, name).default

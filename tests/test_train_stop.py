@@ -9,6 +9,8 @@ from program import CLI, Python
 from pairuni_nb.cli import main
 from pairuni_nb.run_folder import read_metrics, without_cost
 
+pytestmark = pytest.mark.long
+
 SMALL = "--steps 5 --pairs-per-step 2 --rollouts 4 --eval-items 4 --eval-every 2 --save-every 4"
 
 

@@ -10,6 +10,8 @@ from pairuni_nb.world import records
 from program import Python
 from two_processes import HERE
 
+pytestmark = pytest.mark.long
+
 CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import two_families; "
 )

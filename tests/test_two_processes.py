@@ -10,6 +10,8 @@ from PIL import Image
 from pairuni_nb.processes import launch
 from two_processes import HERE, SMALL, by_one, by_two, same_run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
