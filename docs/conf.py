@@ -22,6 +22,7 @@ FOLDED = {
     "hide_input": "hide-input",
 }
 DRAWING = dict(code_prompt_show="Show the drawing code", code_prompt_hide="Hide the drawing code")
+TABLE = dict(code_prompt_show="Show the code of the table", code_prompt_hide="Hide the code")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # what a notebook reads that is not in the package
 LOCAL = re.compile(r"""["'](\.\./)+benchmarks/|["']\d\d_\w+\.jsonl|Path\(\\?["']\.\.""")
@@ -43,7 +44,7 @@ def alternative(cell, before):
 
 
 def read(text):
-    "A notebook without nbdev's directives; tests and drawing code are folded (not `#| show`)."
+    "A notebook without nbdev's directives; tests, and what makes figures and tables, are folded."
     notebook, before = nbformat.reads(text, as_version=4), ""
     for cell in notebook.cells:
         if cell.cell_type != "code":
@@ -52,7 +53,9 @@ def read(text):
         words = re.findall(r"^#\| *(\w+)", cell.source, re.M)
         folded = [] if "show" in words else words
         cell.metadata.tags = [FOLDED[word] for word in folded if word in FOLDED]
-        cell.metadata.mystnb = DRAWING if "hide_input" in words else {}
+        kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+        label = TABLE if "text/markdown" in kinds and "image/png" not in kinds else DRAWING
+        cell.metadata.mystnb = dict(label) if "hide_input" in words else {}
         cell.metadata.mystnb |= dict(image=dict(alt=alternative(cell, before)))
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
         for output in cell.outputs:  # no kernel moves a slider there
