@@ -962,14 +962,8 @@ def once(rollouts: Rollouts) -> tuple:  # Rollouts, (R,) which of them each row 
 
 # %% ../nbs/11_rollout.ipynb #5692585c
 @patch_to(Policy)
-def forward(
-    self,
-    rollouts: Rollouts,
-    rows=None,  # score only these: a slice, a list or a tensor
-) -> Tensor:  # (R, T) float32 with gradient, 0 off the mask
+def forward(self, rollouts: Rollouts) -> Tensor:  # (R, T) float32 with gradient, 0 off the mask
     "Log-probs of the rollouts' tokens under the scored distribution."
-    if rows is not None:
-        rollouts = rollouts.index(rows)
     task, sampling = rollouts.task, rollouts.sampling
     if sampling.temperature == 0:
         raise ValueError(

@@ -303,7 +303,7 @@ def mean_logp(
     micro_batch: int,
 ) -> torch.Tensor:  # (n,) NaN where no token counts
     "Mean log-probability of a completion's tokens, with the weights as they are."
-    scored = [policy(rollouts, part).sum(1) for part in rows.split(micro_batch)]
+    scored = [policy(rollouts.index(part)).sum(1) for part in rows.split(micro_batch)]
     return (torch.cat(scored) / rollouts.mask[rows].sum(1)).cpu()
 
 # %% ../nbs/run/01_run_folder.ipynb #9c411bfd

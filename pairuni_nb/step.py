@@ -567,7 +567,7 @@ def score(
     "Log-probabilities without gradient, of the rows that this process will train on."
     logp = torch.zeros_like(rollouts.logp)
     for _, rows, _, _ in side_passes(rollouts, micro_batch, halves):
-        logp[rows] = policy(rollouts, rows)
+        logp[rows] = policy(rollouts.index(rows))
     return logp
 
 # %% ../nbs/14_step.ipynb #12d70d9e
