@@ -25,7 +25,7 @@ from .encoders import fingerprint
 from .janus import load_janus
 from .records import read_json, text_fault, write_whole
 from .rewards import parse_answer
-from .rollout import JanusPolicy, Sampling, TextPrompts, noise
+from .rollout import JanusPolicy, Sampling, TextPrompts, as_chats, noise
 from .run_folder import locked
 from .train import check_length
 
@@ -281,10 +281,7 @@ def ask_prompts(
 ) -> TextPrompts:
     "Questions about any number of images each, the images first."
     P, n = len(questions), len(images[0])
-    chats = []
-    for question in questions:
-        content = [{"type": "image"}] * n + [{"type": "text", "text": question}]
-        chats.append([{"role": "user", "content": content}])
+    chats = as_chats(questions, n)
     text = policy.processor.apply_chat_template(chats, add_generation_prompt=True)
     # of any mode and size, as training reads them
     flat = [policy.to_size(image) for group in images for image in group] or None

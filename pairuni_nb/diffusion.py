@@ -22,12 +22,11 @@ from .emu3 import Emu3Policy, emu3_config, load_emu3, pool_examples, question_ex
 from pairuni_nb.janus import (
     checkpoint_path,
     config_said,
-    draw_scenes,
     family_config,
     load_janus,
     load_weights,
     rehearse,
-    to_tokens,
+    scene_pool,
 )
 from pairuni_nb.rollout import (
     ImagePrompts,
@@ -270,11 +269,9 @@ def warm_start_masked(
     log=print,
 ):
     "Teach both tasks together, in any order of tokens."
-    rng, vq = np.random.default_rng([seed, 5]), policy.model.model.vqmodel
-    T, eos, pooled = policy.model.generation_config.max_new_tokens, int(policy.eos[0]), []
-    for _ in range(pool // 200):
-        scenes, pixels = draw_scenes(rng, 200, "gugg")
-        pooled += zip(scenes, to_tokens(vq, pixels))
+    rng = np.random.default_rng([seed, 5])
+    T, eos = policy.model.generation_config.max_new_tokens, int(policy.eos[0])
+    pooled = scene_pool(rng, pool, policy.model.model.vqmodel)
 
     def losses():
         asked = filled(question_examples(policy, rng, questions, noise), T, eos)

@@ -37,6 +37,8 @@ from pairuni_nb.janus import (
     misanswer,
     miscaption,
     rehearse,
+    scene_pool,
+    special_ids,
     survival,
     train_vq,
     world_texts,
@@ -48,6 +50,7 @@ from pairuni_nb.rollout import (
     Rollouts,
     Sampling,
     TextPrompts,
+    as_chats,
     check_images,
     check_texts,
     guide,
@@ -141,9 +144,7 @@ def _emu3_text(tok, width, layers):
         max_position_embeddings=1024,
         attention_dropout=0.0,
         rope_parameters=dict(rope_type="default", rope_theta=10_000.0),
-        pad_token_id=tok.pad_token_id,
-        bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id,
+        **special_ids(tok),
     )
 
 # %% ../nbs/16_emu3.ipynb #69439d81
@@ -177,8 +178,9 @@ def new_emu3(
         vocabulary_map=special,
     )
     model = Emu3ForConditionalGeneration(config)
-    ids = {f"{name}_token_id": getattr(tok, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    model.generation_config = GenerationConfig(**ids, guidance_scale=3, max_new_tokens=24)
+    model.generation_config = GenerationConfig(
+        **special_ids(tok), guidance_scale=3, max_new_tokens=24
+    )
     return model.eval()
 
 # %% ../nbs/16_emu3.ipynb #ed118c32
@@ -286,10 +288,7 @@ def text_prompts(
     "Questions, with the codes of their images in place."
     check_images(questions, images)
     check_texts(questions, self.processor.image_token)
-    image = [] if images is None else [{"type": "image"}]
-    chats = []
-    for text in questions:
-        chats.append([{"role": "user", "content": image + [{"type": "text", "text": text}]}])
+    chats = as_chats(questions, int(images is not None))
     text = self.processor.apply_chat_template(chats, add_generation_prompt=True)
     if images is not None:
         images = [to_rgb(image) for image in images]
@@ -520,11 +519,8 @@ def warm_start_emu3(
     log=print,
 ):
     "Teach both tasks together: questions, captions and drawing in every step."
-    rng, vq = np.random.default_rng([seed, 4]), policy.model.model.vqmodel
-    pooled = []
-    for _ in range(pool // 200):
-        scenes, pixels = draw_scenes(rng, 200, "gugg")
-        pooled += zip(scenes, film_codes(vq, pixels))
+    rng = np.random.default_rng([seed, 4])
+    pooled = scene_pool(rng, pool, policy.model.model.vqmodel, film_codes)
 
     def losses():
         told = dict(
