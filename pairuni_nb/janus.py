@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OURS', 'ORIGINAL', 'BOS', 'EOS', 'PAD', 'BOI', 'IMAGE', 'EOI', 'CHAT_TEMPLATE', 'IMAGE_BLOCK', 'DESCRIBE',
            'nano_folder', 'checkpoint_path', 'check_files', 'check_no_pickle', 'config_said', 'family_config',
-           'first_line', 'load_processor', 'check_complete', 'load_weights', 'load_janus', 'byte_bpe', 'nano_tokenizer',
+           'load_processor', 'check_complete', 'load_weights', 'load_janus', 'byte_bpe', 'nano_tokenizer',
            'world_texts', 'nano_processor', 'special_ids', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes',
            'one_cycle', 'descend', 'train_vision', 'crammed_scene', 'draw_crammed', 'draw_mixed', 'to_tokens',
            'to_images', 'spread_codes', 'move_codes', 'survival', 'to_latents', 'from_latents', 'train_vq', 'user_turn',
@@ -37,6 +37,7 @@ from transformers.utils import logging
 
 from .completion import misremember
 from .encoders import check_model
+from .records import first_line
 from pairuni_nb.world import (
     ITEMS,
     SIZE,
@@ -151,11 +152,6 @@ def family_config(
     # transformers ties where nothing is said, and every head here is its own
     config.tie_word_embeddings = said.get("tie_word_embeddings", False)
     return config
-
-# %% ../nbs/10_janus.ipynb #98bd6f44
-def first_line(e: Exception) -> str:
-    "What an exception says, without its advice."
-    return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
 
 # %% ../nbs/10_janus.ipynb #5197d891
 def load_processor(path: str, Processor):  # a Processor; a class of transformers

@@ -9,11 +9,11 @@ __all__ = ['OF_PRESET', 'DEVICES', 'OWN', 'SAID', 'CARD', 'TOY_MODELS', 'JOBS', 
            'when_stopped', 'check_pairug', 'check_made', 'check_licences', 'check_pair', 'run_pair', 'check_device',
            'check_names', 'check_checkpoint', 'check_tracker', 'own_function', 'own_rewards', 'named_rewards',
            'whole_reward', 'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'check_pairs', 'whole_job', 'check_train',
-           'check_flags', 'check_gpu', 'told', 'check_hub', 'make_place', 'model_card', 'push', 'check_start',
-           'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume',
-           'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling',
-           'check_asked', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed',
-           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'check_flags', 'check_gpu', 'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train',
+           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
+           'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked',
+           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'run_evaluate',
+           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -762,11 +762,6 @@ def check_gpu(c: Train, device: str):  # device: the one found
             "one is, or add --device cpu to wait for a CPU"
         )
 
-# %% ../nbs/run/08_jobs.ipynb #c5348017
-def told(e: Exception) -> str:
-    "The first line of what an error says."
-    return (str(e).strip() or type(e).__name__).splitlines()[0]
-
 # %% ../nbs/run/08_jobs.ipynb #178775e8
 def check_hub(
     name: str,  # USER/NAME; empty: nothing is pushed
@@ -776,7 +771,9 @@ def check_hub(
         return
     import huggingface_hub
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    from pairuni_nb.records import HUB_ID, first_line
+
+    if not HUB_ID.fullmatch(name):
         raise ValueError(f"--push-to-hub '{name}' is not of the form USER/NAME")
     if not huggingface_hub.get_token():
         raise ValueError(
@@ -786,7 +783,7 @@ def check_hub(
     try:
         public = hub.repo_exists(name) and not hub.model_info(name).private
     except Exception as e:  # of the network, the token, the Hub
-        raise ValueError(f"--push-to-hub '{name}' cannot be asked for: {told(e)}") from e
+        raise ValueError(f"--push-to-hub '{name}' cannot be asked for: {first_line(e)}") from e
     if public:
         raise ValueError(
             f"--push-to-hub '{name}' is public, and what is pushed here is private: "
@@ -799,6 +796,7 @@ def make_place(
 ):
     "A private place on the Hub that this machine's token may write to, made if it is not there."
     from pairuni_nb.processes import rank_and_size
+    from pairuni_nb.records import first_line
 
     if not name or rank_and_size()[0]:
         return
@@ -807,7 +805,7 @@ def make_place(
     try:
         huggingface_hub.HfApi().create_repo(name, private=True, exist_ok=True)
     except Exception as e:  # of the network, the token, the Hub
-        raise ValueError(f"--push-to-hub '{name}' cannot be written to: {told(e)}") from e
+        raise ValueError(f"--push-to-hub '{name}' cannot be written to: {first_line(e)}") from e
 
 # %% ../nbs/run/08_jobs.ipynb #717abbde
 def model_card(
@@ -858,7 +856,7 @@ def push(
 ):
     "Upload a run's checkpoint with its card; what fails here loses nothing."
     from pairuni_nb.processes import rank_and_size
-    from pairuni_nb.records import write_whole
+    from pairuni_nb.records import first_line, write_whole
 
     if not name or rank_and_size()[0]:
         return
@@ -870,7 +868,7 @@ def push(
         huggingface_hub.HfApi().upload_folder(repo_id=name, folder_path=folder)
     except Exception as e:  # of the network, the token, the Hub
         raise ValueError(
-            f"the run in '{run}' is finished and whole, but its upload failed ({told(e)}): "
+            f"the run in '{run}' is finished and whole, but its upload failed ({first_line(e)}): "
             f"hf upload {name} {shlex.quote(str(folder))} tries again"
         ) from e
     print(f"pushed to      {name}, private")
@@ -1148,7 +1146,7 @@ def run_plan(c: Plan):
 # %% ../nbs/run/08_jobs.ipynb #27ed4875
 def read_sampling(file: Path) -> dict:
     "A checkpoint's sampling.json; one sentence where it says what is no way to sample."
-    from pairuni_nb.records import read_json
+    from pairuni_nb.records import first_line, read_json
     from pairuni_nb.rollout import Sampling
 
     remedy = "remove it, and say how to sample by flags"
@@ -1156,7 +1154,7 @@ def read_sampling(file: Path) -> dict:
     try:
         Sampling(**said)
     except (TypeError, ValueError) as e:
-        raise ValueError(f"{file} is damaged ({told(e)}): {remedy}") from e
+        raise ValueError(f"{file} is damaged ({first_line(e)}): {remedy}") from e
     return said
 
 # %% ../nbs/run/08_jobs.ipynb #bfab628b

@@ -40,10 +40,10 @@ from transformers import (
 )
 
 from .encoders import check_model
-from .janus import check_files, first_line, special_ids
+from .janus import check_files, special_ids
 from .language_model import is_local
 from .nano_emoji import concept_reward
-from .records import new_folder
+from .records import first_line, new_folder
 from .rewards import scene_reward
 from .settings import visible
 from .world import caption, sample_scene
