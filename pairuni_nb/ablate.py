@@ -39,7 +39,7 @@ from .evaluate import evaluate, interval, markdown_table
 from .diffusion import load_checkpoint, policy_for
 from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
-from .records import read_json, write_json, write_whole
+from .records import read_json, write_json, write_text, write_whole
 from .report import SIDES, draw_score, finish_panel, lines_with, new_figure, running_mean
 from .rewards import answer_accuracy, graded_accuracy, scene_reward
 from .rollout import Sampling
@@ -435,7 +435,7 @@ def write_table(file, lines: list):
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_whole(Path(file), lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+    write_text(file, text.getvalue())
 
 # %% ../nbs/run/07_ablate.ipynb #9c867f26
 class Run(NamedTuple):
@@ -863,7 +863,7 @@ def write_summary(out: Path, table: str, lines: list, rows: list):
     own = [row for row in rows if row in there]
     text, picture = summary(table, lines, own), io.BytesIO()
     draw_table(lines, own).savefig(picture, format="png")
-    write_whole(out / f"{table}.md", lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(out / f"{table}.md", text)
     write_whole(out / f"{table}.png", lambda part: part.write_bytes(picture.getvalue()))
 
 # %% ../nbs/run/07_ablate.ipynb #1cb9f38c

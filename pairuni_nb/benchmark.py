@@ -23,7 +23,7 @@ from tqdm import tqdm
 from . import __version__
 from .encoders import fingerprint
 from .janus import load_janus
-from .records import read_json, text_fault, write_whole
+from .records import read_json, text_fault, write_json, write_whole
 from .rewards import parse_answer
 from .rollout import JanusPolicy, Sampling, TextPrompts, as_chats, noise
 from .run_folder import locked
@@ -207,7 +207,7 @@ def open_folder(out: Path, protocol: dict):
                 f"'{out}' exists but holds no protocol.json, "
                 "so it is no folder of drawings to go on with: choose a new one"
             )
-    write_whole(file, lambda p: p.write_text(json.dumps(protocol, indent=1)))
+    write_json(file, protocol)
 
 # %% ../nbs/run/06_benchmark.ipynb #e96e3b7a
 def draw_jobs(

@@ -525,7 +525,7 @@ def run_pair(c: Pair):
     check_pair(c)
     from pairuni_nb.pairing import save_pairs
     from pairuni_nb.paper_data import write_pairug
-    from pairuni_nb.records import write_whole
+    from pairuni_nb.records import write_text
 
     c = replace(c, journal=c.journal or f"{Path(c.out)}.jsonl")
     if c.complete == "llm":
@@ -543,7 +543,7 @@ def run_pair(c: Pair):
     save_pairs(pairs, c.out, made_by, counts)
     if bad:
         lines = "".join(json.dumps(row) + "\n" for row in bad)
-        write_whole(Path(c.out) / "bad_rows.jsonl", lambda file: file.write_text(lines))
+        write_text(Path(c.out) / "bad_rows.jsonl", lines)
     print(f"written to {c.out}: train with --pairs {shlex.quote(c.out)}")
     if c.pairug:
         left_out = write_pairug(pairs, c.pairug)
@@ -856,14 +856,14 @@ def push(
 ):
     "Upload a run's checkpoint with its card; what fails here loses nothing."
     from pairuni_nb.processes import rank_and_size
-    from pairuni_nb.records import first_line, write_whole
+    from pairuni_nb.records import first_line, write_text
 
     if not name or rank_and_size()[0]:
         return
     import huggingface_hub
 
-    folder, card = run / "checkpoint", model_card(run, name)
-    write_whole(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
+    folder = run / "checkpoint"
+    write_text(folder / "README.md", model_card(run, name))
     try:
         huggingface_hub.HfApi().upload_folder(repo_id=name, folder_path=folder)
     except Exception as e:  # of the network, the token, the Hub
@@ -1115,14 +1115,13 @@ def run_compare(c: Compare):
             check_suffix(c.out)
         check_new(c.out)
     from pairuni_nb.ablate import draw_runs, side_by_side
-    from pairuni_nb.records import write_whole
+    from pairuni_nb.records import write_text, write_whole
 
     told = side_by_side(list(c.runs))
     if out.suffix == ".html":
         from pairuni_nb.report import beside
 
-        text = beside(list(c.runs))
-        write_whole(out, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(out, beside(list(c.runs)))
     elif c.out:
         picture, suffix = draw_runs(list(c.runs)), out.suffix[1:]
         write_whole(out, lambda part: picture.savefig(part, format=suffix))

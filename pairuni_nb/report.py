@@ -25,7 +25,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from .records import check_measured, read_json, write_whole
+from .records import check_measured, read_json, write_text
 from .rewards import answer_accuracy, well_formed
 from .run_folder import read_drawings, read_metrics
 from .settings import TrainSettings
@@ -654,8 +654,7 @@ def write_report(run) -> Path:  # run folder -> run/report.html
     "Write a self-contained report.html into a run folder."
     run = Path(run)
     check_measured(run)
-    text = page(page_data(run))
-    write_whole(run / "report.html", lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(run / "report.html", page(page_data(run)))
     return run / "report.html"
 
 # %% ../nbs/run/03_report.ipynb #360da3d0

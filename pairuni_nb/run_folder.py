@@ -48,6 +48,7 @@ from pairuni_nb.records import (
     to_rgb,
     whole_path,
     write_json,
+    write_text,
     write_whole,
 )
 from .settings import TrainSettings
@@ -226,7 +227,7 @@ def cut_metrics(
     lines = [m for m in read_metrics(run) if m["step"] <= step]
     lines = [m for m in lines if m["step"] < steps or "sec_eval" not in m]
     kept = "".join(json.dumps(m) + "\n" for m in lines)
-    write_whole(run / "metrics.jsonl", lambda part: part.write_text(kept))
+    write_text(run / "metrics.jsonl", kept)
 
 # %% ../nbs/run/01_run_folder.ipynb #da1f262a
 def tile(
