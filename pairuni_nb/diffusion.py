@@ -65,12 +65,9 @@ class MaskedJanus(JanusForConditionalGeneration):
         self.mask_embedding = nn.Parameter(torch.zeros(2, config.text_config.hidden_size))
 
 # %% ../nbs/18_diffusion.ipynb #2e29f5d0
-def masked_from(
-    path: str = None,  # of a Janus; None: janus-nano
-    seed: int = 0,
-) -> tuple:  # MaskedJanus, JanusProcessor
-    "A Janus's weights, about to learn another order."
-    janus, processor = load_janus(path)
+def masked_from(seed: int = 0) -> tuple:  # MaskedJanus, JanusProcessor
+    "janus-nano's weights, about to learn another order."
+    janus, processor = load_janus()
     said = janus.config.to_dict()
     said.pop("model_type")
     model = MaskedJanus(MaskedJanusConfig(**said))
@@ -289,7 +286,7 @@ def make_diffusion(
     log=print,
 ):
     "Make nano-diffusion from janus-nano. Some four minutes on one CPU core."
-    policy = DiffusionPolicy(*masked_from(seed=seed))
+    policy = DiffusionPolicy(*masked_from(seed))
     warm_start_masked(policy, seed=seed, log=log)
     policy.model.to(torch.bfloat16).save_pretrained(out)
     policy.processor.save_pretrained(out)

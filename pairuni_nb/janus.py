@@ -477,15 +477,15 @@ def draw_mixed(rng: np.random.Generator, n: int) -> Tensor:  # (n, 3, 48, 48)
 
 # %% ../nbs/10_janus.ipynb #46817714
 @torch.no_grad()
-def to_tokens(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B, 36)
+def to_tokens(vq: nn.Module, pixels: Tensor) -> Tensor:  # (B, 36)
     "Pixels (B, 3, H, W) to image tokens."
-    return torch.cat([vq.encode(x).image_tokens.view(len(x), -1) for x in pixels.split(chunk)])
+    return torch.cat([vq.encode(x).image_tokens.view(len(x), -1) for x in pixels.split(64)])
 
 
 @torch.no_grad()
-def to_images(vq: nn.Module, tokens: Tensor, chunk: int = 64) -> np.ndarray:  # (B, H, W, 3) uint8
+def to_images(vq: nn.Module, tokens: Tensor) -> np.ndarray:  # (B, H, W, 3) uint8
     "Image tokens (B, 36) to pictures, clamped: the decoder has no tanh."
-    pixels = torch.cat([vq.decode(t) for t in tokens.split(chunk)])
+    pixels = torch.cat([vq.decode(t) for t in tokens.split(64)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 # %% ../nbs/10_janus.ipynb #92a9c292
@@ -525,12 +525,11 @@ def move_codes(
 def survival(
     vq: nn.Module,
     seed: int = 0,
-    n: int = 200,
     there=to_tokens,  # functions of a tokenizer, and pixels or image tokens
     back=to_images,
 ) -> str:
-    "How many held-out scenes can still be read after the round trip."
-    scenes, x = draw_scenes(np.random.default_rng([seed, 2]), n, split="heldout")
+    "How many of 200 held-out scenes can still be read after the round trip."
+    scenes, x = draw_scenes(np.random.default_rng([seed, 2]), 200, split="heldout")
     whole = np.mean(scene_scores(back(vq, there(vq, x)), scenes) == 1)
     return f"held-out pictures that survive the round trip {whole:.3f}"
 

@@ -147,10 +147,10 @@ def choose(
     return sorted(taken)
 
 # %% ../nbs/09_pairing.ipynb #3b0eaf76
-def check_candidates(top_n: int, n_u: int, n_g: int, most: float = 8.0):
-    "No more candidates than memory holds: each is a number and a similarity, of 8 bytes."
+def check_candidates(top_n: int, n_u: int, n_g: int):
+    "No more candidates than 8 GB hold: each is a number and a similarity, of 8 bytes."
     gb = 16 * n_g * min(top_n, n_u) / 1e9
-    if gb > most:
+    if gb > 8:
         raise ValueError(
             f"top_n is {top_n}: so many candidates of each of {n_g} G images take {gb:.0f} GB: "
             "lower --top-n"
@@ -282,7 +282,6 @@ def _compared_features(u, g, images, readers, s):
         text_encoder=readers.get("text"),
         joint_encoder=readers.get("joint"),
         weights=s.weights,
-        device=s.device,
         cache=s.cache,
         images=images,
     )

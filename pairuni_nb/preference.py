@@ -68,7 +68,6 @@ def tiny_tokenizer(
 # %% ../nbs/data/04_preference.ipynb #61c8d5f4
 def tiny_clip(
     folder,  # to write to
-    seed: int = 0,  # of the weights
 ) -> str:  # the folder
     "An untrained CLIP of 0.2 million weights, for lessons and tests; it knows the world's words."
     rng = np.random.default_rng(0)
@@ -78,7 +77,7 @@ def tiny_clip(
     text = tower | special_ids(tok) | dict(vocab_size=len(tok), max_position_embeddings=32)
     vision = tower | dict(image_size=48, patch_size=8)
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     CLIPModel(config).save_pretrained(folder)
     tok.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=48).save_pretrained(folder)
@@ -585,7 +584,6 @@ def reward_from(
     spec: str,
     device="cpu",  # of the judges on this machine
     batch: int = 32,  # images at a time
-    dtype=torch.float32,  # of the judges' towers
 ):  # reward of images
     "The reward that a line of text names; a ValueError of one sentence when it names none."
 
@@ -597,7 +595,7 @@ def reward_from(
         kind, folder = name.split(":", 1)
         if kind == "concept":
             return concept_reward(folder)
-        return clip_reward(folder, device, batch, dtype)
+        return clip_reward(folder, device, batch)
 
     # all terms are read before the first judge is loaded
     terms = [read_term(term) for term in split_reward(spec)]

@@ -540,25 +540,21 @@ def looked_at(
     return list(first.values())
 
 # %% ../nbs/run/03_report.ipynb #a11ff42c
-def steps_looked_at(runs: list, most: int = 12) -> list:  # numbers
-    "The steps that all the runs can be looked into, evenly chosen where they are many."
+def steps_looked_at(runs: list) -> list:  # numbers
+    "The steps that all the runs can be looked into; of more than twelve, twelve evenly chosen."
     kept = []
     for run in runs:
         kept.append({int(place.name) for place in (run / "rollouts").glob("[0-9]*")})
     steps = sorted(set.intersection(*kept))
-    if len(steps) > most:
-        places = np.linspace(0, len(steps) - 1, most).round().astype(int)
+    if len(steps) > 12:
+        places = np.linspace(0, len(steps) - 1, 12).round().astype(int)
         steps = [steps[i] for i in places]
     return steps
 
 # %% ../nbs/run/03_report.ipynb #1f3b119f
-def looks_of(
-    run: Path,
-    most: int = 12,  # steps on the page
-) -> dict:  # step -> LookedAt rows
+def looks_of(run: Path) -> dict:  # step -> LookedAt rows
     "The steps of a run that can be looked into."
-    steps = steps_looked_at([run], most)
-    return {step: looked_at(run / "rollouts" / f"{step:06}") for step in steps}
+    return {step: looked_at(run / "rollouts" / f"{step:06}") for step in steps_looked_at([run])}
 
 # %% ../nbs/run/03_report.ipynb #cd0e9a7a
 def in_words(value) -> str:

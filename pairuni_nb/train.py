@@ -57,7 +57,6 @@ def decide_split(
     held: tuple | None,  # U records, G records of yours
 ) -> dict:  # held: indices to score; kept: indices to train on
     "Which pairs are trained on, and which are held out."
-    everything = list(range(len(pairs)))
     if is_toy(pairs):  # no picture twice but by the same scene
         shown = {record.get("scene") or "" for rows in held or () for record in rows}
         scenes = zip(pairs["u_scene"], pairs["g_scene"])
@@ -65,7 +64,7 @@ def decide_split(
     if held is not None:
         return dict(held=[], kept=unseen_pairs(pairs, held))
     out = split_pairs(pairs)
-    return dict(held=out, kept=sorted(set(everything) - set(out)))
+    return dict(held=out, kept=sorted(set(range(len(pairs))) - set(out)))
 
 # %% ../nbs/run/02_train.ipynb #032caab1
 def read_split(out: Path, pairs, held: tuple | None, accelerator: Accelerator) -> dict:
@@ -487,11 +486,10 @@ def check_lengths(
     pairs,  # Dataset of pair rows, or columns
     sampling: Sampling,
     what: str = "pair",  # the word for a row
-    most: int = 20,  # of the longest texts, to look at
 ):
-    "`check_length` of the longest prompts."
+    "`check_length` of the twenty longest prompts of each side."
     for task, column in (("u", "question"), ("g", "prompt")):
-        for asked, i in asked_texts(pairs, task, sampling.instruction)[-most:]:
+        for asked, i in asked_texts(pairs, task, sampling.instruction)[-20:]:
             check_length(policy, task, asked, sampling, f"{column} of {what} {i}")
 
 # %% ../nbs/run/02_train.ipynb #198cd85d
