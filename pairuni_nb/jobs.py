@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OF_PRESET', 'DEVICES', 'OWN', 'SAID', 'CARD', 'TOY_MODELS', 'JOBS', 'FromPreset', 'Pair', 'Train', 'Plan', 'Model',
            'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Ablate', 'Compare', 'Convert', 'Serve', 'tell_gone',
-           'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'completer', 'completed_by', 'check_place',
+           'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'filler', 'completed_by', 'check_place',
            'when_stopped', 'check_pairug', 'check_made', 'check_licences', 'check_pair', 'run_pair', 'check_device',
            'check_names', 'check_checkpoint', 'check_tracker', 'own_function', 'own_rewards', 'named_rewards',
            'whole_reward', 'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'check_pairs', 'whole_job', 'check_train',
@@ -401,7 +401,7 @@ def build_pairs(
     return pairs, made_by, counts, bad
 
 # %% ../nbs/run/08_jobs.ipynb #440cc079
-def completer(c: Pair):  # function: records -> quadruples, dropped
+def filler(c: Pair):  # function: records -> quadruples, dropped
     "The language model that completes records, or only its price; what it needs is checked now."
     from pairuni_nb import language_model as llm
 
@@ -531,7 +531,7 @@ def run_pair(c: Pair):
     if c.complete == "llm":
         check_place(c.journal)
         with when_stopped("the same command goes on"):
-            fill = completer(c)
+            fill = filler(c)
             pairs, made_by, counts, bad = build_pairs(c, fill)
         if c.dry_run:
             fill([])  # nothing needs completing, and that has its price, too: none

@@ -9,7 +9,7 @@ __all__ = ['SCORES', 'SIDES', 'HELD_OUT', 'PHASES', 'SHARE', 'FORM', 'NORM', 'CO
            'compare', 'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture', 'drawing', 'drawings_of', 'panel_picture',
            'judged', 'Asked', 'asked_of', 'signed', 'Made', 'Group', 'LookedAt', 'rollouts_of', 'group_of', 'looked_at',
            'steps_looked_at', 'looks_of', 'in_words', 'method_named', 'optional_json', 'scores_of', 'page_data', 'page',
-           'write_report', 'same_pairs', 'beside']
+           'write_report', 'same_pairs', 'short_names', 'beside']
 
 # %% ../nbs/run/03_report.ipynb #b53bd2bd
 import json
@@ -662,6 +662,12 @@ def same_pairs(looks: list) -> bool:  # LookedAt rows of each run
         asked.append(groups)
     return all(told == asked[0] for told in asked)
 
+# %% ../nbs/run/03_report.ipynb #56037df2
+def short_names(runs: list) -> list:
+    "Names of run folders that tell them from each other."
+    names = [Path(run).name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
 # %% ../nbs/run/03_report.ipynb #69a0bd45
 def beside(runs: list) -> str:  # run folders -> HTML
     "Runs side by side, step by step."
@@ -673,9 +679,7 @@ def beside(runs: list) -> str:  # run folders -> HTML
     looks = {}
     for step in steps:
         looks[step] = [looked_at(run / "rollouts" / f"{step:06}") for run in runs]
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
+    names = short_names(runs)
     same = {step: same_pairs(rows) for step, rows in looks.items()}
     rows = {step: list(zip_longest(*pairs)) for step, pairs in looks.items()}
     title = " beside ".join(names)

@@ -29,7 +29,7 @@ from .pair_grpo import check_weighting
 from .prepare import Prepared, merge_lora, prepare
 from .processes import copy_weights, gather, launch
 from .records import check_run, read_json, whole_path, write_json, write_whole
-from .rewards import answer_accuracy, graded_accuracy, scene_reward, target_similarity
+from .rewards import graded_accuracy, scene_reward, target_similarity
 from .rollout import Policy, Sampling
 from pairuni_nb.run_folder import (
     Watch,
@@ -88,7 +88,7 @@ def default_rewards(
     plain: float = 0.0,  # what a right answer without the form earns
 ) -> dict:  # {"u": function, "g": function}
     "Accuracy for answers; for drawings the verifier, or similarity to the record's own image."
-    u = graded_accuracy(plain) if plain else answer_accuracy
+    u = graded_accuracy(plain)
     if "" not in pairs["g_scene"]:
         return dict(u=u, g=scene_reward)
     return dict(u=u, g=target_similarity(policy.frozen_eyes()))
