@@ -363,14 +363,13 @@ def pair_records(
     u_records: list,
     g_records: list,
     s: PairSettings,
-    # records -> quadruples and what was dropped, as from `complete`; None: by the completer
+    # records -> quadruples and what was dropped, as from `complete`; None: by the scenes, or texts
     fill=None,
-    completer=None,  # record -> its missing half, or None; default: scene oracle, else texts
 ) -> tuple:  # rows, their images as the records have them; counts
     "Algorithm 1 or one of its baselines."
     check_pairing(u_records, g_records, s)
     n = len(u_records) + len(g_records)
-    fill = fill or partial(complete, completer=completer or offline_completer(g_records))
+    fill = fill or partial(complete, completer=offline_completer(g_records))
     readers = _load_readers(s)
     if s.mix in ("pairs", "aligned", "retrieved"):
         check_clusters(s.clusters or 1, n)
@@ -424,12 +423,11 @@ def make_pairs(
     u_records: list,
     g_records: list,
     fill=None,  # see pair_records
-    completer=None,  # see pair_records
     **settings,  # fields of PairSettings
 ) -> tuple:  # Dataset of pairs, counts
     "What `pair_records` does, with settings by name, as a data set in memory."
     s = PairSettings(**settings)
-    rows, counts = pair_records(u_records, g_records, s, fill, completer)
+    rows, counts = pair_records(u_records, g_records, s, fill)
     return as_dataset(rows), counts
 
 # %% ../nbs/09_pairing.ipynb #ada2ab9d
