@@ -448,15 +448,11 @@ def browser_data(
     images_u, images_g = [r["image"] for r in u], [r["image"] for r in g]
     fu, fg = features(images_u, encoder), features(images_g, encoder)
     chosen = medoids(np.concatenate([fu, fg]), s.clusters or clusters_for(len(u) + len(g)), s.seed)
-    near, s_p = nearest(fg, fu, len(fu), 0.0)
-    compared = np.zeros((len(g), len(u)))
-    for row, (which, values) in enumerate(zip(near, s_p)):
-        compared[row, which[which >= 0]] = values[which >= 0]
     of_u = chosen < len(u)
     return dict(
         u=[dict(picture=as_url(image), text=r["question"]) for image, r in zip(images_u, u)],
         g=[dict(picture=as_url(image), text=r["prompt"]) for image, r in zip(images_g, g)],
-        similarity=compared.tolist(),
+        similarity=similarity(fg, fu).tolist(),
         chosen=dict(u=chosen[of_u].tolist(), g=(chosen[~of_u] - len(u)).tolist()),
         delta=s.delta,
         top_n=s.top_n,
