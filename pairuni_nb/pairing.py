@@ -678,6 +678,16 @@ def _typed(rows, file):
             ) from e
     raise wrong
 
+# %% ../nbs/09_pairing.ipynb #918199ac
+def _listed(rows, file, n: int):  # n: the number of their first
+    "A few rows as dicts."
+    try:
+        return rows.to_pylist()
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f"{file}: a text in rows {n} to {n + len(rows) - 1} is not UTF-8: write it anew"
+        ) from e
+
 # %% ../nbs/09_pairing.ipynb #ae63e3c6
 def _few_rows(file, look=True):
     "A pair file's rows as Arrow tables of a few, checked."
@@ -692,7 +702,7 @@ def _few_rows(file, look=True):
         if old:
             rows = _with_matcher(rows)
         rows = _with_scenes(_typed(rows, file))
-        for i, row in enumerate(rows.to_pylist() if look else (), n):
+        for i, row in enumerate(_listed(rows, file, n) if look else (), n):
             _check_pair(row, f"{file}, row {i} (u_id {row['u_id']}, g_id {row['g_id']})")
         n += len(rows)
         yield rows
