@@ -436,4 +436,6 @@ def test_a_disk_that_is_nearly_full_is_not_a_broken_file(pairs, tmp_path, monkey
 def test_a_text_that_is_no_utf8_is_named_by_its_rows(pairs, tmp_path):
     texts = pa.array([b"caf\xe9"] * len(pairs)).view(pa.string())
     file = of_type(pairs, tmp_path / "p.parquet", "prompt", texts)
-    sentence(lambda: load_pairs(file), "p.parquet: a text in rows 0 to", "is not UTF-8: write it anew")
+    sentence(
+        lambda: load_pairs(file), "p.parquet: a text in rows 0 to", "is not UTF-8: write it anew"
+    )
