@@ -131,11 +131,11 @@ def guided_over_w():
     "Drawn with guidance; scored by guided logits over w (Janus-Pro-R1): a temperature of w."
     whole = Policy.forward
 
-    def forward(self, rollouts, rows=None):
+    def forward(self, rollouts):
         s = rollouts.sampling
         if rollouts.task == "g":
             s = replace(s, cfg_scoring="guided", temperature=s.temperature * s.cfg_weight)
-        return whole(self, replace(rollouts, sampling=s), rows)
+        return whole(self, replace(rollouts, sampling=s))
 
     return patch.object(Policy, "forward", forward)
 

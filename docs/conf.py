@@ -1,5 +1,6 @@
 "The site: `sphinx-build -c docs nbs _site`, then open _site/index.html."
 
+import ast
 import re
 import sys
 from configparser import ConfigParser
@@ -23,6 +24,7 @@ FOLDED = {
 }
 DRAWING = dict(code_prompt_show="Show the drawing code", code_prompt_hide="Hide the drawing code")
 TABLE = dict(code_prompt_show="Show the code of the table", code_prompt_hide="Hide the code")
+IMPORTS = dict(code_prompt_show="Show the imports", code_prompt_hide="Hide the imports")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # what a notebook reads that is not in the package
 LOCAL = re.compile(r"""["'](\.\./)+benchmarks/|["']\d\d_\w+\.jsonl|Path\(\\?["']\.\.""")
@@ -43,9 +45,42 @@ def alternative(cell, before):
     return said[1] if said else title[2].replace(r"\n", " ") if title else sentence(before)
 
 
+def imports(source):
+    "Whether a cell does nothing but import, for more than five lines, and set a thing or two."
+    try:
+        lines = ast.parse(source).body
+    except SyntaxError:  # a magic
+        return False
+    rest = [line for line in lines if not isinstance(line, (ast.Import, ast.ImportFrom))]
+    plain = all(isinstance(line, (ast.Expr, ast.Assign)) for line in rest)
+    return plain and len(rest) < 4 and len(source.splitlines()) > 5 and len(lines) > 2 * len(rest)
+
+
+def comments_apart(cells):
+    "The cells, and what a cell of imports says above them, its page's symbols, as one of its own."
+    for cell in cells:
+        found = re.match(r"((?:#.*\n)*?)((?:# .*\n)+)", cell.source)
+        if cell.cell_type == "code" and found and imports(cell.source):
+            yield nbformat.v4.new_code_cell(found[2].strip())
+            cell.source = found[1] + cell.source[found.end() :]
+        yield cell
+
+
+def on_the_fold(cell, words):
+    "What the fold of a cell says, if it is no test's."
+    if "test" in words:
+        return {}
+    if imports(cell.source):
+        return IMPORTS
+    kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+    tabulates = "text/markdown" in kinds and "image/png" not in kinds
+    return {} if "hide_input" not in words else TABLE if tabulates else DRAWING
+
+
 def read(text):
-    "A notebook without nbdev's directives; tests, and what makes figures and tables, are folded."
+    "A notebook without nbdev's directives; tests, imports and drawing code are folded."
     notebook, before = nbformat.reads(text, as_version=4), ""
+    notebook.cells = list(comments_apart(notebook.cells))
     for cell in notebook.cells:
         if cell.cell_type != "code":
             before = cell.source
@@ -53,9 +88,10 @@ def read(text):
         words = re.findall(r"^#\| *(\w+)", cell.source, re.M)
         folded = [] if "show" in words else words
         cell.metadata.tags = [FOLDED[word] for word in folded if word in FOLDED]
-        kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
-        label = TABLE if "text/markdown" in kinds and "image/png" not in kinds else DRAWING
-        cell.metadata.mystnb = dict(label) if "hide_input" in words else {}
+        label = on_the_fold(cell, words)
+        if label is IMPORTS:
+            cell.metadata.tags.append("hide-input")
+        cell.metadata.mystnb = dict(label)
         cell.metadata.mystnb |= dict(image=dict(alt=alternative(cell, before)))
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
         for output in cell.outputs:  # no kernel moves a slider there

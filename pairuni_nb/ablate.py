@@ -10,8 +10,8 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'R
            'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'same_rows', 'begin_tables',
            'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo',
            'rises_of', 'differences', 'as_cell', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary',
-           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'short_names', 'side_by_side',
-           'draw_runs', 'main']
+           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'side_by_side', 'draw_runs',
+           'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -39,9 +39,18 @@ from .evaluate import evaluate, interval, markdown_table
 from .diffusion import load_checkpoint, policy_for
 from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
-from .records import read_json, write_json, write_whole
-from .report import SIDES, draw_score, finish_panel, lines_with, new_figure, running_mean
-from .rewards import answer_accuracy, graded_accuracy, scene_reward
+from .records import read_json, write_json, write_text, write_whole
+from pairuni_nb.report import (
+    HELD_OUT,
+    SIDES,
+    draw_score,
+    finish_panel,
+    lines_with,
+    new_figure,
+    running_mean,
+    short_names,
+)
+from .rewards import graded_accuracy, scene_reward
 from .rollout import Sampling
 from .run_folder import locked, old_settings, read_metrics
 from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of, preset
@@ -243,7 +252,7 @@ def judge_of(base: Preset):  # function: (prompts, images, truths) -> values
 def rewards_of(base: Preset, changes: dict, seed: int) -> dict:  # {"u": function, "g": function}
     "What a row is rewarded by."
     plain = settings_of(base, changes, seed)[0].plain_reward
-    rewards = dict(u=graded_accuracy(plain) if plain else answer_accuracy, g=judge_of(base))
+    rewards = dict(u=graded_accuracy(plain), g=judge_of(base))
     if changes.get("rewards") == "shuffled":
         rewards = {task: shuffled(reward, seed) for task, reward in rewards.items()}
     return rewards
@@ -435,7 +444,7 @@ def write_table(file, lines: list):
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_whole(Path(file), lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+    write_text(file, text.getvalue())
 
 # %% ../nbs/run/07_ablate.ipynb #9c867f26
 class Run(NamedTuple):
@@ -841,7 +850,7 @@ def draw_table(lines: list, rows: list):  # -> Figure; rows: the reference first
     "Rises above, differences from the reference below; filled as trained, hollow decoded better."
     fig = new_figure(9, 1.8 + 0.9 * len(rows))
     axes = fig.subplots(2, 2, sharey=True, sharex="row")
-    for j, (task, key) in enumerate((("u", "accuracy"), ("g", "score"))):
+    for j, (task, key) in enumerate(HELD_OUT.items()):
         name, colour = SIDES[task]
         for measure, shift, hollow in ((key, -0.15, False), (f"best_{key}", 0.2, True)):
             rises = [list(rises_of(lines, row, measure).values()) for row in rows]
@@ -863,7 +872,7 @@ def write_summary(out: Path, table: str, lines: list, rows: list):
     own = [row for row in rows if row in there]
     text, picture = summary(table, lines, own), io.BytesIO()
     draw_table(lines, own).savefig(picture, format="png")
-    write_whole(out / f"{table}.md", lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(out / f"{table}.md", text)
     write_whole(out / f"{table}.png", lambda part: part.write_bytes(picture.getvalue()))
 
 # %% ../nbs/run/07_ablate.ipynb #1cb9f38c
@@ -907,7 +916,7 @@ def reached(run: Path) -> dict:  # what -> text
         return {"steps done": "nothing measured yet"}
     steps, wanted = metrics[-1]["step"], old_settings(run)[0].steps
     told = {"steps done": f"{steps} of {wanted}"}
-    for task, score in (("u", "accuracy"), ("g", "score")):
+    for task, score in HELD_OUT.items():
         at, values = lines_with(metrics, f"eval_{score}_mean")
         if values:
             later = f" -> {values[-1]:.3f} (step {at[-1]})" if len(values) > 1 else ""
@@ -917,12 +926,6 @@ def reached(run: Path) -> dict:  # what -> text
         if values:
             told[f"{name}, last {len(values)}"] = f"{sum(values) / len(values):.3f}"
     return told
-
-# %% ../nbs/run/07_ablate.ipynb #ec471931
-def short_names(runs: list) -> list:
-    "Names of run folders that tell them from each other."
-    names = [Path(run).name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 # %% ../nbs/run/07_ablate.ipynb #cfe81163
 def side_by_side(runs: list) -> str:  # run folders -> Markdown
@@ -943,7 +946,7 @@ def draw_runs(runs: list):  # run folders -> Figure
     axes = fig.subplots(2, 2)
     for i, (run, name) in enumerate(zip(runs, short_names(runs))):
         metrics = read_metrics(run) if (Path(run) / "metrics.jsonl").exists() else []
-        for j, (task, score) in enumerate((("u", "accuracy"), ("g", "score"))):
+        for j, (task, score) in enumerate(HELD_OUT.items()):
             draw_score(metrics, axes[0, j], score, color=f"C{i}", label=name)
             x, y = lines_with(metrics, f"reward_{task}")
             axes[1, j].plot(x, running_mean(y), color=f"C{i}", label=name)

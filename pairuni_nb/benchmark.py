@@ -23,9 +23,9 @@ from tqdm import tqdm
 from . import __version__
 from .encoders import fingerprint
 from .janus import load_janus
-from .records import read_json, text_fault, write_whole
+from .records import read_json, text_fault, write_json, write_whole
 from .rewards import parse_answer
-from .rollout import JanusPolicy, Sampling, TextPrompts, noise
+from .rollout import JanusPolicy, Sampling, TextPrompts, as_chats, noise
 from .run_folder import locked
 from .train import check_length
 
@@ -207,7 +207,7 @@ def open_folder(out: Path, protocol: dict):
                 f"'{out}' exists but holds no protocol.json, "
                 "so it is no folder of drawings to go on with: choose a new one"
             )
-    write_whole(file, lambda p: p.write_text(json.dumps(protocol, indent=1)))
+    write_json(file, protocol)
 
 # %% ../nbs/run/06_benchmark.ipynb #e96e3b7a
 def draw_jobs(
@@ -281,10 +281,7 @@ def ask_prompts(
 ) -> TextPrompts:
     "Questions about any number of images each, the images first."
     P, n = len(questions), len(images[0])
-    chats = []
-    for question in questions:
-        content = [{"type": "image"}] * n + [{"type": "text", "text": question}]
-        chats.append([{"role": "user", "content": content}])
+    chats = as_chats(questions, n)
     text = policy.processor.apply_chat_template(chats, add_generation_prompt=True)
     # of any mode and size, as training reads them
     flat = [policy.to_size(image) for group in images for image in group] or None

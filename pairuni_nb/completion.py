@@ -28,22 +28,22 @@ from pairuni_nb.world import (
 )
 
 # %% ../nbs/05_completion.ipynb #96e3fffd
-def _rng(record_id, seed):
-    "A generator that depends on the record's id and the seed alone."
+def _rng(record_id):
+    "A generator that depends on the record's id alone."
     digest = hashlib.sha1(record_id.encode()).hexdigest()
-    return np.random.default_rng([seed, int(digest[:12], 16)])
+    # the 0 was a seed once: what was completed stays as it is
+    return np.random.default_rng([0, int(digest[:12], 16)])
 
 # %% ../nbs/05_completion.ipynb #ed02abee
 def scene_oracle(
     record: dict,
     lie: float = 0.0,  # probability of completing from a misremembered scene
-    seed: int = 0,
 ) -> dict:  # the missing fields, None when the record has no scene
     "The toy world's completer: it knows the scene behind the image."
     if not record["scene"]:
         return None
     scene = Scene.from_json(record["scene"])
-    rng = _rng(record["id"], seed)
+    rng = _rng(record["id"])
     if rng.random() < lie:
         scene = misremember(scene, rng)
     if "question" in record:
@@ -195,7 +195,7 @@ def text_completer(
         wrong = [other for other in pool if other != name]
         if len(wrong) < 3:
             return None
-        rng = _rng(record["id"], 0)
+        rng = _rng(record["id"])
         choices = [name] + [wrong[i] for i in rng.choice(len(wrong), 3, replace=False)]
         choices = [choices[i] for i in rng.permutation(4)]
         return dict(question=NAMING[0], choices=choices, answer=name)

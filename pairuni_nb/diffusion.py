@@ -22,12 +22,11 @@ from .emu3 import Emu3Policy, emu3_config, load_emu3, pool_examples, question_ex
 from pairuni_nb.janus import (
     checkpoint_path,
     config_said,
-    draw_scenes,
     family_config,
     load_janus,
     load_weights,
     rehearse,
-    to_tokens,
+    scene_pool,
 )
 from pairuni_nb.rollout import (
     ImagePrompts,
@@ -66,12 +65,9 @@ class MaskedJanus(JanusForConditionalGeneration):
         self.mask_embedding = nn.Parameter(torch.zeros(2, config.text_config.hidden_size))
 
 # %% ../nbs/18_diffusion.ipynb #2e29f5d0
-def masked_from(
-    path: str = None,  # of a Janus; None: janus-nano
-    seed: int = 0,
-) -> tuple:  # MaskedJanus, JanusProcessor
-    "A Janus's weights, about to learn another order."
-    janus, processor = load_janus(path)
+def masked_from(seed: int = 0) -> tuple:  # MaskedJanus, JanusProcessor
+    "janus-nano's weights, about to learn another order."
+    janus, processor = load_janus()
     said = janus.config.to_dict()
     said.pop("model_type")
     model = MaskedJanus(MaskedJanusConfig(**said))
@@ -270,11 +266,9 @@ def warm_start_masked(
     log=print,
 ):
     "Teach both tasks together, in any order of tokens."
-    rng, vq = np.random.default_rng([seed, 5]), policy.model.model.vqmodel
-    T, eos, pooled = policy.model.generation_config.max_new_tokens, int(policy.eos[0]), []
-    for _ in range(pool // 200):
-        scenes, pixels = draw_scenes(rng, 200, "gugg")
-        pooled += zip(scenes, to_tokens(vq, pixels))
+    rng = np.random.default_rng([seed, 5])
+    T, eos = policy.model.generation_config.max_new_tokens, int(policy.eos[0])
+    pooled = scene_pool(rng, pool, policy.model.model.vqmodel)
 
     def losses():
         asked = filled(question_examples(policy, rng, questions, noise), T, eos)
@@ -292,7 +286,7 @@ def make_diffusion(
     log=print,
 ):
     "Make nano-diffusion from janus-nano. Some four minutes on one CPU core."
-    policy = DiffusionPolicy(*masked_from(seed=seed))
+    policy = DiffusionPolicy(*masked_from(seed))
     warm_start_masked(policy, seed=seed, log=log)
     policy.model.to(torch.bfloat16).save_pretrained(out)
     policy.processor.save_pretrained(out)

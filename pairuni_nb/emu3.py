@@ -37,6 +37,8 @@ from pairuni_nb.janus import (
     misanswer,
     miscaption,
     rehearse,
+    scene_pool,
+    special_ids,
     survival,
     train_vq,
     world_texts,
@@ -48,6 +50,7 @@ from pairuni_nb.rollout import (
     Rollouts,
     Sampling,
     TextPrompts,
+    as_chats,
     check_images,
     check_texts,
     guide,
@@ -116,34 +119,29 @@ EMU3_TEMPLATE = (
 )
 
 
-def emu3_processor(
-    texts: list = None,  # sentences of another world
-    **kw,  # see `emu3_tokenizer`
-) -> Emu3Processor:
+def emu3_processor() -> Emu3Processor:
     "Tokenizer, image processor and chat template of nano-emu3."
     half, area = [0.5] * 3, SIZE**2
     images = Emu3ImageProcessor(
         min_pixels=area, max_pixels=area, image_mean=half, image_std=half, spatial_factor=8
     )
-    tok = emu3_tokenizer(texts or world_texts(), **kw)
+    tok = emu3_tokenizer(world_texts())
     return Emu3Processor(images, tok, chat_template=EMU3_TEMPLATE)
 
 # %% ../nbs/16_emu3.ipynb #2a20095b
-def _emu3_text(tok, width, layers):
+def _emu3_text(tok):
     "The language model of nano-emu3."
     return dict(
         vocab_size=len(tok),
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
         attention_dropout=0.0,
         rope_parameters=dict(rope_type="default", rope_theta=10_000.0),
-        pad_token_id=tok.pad_token_id,
-        bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id,
+        **special_ids(tok),
     )
 
 # %% ../nbs/16_emu3.ipynb #69439d81
@@ -162,9 +160,7 @@ def _emu3_vq(codes):
     )
 
 # %% ../nbs/16_emu3.ipynb #8fc8014a
-def new_emu3(
-    processor: Emu3Processor, seed: int = 0, width: int = 128, layers: int = 4
-) -> Emu3ForConditionalGeneration:
+def new_emu3(processor: Emu3Processor, seed: int = 0) -> Emu3ForConditionalGeneration:
     "A nano-emu3 with random weights."
     tok = processor.tokenizer
     words = tok.get_vocab()
@@ -172,13 +168,12 @@ def new_emu3(
     special = {w: i for w, i in words.items() if w.startswith("<|") or w == EMU3["image_token"]}
     torch.manual_seed(seed)
     config = Emu3Config(
-        vq_config=_emu3_vq(codes),
-        text_config=_emu3_text(tok, width, layers),
-        vocabulary_map=special,
+        vq_config=_emu3_vq(codes), text_config=_emu3_text(tok), vocabulary_map=special
     )
     model = Emu3ForConditionalGeneration(config)
-    ids = {f"{name}_token_id": getattr(tok, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    model.generation_config = GenerationConfig(**ids, guidance_scale=3, max_new_tokens=24)
+    model.generation_config = GenerationConfig(
+        **special_ids(tok), guidance_scale=3, max_new_tokens=24
+    )
     return model.eval()
 
 # %% ../nbs/16_emu3.ipynb #ed118c32
@@ -286,10 +281,7 @@ def text_prompts(
     "Questions, with the codes of their images in place."
     check_images(questions, images)
     check_texts(questions, self.processor.image_token)
-    image = [] if images is None else [{"type": "image"}]
-    chats = []
-    for text in questions:
-        chats.append([{"role": "user", "content": image + [{"type": "text", "text": text}]}])
+    chats = as_chats(questions, int(images is not None))
     text = self.processor.apply_chat_template(chats, add_generation_prompt=True)
     if images is not None:
         images = [to_rgb(image) for image in images]
@@ -399,35 +391,28 @@ def from_film_latents(vq: nn.Module, latents: Tensor) -> Tensor:  # (B, D, h, w)
 
 # %% ../nbs/16_emu3.ipynb #c631f4ab
 @torch.no_grad()
-def film_codes(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B, h w)
+def film_codes(vq: nn.Module, pixels: Tensor) -> Tensor:  # (B, h w)
     "Pixels (B, 3, H, W) to codes."
     parts = []
-    for x in pixels.split(chunk):
+    for x in pixels.split(64):
         sizes = torch.tensor([x.shape[2:]] * len(x))
         parts += [codes.flatten() for codes in vq.encode(x, sizes).image_tokens]
     return torch.stack(parts)
 
 # %% ../nbs/16_emu3.ipynb #9d06172c
 @torch.no_grad()
-def film_images(vq: nn.Module, codes: Tensor, chunk: int = 64) -> np.ndarray:  # (B, H, W, 3) uint8
+def film_images(vq: nn.Module, codes: Tensor) -> np.ndarray:  # (B, H, W, 3) uint8
     "Codes (B, h w) of square pictures to pixels, clamped."
     side = int(codes.shape[1] ** 0.5)
-    pixels = torch.cat([vq.decode(x.view(-1, side, side)) for x in codes.split(chunk)])
+    pixels = torch.cat([vq.decode(x.view(-1, side, side)) for x in codes.split(64)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 # %% ../nbs/16_emu3.ipynb #b98d61d6
-def train_film_vq(vq: nn.Module, steps: int = 800, seed: int = 0, log=print):
+def train_film_vq(vq: nn.Module, seed: int = 0, log=print):
     "Teach an Emu3's VQ autoencoder the toy world."
     check = partial(survival, there=film_codes, back=film_images)
     train_vq(
-        vq,
-        steps,
-        seed=seed,
-        log=log,
-        check=check,
-        half=True,
-        down=film_latents,
-        up=from_film_latents,
+        vq, seed=seed, log=log, check=check, half=True, down=film_latents, up=from_film_latents
     )
 
 # %% ../nbs/16_emu3.ipynb #2e8eab5d
@@ -520,11 +505,8 @@ def warm_start_emu3(
     log=print,
 ):
     "Teach both tasks together: questions, captions and drawing in every step."
-    rng, vq = np.random.default_rng([seed, 4]), policy.model.model.vqmodel
-    pooled = []
-    for _ in range(pool // 200):
-        scenes, pixels = draw_scenes(rng, 200, "gugg")
-        pooled += zip(scenes, film_codes(vq, pixels))
+    rng = np.random.default_rng([seed, 4])
+    pooled = scene_pool(rng, pool, policy.model.model.vqmodel, film_codes)
 
     def losses():
         told = dict(

@@ -64,11 +64,10 @@ def pixel_blocks(
 # %% ../nbs/06_encoders.ipynb #2f295745
 def pixel_features(
     images,  # PIL images or uint8 arrays of any size
-    weights=WEIGHTS,  # layout, colour, edge
 ) -> np.ndarray:  # (N, 264) unit rows
     "The light picture encoder: no weights learned, nothing depends on other images."
     small = np.stack([np.asarray(to_rgb(im).resize((SIDE, SIDE), Image.BOX)) for im in images])
-    blocks = [np.sqrt(w) * b for w, b in zip(weights, pixel_blocks(small))]
+    blocks = [np.sqrt(w) * b for w, b in zip(WEIGHTS, pixel_blocks(small))]
     return unit(np.concatenate(blocks, 1)).astype(np.float32)
 
 # %% ../nbs/06_encoders.ipynb #3f11624c
@@ -351,7 +350,6 @@ def features(
     items,  # PIL images, uint8 arrays or texts: a list, or anything with a length and an index
     encoder="pixels",  # name for `load_encoder`, or an Encoder
     batch_size: int = 16,
-    device: str = "auto",  # auto, cpu or cuda
     cache=None,  # folder that keeps rows between runs; None: no cache
     ids: list = None,  # what messages call the items; None: their numbers
 ) -> np.ndarray:  # (N, D) float32, unit rows
@@ -359,7 +357,7 @@ def features(
     if not len(items):
         raise ValueError("nothing to encode: the list is empty")
     kind = "text" if isinstance(items[0], str) else "image"
-    encoder = load_encoder(encoder, kind, device)
+    encoder = load_encoder(encoder, kind)
     db = _open_cache(cache, encoder.key) if cache and encoder.key else None
     out = None
     with tqdm(total=len(items), desc=encoder.name, unit=f" {kind}s", delay=2) as bar:

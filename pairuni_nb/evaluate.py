@@ -120,7 +120,6 @@ def linked_pairs(
 # %% ../nbs/15_evaluate.ipynb #2e552f78
 def split_pairs(
     pairs,  # Dataset of pair rows
-    share: float = 0.1,
 ) -> list:  # indices of the pairs to hold out
     "About a tenth of the pairs, so that no picture of theirs is in another pair."
     thumbs, owner = thumbs_of(pairs)
@@ -130,7 +129,7 @@ def split_pairs(
         members.setdefault(g, []).append(i)
         name = hashlib.sha1(f"{u_id}|{g_id}".encode()).hexdigest()
         first[g] = min(first.get(g, name), name)
-    held, wanted = [], share * len(pairs)
+    held, wanted = [], 0.1 * len(pairs)
     if 1.5 * wanted >= 1:  # one item alone has no score
         wanted = max(2, wanted)
     for g in sorted(members, key=first.get):  # by chance, and not by the order of the rows

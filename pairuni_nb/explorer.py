@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'HEADS', 'TABLE', 'FLAT', 'OPPOSITES', 'PAGE', 'softmax_step', 'Numbers', 'explore', 'draw_advantages',
-           'to_png', 'numbers_table', 'Explorer', 'advantage_explorer', 'TwoPairs', 'climb', 'two_pairs', 'module_page',
-           'in_frame', 'two_pairs_page', 'two_pairs_frame', 'draw_run', 'best_drawing', 'live']
+           'to_png', 'numbers_table', 'Explorer', 'TwoPairs', 'climb', 'two_pairs', 'module_page', 'in_frame',
+           'two_pairs_page', 'two_pairs_frame', 'draw_run', 'best_drawing', 'live']
 
 # %% ../nbs/03_explorer.ipynb #e9ecfe58
 # K rollouts a side; suffixes _u and _g for the two tasks
@@ -262,11 +262,6 @@ class Explorer(widgets.VBox):
     def _repr_mimebundle_(self, **kwargs):
         png = b64encode(self.image.value).decode()
         return super()._repr_mimebundle_(**kwargs) | {"image/png": png}
-
-# %% ../nbs/03_explorer.ipynb #f3f9c081
-def advantage_explorer() -> Explorer:
-    "The advantage explorer, ready to display."
-    return Explorer()
 
 # %% ../nbs/03_explorer.ipynb #e6c7b172
 FLAT = (0.5,) * 4

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['OURS', 'ORIGINAL', 'BOS', 'EOS', 'PAD', 'BOI', 'IMAGE', 'EOI', 'CHAT_TEMPLATE', 'IMAGE_BLOCK', 'DESCRIBE',
            'nano_folder', 'checkpoint_path', 'check_files', 'check_no_pickle', 'config_said', 'family_config',
-           'first_line', 'load_processor', 'check_complete', 'load_weights', 'load_janus', 'byte_bpe', 'nano_tokenizer',
-           'world_texts', 'nano_processor', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes', 'one_cycle',
-           'descend', 'train_vision', 'crammed_scene', 'draw_crammed', 'draw_mixed', 'to_tokens', 'to_images',
-           'spread_codes', 'move_codes', 'survival', 'to_latents', 'from_latents', 'train_vq', 'user_turn',
-           'answer_text', 'text_loss', 'image_loss', 'misanswer', 'miscaption', 'rehearse', 'warm_start', 'make_nano',
-           'random_janus_pro']
+           'load_processor', 'check_complete', 'load_weights', 'load_janus', 'byte_bpe', 'nano_tokenizer',
+           'world_texts', 'nano_processor', 'special_ids', 'nano_config', 'new_nano', 'to_pixels', 'draw_scenes',
+           'one_cycle', 'descend', 'train_vision', 'crammed_scene', 'draw_crammed', 'draw_mixed', 'to_tokens',
+           'to_images', 'spread_codes', 'move_codes', 'survival', 'to_latents', 'from_latents', 'train_vq', 'user_turn',
+           'answer_text', 'text_loss', 'image_loss', 'misanswer', 'miscaption', 'rehearse', 'scene_pool', 'warm_start',
+           'make_nano', 'random_janus_pro']
 
 # %% ../nbs/10_janus.ipynb #b38722f7
 from importlib.resources import files
@@ -37,6 +37,7 @@ from transformers.utils import logging
 
 from .completion import misremember
 from .encoders import check_model
+from .records import first_line
 from pairuni_nb.world import (
     ITEMS,
     SIZE,
@@ -151,11 +152,6 @@ def family_config(
     # transformers ties where nothing is said, and every head here is its own
     config.tie_word_embeddings = said.get("tie_word_embeddings", False)
     return config
-
-# %% ../nbs/10_janus.ipynb #98bd6f44
-def first_line(e: Exception) -> str:
-    "What an exception says, without its advice."
-    return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
 
 # %% ../nbs/10_janus.ipynb #5197d891
 def load_processor(path: str, Processor):  # a Processor; a class of transformers
@@ -310,7 +306,7 @@ def nano_processor(
     return JanusProcessor(images, tok, chat_template=CHAT_TEMPLATE, num_image_tokens=36)
 
 # %% ../nbs/10_janus.ipynb #0307f005
-def _special_ids(tok):
+def special_ids(tok) -> dict:
     "The special tokens, as configs name them."
     return dict(
         bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id
@@ -329,7 +325,7 @@ def _llama_config(tok, width, layers):
         num_key_value_heads=4,
         max_position_embeddings=1024,
         tie_word_embeddings=False,
-        **_special_ids(tok),
+        **special_ids(tok),
     )
 
 # %% ../nbs/10_janus.ipynb #567446bc
@@ -386,10 +382,7 @@ def _generation_config(tok, guidance: float, **more):
     "What `generate` is told where its caller says nothing."
     boi = tok.convert_tokens_to_ids(BOI)
     return GenerationConfig(
-        **_special_ids(tok),
-        guidance_scale=guidance,
-        generation_kwargs={"boi_token_id": boi},
-        **more,
+        **special_ids(tok), guidance_scale=guidance, generation_kwargs={"boi_token_id": boi}, **more
     )
 
 # %% ../nbs/10_janus.ipynb #f943f7bc
@@ -484,15 +477,15 @@ def draw_mixed(rng: np.random.Generator, n: int) -> Tensor:  # (n, 3, 48, 48)
 
 # %% ../nbs/10_janus.ipynb #46817714
 @torch.no_grad()
-def to_tokens(vq: nn.Module, pixels: Tensor, chunk: int = 64) -> Tensor:  # (B, 36)
+def to_tokens(vq: nn.Module, pixels: Tensor) -> Tensor:  # (B, 36)
     "Pixels (B, 3, H, W) to image tokens."
-    return torch.cat([vq.encode(x).image_tokens.view(len(x), -1) for x in pixels.split(chunk)])
+    return torch.cat([vq.encode(x).image_tokens.view(len(x), -1) for x in pixels.split(64)])
 
 
 @torch.no_grad()
-def to_images(vq: nn.Module, tokens: Tensor, chunk: int = 64) -> np.ndarray:  # (B, H, W, 3) uint8
+def to_images(vq: nn.Module, tokens: Tensor) -> np.ndarray:  # (B, H, W, 3) uint8
     "Image tokens (B, 36) to pictures, clamped: the decoder has no tanh."
-    pixels = torch.cat([vq.decode(t) for t in tokens.split(chunk)])
+    pixels = torch.cat([vq.decode(t) for t in tokens.split(64)])
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 # %% ../nbs/10_janus.ipynb #92a9c292
@@ -532,12 +525,11 @@ def move_codes(
 def survival(
     vq: nn.Module,
     seed: int = 0,
-    n: int = 200,
     there=to_tokens,  # functions of a tokenizer, and pixels or image tokens
     back=to_images,
 ) -> str:
-    "How many held-out scenes can still be read after the round trip."
-    scenes, x = draw_scenes(np.random.default_rng([seed, 2]), n, split="heldout")
+    "How many of 200 held-out scenes can still be read after the round trip."
+    scenes, x = draw_scenes(np.random.default_rng([seed, 2]), 200, split="heldout")
     whole = np.mean(scene_scores(back(vq, there(vq, x)), scenes) == 1)
     return f"held-out pictures that survive the round trip {whole:.3f}"
 
@@ -721,6 +713,20 @@ def _drawing_loss(model, tok, rng, n, noise, pool):
     tokens = torch.stack([tokens for _, tokens in drawn])
     return image_loss(model, tok, prompts, tokens, (rng.random(n) < 0.1).tolist())
 
+# %% ../nbs/10_janus.ipynb #5940322a
+def scene_pool(
+    rng: np.random.Generator,
+    n: int,
+    vq: nn.Module,
+    there=to_tokens,  # function of a tokenizer and pixels
+) -> list:  # (Scene, image tokens)
+    "Scenes to learn drawing from, encoded once."
+    pool = []
+    for _ in range(n // 200):
+        scenes, pixels = draw_scenes(rng, 200, "gugg")
+        pool += zip(scenes, there(vq, pixels))
+    return pool
+
 # %% ../nbs/10_janus.ipynb #36ec6e60
 def warm_start(
     model: JanusForConditionalGeneration,  # changed in place; its eyes and VQ stay as they are
@@ -737,10 +743,7 @@ def warm_start(
 ):
     "Teach both tasks together: questions, captions and drawing in every step."
     rng, tok = np.random.default_rng([seed, 4]), processor.tokenizer
-    pooled = []
-    for _ in range(pool // 200):
-        scenes, pixels = draw_scenes(rng, 200, "gugg")
-        pooled += zip(scenes, to_tokens(model.model.vqmodel, pixels))
+    pooled = scene_pool(rng, pool, model.model.vqmodel)
 
     def losses():
         return dict(

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['OF_PRESET', 'DEVICES', 'OWN', 'SAID', 'CARD', 'TOY_MODELS', 'JOBS', 'FromPreset', 'Pair', 'Train', 'Plan', 'Model',
            'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Ablate', 'Compare', 'Convert', 'Serve', 'tell_gone',
-           'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'completer', 'completed_by', 'check_place',
+           'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'filler', 'completed_by', 'check_place',
            'when_stopped', 'check_pairug', 'check_made', 'check_licences', 'check_pair', 'run_pair', 'check_device',
            'check_names', 'check_checkpoint', 'check_tracker', 'own_function', 'own_rewards', 'named_rewards',
            'whole_reward', 'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'check_pairs', 'whole_job', 'check_train',
-           'check_flags', 'check_gpu', 'told', 'check_hub', 'make_place', 'model_card', 'push', 'check_start',
-           'run_train', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume',
-           'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling',
-           'check_asked', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed',
-           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'check_flags', 'check_gpu', 'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train',
+           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
+           'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked',
+           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'run_evaluate',
+           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -401,7 +401,7 @@ def build_pairs(
     return pairs, made_by, counts, bad
 
 # %% ../nbs/run/08_jobs.ipynb #440cc079
-def completer(c: Pair):  # function: records -> quadruples, dropped
+def filler(c: Pair):  # function: records -> quadruples, dropped
     "The language model that completes records, or only its price; what it needs is checked now."
     from pairuni_nb import language_model as llm
 
@@ -525,13 +525,13 @@ def run_pair(c: Pair):
     check_pair(c)
     from pairuni_nb.pairing import save_pairs
     from pairuni_nb.paper_data import write_pairug
-    from pairuni_nb.records import write_whole
+    from pairuni_nb.records import write_text
 
     c = replace(c, journal=c.journal or f"{Path(c.out)}.jsonl")
     if c.complete == "llm":
         check_place(c.journal)
         with when_stopped("the same command goes on"):
-            fill = completer(c)
+            fill = filler(c)
             pairs, made_by, counts, bad = build_pairs(c, fill)
         if c.dry_run:
             fill([])  # nothing needs completing, and that has its price, too: none
@@ -543,7 +543,7 @@ def run_pair(c: Pair):
     save_pairs(pairs, c.out, made_by, counts)
     if bad:
         lines = "".join(json.dumps(row) + "\n" for row in bad)
-        write_whole(Path(c.out) / "bad_rows.jsonl", lambda file: file.write_text(lines))
+        write_text(Path(c.out) / "bad_rows.jsonl", lines)
     print(f"written to {c.out}: train with --pairs {shlex.quote(c.out)}")
     if c.pairug:
         left_out = write_pairug(pairs, c.pairug)
@@ -762,11 +762,6 @@ def check_gpu(c: Train, device: str):  # device: the one found
             "one is, or add --device cpu to wait for a CPU"
         )
 
-# %% ../nbs/run/08_jobs.ipynb #c5348017
-def told(e: Exception) -> str:
-    "The first line of what an error says."
-    return (str(e).strip() or type(e).__name__).splitlines()[0]
-
 # %% ../nbs/run/08_jobs.ipynb #178775e8
 def check_hub(
     name: str,  # USER/NAME; empty: nothing is pushed
@@ -776,7 +771,9 @@ def check_hub(
         return
     import huggingface_hub
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    from pairuni_nb.records import HUB_ID, first_line
+
+    if not HUB_ID.fullmatch(name):
         raise ValueError(f"--push-to-hub '{name}' is not of the form USER/NAME")
     if not huggingface_hub.get_token():
         raise ValueError(
@@ -786,7 +783,7 @@ def check_hub(
     try:
         public = hub.repo_exists(name) and not hub.model_info(name).private
     except Exception as e:  # of the network, the token, the Hub
-        raise ValueError(f"--push-to-hub '{name}' cannot be asked for: {told(e)}") from e
+        raise ValueError(f"--push-to-hub '{name}' cannot be asked for: {first_line(e)}") from e
     if public:
         raise ValueError(
             f"--push-to-hub '{name}' is public, and what is pushed here is private: "
@@ -799,6 +796,7 @@ def make_place(
 ):
     "A private place on the Hub that this machine's token may write to, made if it is not there."
     from pairuni_nb.processes import rank_and_size
+    from pairuni_nb.records import first_line
 
     if not name or rank_and_size()[0]:
         return
@@ -807,7 +805,7 @@ def make_place(
     try:
         huggingface_hub.HfApi().create_repo(name, private=True, exist_ok=True)
     except Exception as e:  # of the network, the token, the Hub
-        raise ValueError(f"--push-to-hub '{name}' cannot be written to: {told(e)}") from e
+        raise ValueError(f"--push-to-hub '{name}' cannot be written to: {first_line(e)}") from e
 
 # %% ../nbs/run/08_jobs.ipynb #717abbde
 def model_card(
@@ -858,19 +856,19 @@ def push(
 ):
     "Upload a run's checkpoint with its card; what fails here loses nothing."
     from pairuni_nb.processes import rank_and_size
-    from pairuni_nb.records import write_whole
+    from pairuni_nb.records import first_line, write_text
 
     if not name or rank_and_size()[0]:
         return
     import huggingface_hub
 
-    folder, card = run / "checkpoint", model_card(run, name)
-    write_whole(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
+    folder = run / "checkpoint"
+    write_text(folder / "README.md", model_card(run, name))
     try:
         huggingface_hub.HfApi().upload_folder(repo_id=name, folder_path=folder)
     except Exception as e:  # of the network, the token, the Hub
         raise ValueError(
-            f"the run in '{run}' is finished and whole, but its upload failed ({told(e)}): "
+            f"the run in '{run}' is finished and whole, but its upload failed ({first_line(e)}): "
             f"hf upload {name} {shlex.quote(str(folder))} tries again"
         ) from e
     print(f"pushed to      {name}, private")
@@ -1117,14 +1115,13 @@ def run_compare(c: Compare):
             check_suffix(c.out)
         check_new(c.out)
     from pairuni_nb.ablate import draw_runs, side_by_side
-    from pairuni_nb.records import write_whole
+    from pairuni_nb.records import write_text, write_whole
 
     told = side_by_side(list(c.runs))
     if out.suffix == ".html":
         from pairuni_nb.report import beside
 
-        text = beside(list(c.runs))
-        write_whole(out, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(out, beside(list(c.runs)))
     elif c.out:
         picture, suffix = draw_runs(list(c.runs)), out.suffix[1:]
         write_whole(out, lambda part: picture.savefig(part, format=suffix))
@@ -1148,7 +1145,7 @@ def run_plan(c: Plan):
 # %% ../nbs/run/08_jobs.ipynb #27ed4875
 def read_sampling(file: Path) -> dict:
     "A checkpoint's sampling.json; one sentence where it says what is no way to sample."
-    from pairuni_nb.records import read_json
+    from pairuni_nb.records import first_line, read_json
     from pairuni_nb.rollout import Sampling
 
     remedy = "remove it, and say how to sample by flags"
@@ -1156,7 +1153,7 @@ def read_sampling(file: Path) -> dict:
     try:
         Sampling(**said)
     except (TypeError, ValueError) as e:
-        raise ValueError(f"{file} is damaged ({told(e)}): {remedy}") from e
+        raise ValueError(f"{file} is damaged ({first_line(e)}): {remedy}") from e
     return said
 
 # %% ../nbs/run/08_jobs.ipynb #bfab628b

@@ -315,11 +315,6 @@ def _library_rows(path: str):
         ds = load_dataset(path, split="train", streaming=True)
     return _arrow_rows(ds.with_format("arrow").iter(16))  # images stay encoded
 
-# %% ../nbs/data/00_load.ipynb #b483e9e1
-def _not_there(path: Path) -> str:
-    "What to say of a path that names nothing."
-    return f"there is no such file or folder{perhaps(path)}"
-
 # %% ../nbs/data/00_load.ipynb #c715f773
 def open_rows(
     path,  # a table, tar or Parquet file, a folder of one of these, a Hub data set's id or folder
@@ -334,7 +329,7 @@ def open_rows(
         return _tar_rows(tars), p.parent
     try:
         if not (there or "://" in str(path) or HUB_ID.fullmatch(str(path))):
-            raise FileNotFoundError(_not_there(p))
+            raise FileNotFoundError(f"there is no such file or folder{perhaps(p)}")
         if p.suffix.lower() == ".parquet" and not os.path.isdir(path):
             return _parquet_rows(path), p.parent
         if os.path.isfile(path):

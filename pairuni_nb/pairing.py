@@ -147,10 +147,10 @@ def choose(
     return sorted(taken)
 
 # %% ../nbs/09_pairing.ipynb #3b0eaf76
-def check_candidates(top_n: int, n_u: int, n_g: int, most: float = 8.0):
-    "No more candidates than memory holds: each is a number and a similarity, of 8 bytes."
+def check_candidates(top_n: int, n_u: int, n_g: int):
+    "No more candidates than 8 GB hold: each is a number and a similarity, of 8 bytes."
     gb = 16 * n_g * min(top_n, n_u) / 1e9
-    if gb > most:
+    if gb > 8:
         raise ValueError(
             f"top_n is {top_n}: so many candidates of each of {n_g} G images take {gb:.0f} GB: "
             "lower --top-n"
@@ -282,7 +282,6 @@ def _compared_features(u, g, images, readers, s):
         text_encoder=readers.get("text"),
         joint_encoder=readers.get("joint"),
         weights=s.weights,
-        device=s.device,
         cache=s.cache,
         images=images,
     )
@@ -364,14 +363,13 @@ def pair_records(
     u_records: list,
     g_records: list,
     s: PairSettings,
-    # records -> quadruples and what was dropped, as from `complete`; None: by the completer
+    # records -> quadruples and what was dropped, as from `complete`; None: by the scenes, or texts
     fill=None,
-    completer=None,  # record -> its missing half, or None; default: scene oracle, else texts
 ) -> tuple:  # rows, their images as the records have them; counts
     "Algorithm 1 or one of its baselines."
     check_pairing(u_records, g_records, s)
     n = len(u_records) + len(g_records)
-    fill = fill or partial(complete, completer=completer or offline_completer(g_records))
+    fill = fill or partial(complete, completer=offline_completer(g_records))
     readers = _load_readers(s)
     if s.mix in ("pairs", "aligned", "retrieved"):
         check_clusters(s.clusters or 1, n)
@@ -425,12 +423,11 @@ def make_pairs(
     u_records: list,
     g_records: list,
     fill=None,  # see pair_records
-    completer=None,  # see pair_records
     **settings,  # fields of PairSettings
 ) -> tuple:  # Dataset of pairs, counts
     "What `pair_records` does, with settings by name, as a data set in memory."
     s = PairSettings(**settings)
-    rows, counts = pair_records(u_records, g_records, s, fill, completer)
+    rows, counts = pair_records(u_records, g_records, s, fill)
     return as_dataset(rows), counts
 
 # %% ../nbs/09_pairing.ipynb #ada2ab9d
@@ -451,15 +448,11 @@ def browser_data(
     images_u, images_g = [r["image"] for r in u], [r["image"] for r in g]
     fu, fg = features(images_u, encoder), features(images_g, encoder)
     chosen = medoids(np.concatenate([fu, fg]), s.clusters or clusters_for(len(u) + len(g)), s.seed)
-    near, s_p = nearest(fg, fu, len(fu), 0.0)
-    compared = np.zeros((len(g), len(u)))
-    for row, (which, values) in enumerate(zip(near, s_p)):
-        compared[row, which[which >= 0]] = values[which >= 0]
     of_u = chosen < len(u)
     return dict(
         u=[dict(picture=as_url(image), text=r["question"]) for image, r in zip(images_u, u)],
         g=[dict(picture=as_url(image), text=r["prompt"]) for image, r in zip(images_g, g)],
-        similarity=compared.tolist(),
+        similarity=similarity(fg, fu).tolist(),
         chosen=dict(u=chosen[of_u].tolist(), g=(chosen[~of_u] - len(u)).tolist()),
         delta=s.delta,
         top_n=s.top_n,
@@ -685,6 +678,16 @@ def _typed(rows, file):
             ) from e
     raise wrong
 
+# %% ../nbs/09_pairing.ipynb #918199ac
+def _listed(rows, file, n: int):  # n: the number of their first
+    "A few rows as dicts."
+    try:
+        return rows.to_pylist()
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f"{file}: a text in rows {n} to {n + len(rows) - 1} is not UTF-8: write it anew"
+        ) from e
+
 # %% ../nbs/09_pairing.ipynb #ae63e3c6
 def _few_rows(file, look=True):
     "A pair file's rows as Arrow tables of a few, checked."
@@ -699,7 +702,7 @@ def _few_rows(file, look=True):
         if old:
             rows = _with_matcher(rows)
         rows = _with_scenes(_typed(rows, file))
-        for i, row in enumerate(rows.to_pylist() if look else (), n):
+        for i, row in enumerate(_listed(rows, file, n) if look else (), n):
             _check_pair(row, f"{file}, row {i} (u_id {row['u_id']}, g_id {row['g_id']})")
         n += len(rows)
         yield rows

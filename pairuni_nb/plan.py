@@ -374,7 +374,7 @@ def activation_bytes(
     return inputs + cache + max(continuing, asking)
 
 # %% ../nbs/run/04_plan.ipynb #86ed3a05
-CHUNK = 2**24  # JanusPolicy's `chunk`: logits at a time in the scorer (11_rollout)
+CHUNK = 2**24  # `Policy`'s `chunk`: logits at a time in the scorer (11_rollout)
 
 
 def sampling_bytes(shape: Shape, s: TrainSettings, t: Task) -> dict:

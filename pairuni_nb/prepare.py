@@ -42,12 +42,12 @@ def add_lora(policy: Policy, rank: int) -> Policy:
     return policy
 
 # %% ../nbs/run/00_prepare.ipynb #1c2b3f46
-def without_lora(policy: Policy) -> Callable:  # scores: (rollouts, rows) -> (rows, T)
+def without_lora(policy: Policy) -> Callable:  # scores: rollouts -> (R, T)
     "The model as it was."
 
-    def score(rollouts, rows):
+    def score(rollouts):
         with policy.language_model.disable_adapter():
-            return policy(rollouts, rows)
+            return policy(rollouts)
 
     return score
 
@@ -64,7 +64,7 @@ class Prepared(NamedTuple):
     policy: torch.nn.Module  # to train: perhaps split, perhaps wrapped
     janus: Policy  # to sample from
     opt: torch.optim.Optimizer
-    ref: Callable | None  # frozen start: (rollouts, rows) -> log-probs (rows, T)
+    ref: Callable | None  # frozen start: rollouts -> log-probs (R, T)
 
 # %% ../nbs/run/00_prepare.ipynb #11e8c976
 def reference(policy: Policy, s: TrainSettings) -> Callable | None:

@@ -31,7 +31,7 @@ from .settings import TrainSettings
 # %% ../nbs/13_processes.ipynb #8987e58e
 def rank_and_size() -> tuple:  # number of this process, how many there are
     "0 and 1 without a launcher."
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 

@@ -8,7 +8,7 @@ __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'IMAGE_MARK', 'MOST_PIXELS', 'NARROW
            'choices_fault', 'question_fault', 'eight_bits', 'to_rgb', 'first_line', 'read_bytes', 'check_sides',
            'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'full_disk', 'Store', 'find_image', 'is_inside',
            'check_free', 'new_folder', 'perhaps', 'run_fault', 'check_run', 'check_measured', 'remove', 'write_whole',
-           'write_json', 'read_json', 'whole_path', 'save_records']
+           'write_text', 'write_json', 'read_json', 'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
 import json
@@ -531,9 +531,14 @@ def write_whole(
         raise
 
 # %% ../nbs/04_records.ipynb #2ed05d12
+def write_text(path, text: str):
+    "A text file, written whole."
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_json(path, value):
     "A JSON file, written whole."
-    write_whole(path, lambda part: part.write_text(json.dumps(value, indent=1)))
+    write_text(path, json.dumps(value, indent=1))
 
 # %% ../nbs/04_records.ipynb #85ed6b1f
 def read_json(

@@ -9,7 +9,7 @@ __all__ = ['SCORES', 'SIDES', 'HELD_OUT', 'PHASES', 'SHARE', 'FORM', 'NORM', 'CO
            'compare', 'judge', 'scale', 'amount', 'basis', 'Rise', 'Picture', 'drawing', 'drawings_of', 'panel_picture',
            'judged', 'Asked', 'asked_of', 'signed', 'Made', 'Group', 'LookedAt', 'rollouts_of', 'group_of', 'looked_at',
            'steps_looked_at', 'looks_of', 'in_words', 'method_named', 'optional_json', 'scores_of', 'page_data', 'page',
-           'write_report', 'same_pairs', 'beside']
+           'write_report', 'same_pairs', 'short_names', 'beside']
 
 # %% ../nbs/run/03_report.ipynb #b53bd2bd
 import json
@@ -25,7 +25,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from .records import check_measured, read_json, write_whole
+from .records import check_measured, read_json, write_text
 from .rewards import answer_accuracy, well_formed
 from .run_folder import read_drawings, read_metrics
 from .settings import TrainSettings
@@ -540,25 +540,21 @@ def looked_at(
     return list(first.values())
 
 # %% ../nbs/run/03_report.ipynb #a11ff42c
-def steps_looked_at(runs: list, most: int = 12) -> list:  # numbers
-    "The steps that all the runs can be looked into, evenly chosen where they are many."
+def steps_looked_at(runs: list) -> list:  # numbers
+    "The steps that all the runs can be looked into; of more than twelve, twelve evenly chosen."
     kept = []
     for run in runs:
         kept.append({int(place.name) for place in (run / "rollouts").glob("[0-9]*")})
     steps = sorted(set.intersection(*kept))
-    if len(steps) > most:
-        places = np.linspace(0, len(steps) - 1, most).round().astype(int)
+    if len(steps) > 12:
+        places = np.linspace(0, len(steps) - 1, 12).round().astype(int)
         steps = [steps[i] for i in places]
     return steps
 
 # %% ../nbs/run/03_report.ipynb #1f3b119f
-def looks_of(
-    run: Path,
-    most: int = 12,  # steps on the page
-) -> dict:  # step -> LookedAt rows
+def looks_of(run: Path) -> dict:  # step -> LookedAt rows
     "The steps of a run that can be looked into."
-    steps = steps_looked_at([run], most)
-    return {step: looked_at(run / "rollouts" / f"{step:06}") for step in steps}
+    return {step: looked_at(run / "rollouts" / f"{step:06}") for step in steps_looked_at([run])}
 
 # %% ../nbs/run/03_report.ipynb #cd0e9a7a
 def in_words(value) -> str:
@@ -654,8 +650,7 @@ def write_report(run) -> Path:  # run folder -> run/report.html
     "Write a self-contained report.html into a run folder."
     run = Path(run)
     check_measured(run)
-    text = page(page_data(run))
-    write_whole(run / "report.html", lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(run / "report.html", page(page_data(run)))
     return run / "report.html"
 
 # %% ../nbs/run/03_report.ipynb #360da3d0
@@ -666,6 +661,12 @@ def same_pairs(looks: list) -> bool:  # LookedAt rows of each run
         groups = [(p.kind, g.task, g.prompt, g.answer) for p in pairs for g in p.groups]
         asked.append(groups)
     return all(told == asked[0] for told in asked)
+
+# %% ../nbs/run/03_report.ipynb #56037df2
+def short_names(runs: list) -> list:
+    "Names of run folders that tell them from each other."
+    names = [Path(run).name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 # %% ../nbs/run/03_report.ipynb #69a0bd45
 def beside(runs: list) -> str:  # run folders -> HTML
@@ -678,9 +679,7 @@ def beside(runs: list) -> str:  # run folders -> HTML
     looks = {}
     for step in steps:
         looks[step] = [looked_at(run / "rollouts" / f"{step:06}") for run in runs]
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
+    names = short_names(runs)
     same = {step: same_pairs(rows) for step, rows in looks.items()}
     rows = {step: list(zip_longest(*pairs)) for step, pairs in looks.items()}
     title = " beside ".join(names)

@@ -150,6 +150,8 @@ def graded_accuracy(
     plain: float,  # what a right answer without the form earns
 ):  # reward: (prompts, completions, truths) -> list
     "1 for a right answer in form, `plain` for one without it."
+    if not plain:
+        return answer_accuracy
 
     def accuracy(prompts, completions, truths):
         formed = answer_accuracy(prompts, completions, truths)

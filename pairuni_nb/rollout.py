@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORM_WANTED', 'STRETCH', 'Sampling', 'draw', 'noise', 'positions', 'unconditional', 'TextPrompts', 'ImagePrompts',
            'Rollouts', 'join', 'through_first', 'attended_dtype', 'Shared', 'shared_rows', 'Slots', 'Prompt',
-           'Continued', 'patch_to', 'Policy', 'JanusPolicy', 'check_texts', 'check_images', 'guide', 'pick', 'turned',
-           'normed', 'one_token', 'through_layers', 'record', 'once', 'gap']
+           'Continued', 'patch_to', 'Policy', 'JanusPolicy', 'check_texts', 'as_chats', 'check_images', 'guide', 'pick',
+           'turned', 'normed', 'one_token', 'through_layers', 'record', 'once', 'gap']
 
 # %% ../nbs/11_rollout.ipynb #d17c73f3
 import hashlib
@@ -470,19 +470,27 @@ def check_texts(
         if token in text:
             raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
 
+# %% ../nbs/11_rollout.ipynb #299615ff
+def as_chats(
+    texts: list,  # (P,) str
+    images: int,  # before each text
+) -> list:  # (P,) chats
+    "Each text as a user's turn."
+    chats = []
+    for text in texts:
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        chats.append([{"role": "user", "content": content}])
+    return chats
+
 # %% ../nbs/11_rollout.ipynb #20398e60
 @patch_to(JanusPolicy)
 def _tokenize(self, texts, images=None, **kwargs):
     "Chat template, ids, left padding."
-    image = [] if images is None else [{"type": "image"}]
     tokenizer = self.processor.tokenizer
     check_texts(texts, tokenizer.convert_ids_to_tokens(self.model.config.image_token_id))
     if images is not None:
         images = [self.to_size(image) for image in images]
-    chats = []
-    for text in texts:
-        content = image + [{"type": "text", "text": text}]
-        chats.append([{"role": "user", "content": content}])
+    chats = as_chats(texts, int(images is not None))
     text = self.processor.apply_chat_template(chats, add_generation_prompt=True)
     padded = dict(padding=True, padding_side="left", return_tensors="pt")
     return self.processor(text=text, images=images, **padded, **kwargs).to(self.device)
@@ -962,14 +970,8 @@ def once(rollouts: Rollouts) -> tuple:  # Rollouts, (R,) which of them each row 
 
 # %% ../nbs/11_rollout.ipynb #5692585c
 @patch_to(Policy)
-def forward(
-    self,
-    rollouts: Rollouts,
-    rows=None,  # score only these: a slice, a list or a tensor
-) -> Tensor:  # (R, T) float32 with gradient, 0 off the mask
+def forward(self, rollouts: Rollouts) -> Tensor:  # (R, T) float32 with gradient, 0 off the mask
     "Log-probs of the rollouts' tokens under the scored distribution."
-    if rows is not None:
-        rollouts = rollouts.index(rows)
     task, sampling = rollouts.task, rollouts.sampling
     if sampling.temperature == 0:
         raise ValueError(

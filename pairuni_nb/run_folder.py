@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'STATE', 'locked', 'begin_run', 'kept_if_measured', 'digest', 'processor_name', 'made_with', 'check_type',
-           'old_settings', 'check_same', 'log_line', 'read_metrics', 'without_cost', 'cut_metrics', 'tile',
+           'old_settings', 'check_same', 'log_line', 'read_metrics', 'without_cost', 'cut_metrics', 'tile', 'save_each',
            'save_samples', 'read_drawings', 'first_of_each_kind', 'watched_groups', 'mean_logp', 'Watch', 'numbers',
            'rows_of_groups', 'group_texts', 'save_pictures', 'contact_sheet', 'save_state', 'write_state', 'read_save',
            'set_aside', 'last_save', 'save_best', 'load_state', 'run_of', 'from_run']
@@ -19,6 +19,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import Field, asdict, fields, replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from pairuni_nb.records import (
     to_rgb,
     whole_path,
     write_json,
+    write_text,
     write_whole,
 )
 from .settings import TrainSettings
@@ -226,7 +228,7 @@ def cut_metrics(
     lines = [m for m in read_metrics(run) if m["step"] <= step]
     lines = [m for m in lines if m["step"] < steps or "sec_eval" not in m]
     kept = "".join(json.dumps(m) + "\n" for m in lines)
-    write_whole(run / "metrics.jsonl", lambda part: part.write_text(kept))
+    write_text(run / "metrics.jsonl", kept)
 
 # %% ../nbs/run/01_run_folder.ipynb #da1f262a
 def tile(
@@ -238,6 +240,13 @@ def tile(
     small.thumbnail((most, most))
     return small
 
+# %% ../nbs/run/01_run_folder.ipynb #0d3a4a42
+def save_each(images: list, folder: Path):
+    "PIL images as files, by their numbers."
+    folder.mkdir()
+    for i, image in enumerate(images):
+        image.save(folder / f"{i:03}.png")
+
 # %% ../nbs/run/01_run_folder.ipynb #67d2f605
 def save_samples(
     folder: Path,
@@ -247,20 +256,10 @@ def save_samples(
     n: int = 32,
 ):
     "Keep the first few drawings, a file each, and answers of an evaluation."
-    shown = result["images"][:n]
-
-    def write(part):
-        part.mkdir()
-        for i, image in enumerate(shown):
-            Image.fromarray(image).save(part / f"{i:03}.png")
-
-    def pictures(part):
-        part.mkdir()
-        for i, record in enumerate(asked[:n]):
-            tile(record["image"]).save(part / f"{i:03}.png")
-
-    write_whole(folder / "asked", pictures)
-    write_whole(folder / name, write)
+    pictures = [tile(record["image"]) for record in asked[:n]]
+    drawings = [Image.fromarray(image) for image in result["images"][:n]]
+    write_whole(folder / "asked", partial(save_each, pictures))
+    write_whole(folder / name, partial(save_each, drawings))
     told = dict(prompts=result["prompts"][:n], answers=result["samples"][:n])
     write_json(folder / f"{name}.json", told | dict(protocol=result["protocol"]))
 
@@ -303,7 +302,7 @@ def mean_logp(
     micro_batch: int,
 ) -> torch.Tensor:  # (n,) NaN where no token counts
     "Mean log-probability of a completion's tokens, with the weights as they are."
-    scored = [policy(rollouts, part).sum(1) for part in rows.split(micro_batch)]
+    scored = [policy(rollouts.index(part)).sum(1) for part in rows.split(micro_batch)]
     return (torch.cat(scored) / rollouts.mask[rows].sum(1)).cpu()
 
 # %% ../nbs/run/01_run_folder.ipynb #9c411bfd

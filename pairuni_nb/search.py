@@ -78,13 +78,12 @@ def fast_dtype() -> torch.dtype:
 def lowered(
     f: np.ndarray,  # (N, D) unit rows
     dtype: torch.dtype = None,  # default: the fast one
-    step: int = 1024,  # rows converted at a time
 ) -> tuple:  # (N, D) tensor of that type, (N,) length of what each row lost
     "Features in a shorter number format, and how much that cost."
     f = torch.as_tensor(f)
     low = torch.empty(f.shape, dtype=dtype or fast_dtype())
     lost = torch.empty(len(f))
-    for x, y, e in zip(f.split(step), low.split(step), lost.split(step)):
+    for x, y, e in zip(f.split(1024), low.split(1024), lost.split(1024)):
         y.copy_(x)
         e.copy_((x - y).norm(dim=1))
     return low, lost
@@ -186,12 +185,11 @@ def nearest(
 def assign(
     low: torch.Tensor,  # (N, D) unit rows, any number format
     centers: torch.Tensor,  # (K, D)
-    step: int = 4096,  # rows at a time
 ) -> tuple:  # (N,) labels, (N,) squared distances, (N,) how much farther the second nearest is
     "The nearest centre of each row; near ties as the number format sees them."
     C = centers.to(low.dtype)
     half = (-centers.square().sum(1) / 2).to(low.dtype)
-    best = [F.linear(x, C, half).topk(min(2, len(C))) for x in low.split(step)]
+    best = [F.linear(x, C, half).topk(min(2, len(C))) for x in low.split(4096)]
     score = torch.cat([b.values for b in best]).float()
     which = torch.cat([b.indices for b in best])
     return which[:, 0], 1 - 2 * score[:, 0], 2 * (score[:, 0] - score[:, -1])
@@ -258,13 +256,12 @@ def kmeans(
 def inertia(
     features: np.ndarray,  # (N, D)
     centers: np.ndarray,  # (K, D)
-    step: int = 4096,
 ) -> float:
     "What k-means makes small: squared distances to the nearest centre, in full precision."
     x = torch.as_tensor(features, dtype=torch.float32)
     c = torch.as_tensor(centers, dtype=torch.float32)
     total = 0
-    for block in x.split(step):
+    for block in x.split(4096):
         least = (c.square().sum(1) - 2 * block @ c.T).amin(1)
         total += (block.square().sum(1) + least).double().sum()
     return float(total)

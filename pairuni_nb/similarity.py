@@ -99,14 +99,13 @@ def pair_features(
     text_encoder: str = "words",  # reads texts
     joint_encoder="",  # reads both; a name, or what load_joint returned
     weights: tuple = (0.5, 0.5, 0),  # of image, text and joint in a mixture
-    device: str = "auto",  # auto, cpu or cuda
     cache=None,  # folder, see encoders.features
     images: tuple = None,  # (N_u, D), (N_g, D) features of the images, where they are known
 ) -> tuple:  # (N_u, D), (N_g, D) unit rows: their inner product, cut at 0, is s_p
     "What each record is compared by."
 
     def read(name, kind):
-        reader, both = load_encoder(name, kind, device), []
+        reader, both = load_encoder(name, kind), []
         for rows, side in ((u_records, "u"), (g_records, "g")):
             ids = [r["id"] for r in rows]
             both.append(features(_Column(rows, side, kind), reader, cache=cache, ids=ids))
@@ -115,7 +114,7 @@ def pair_features(
     blocks_u, blocks_g = [], []
     for part, w in part_weights(similarity, weights, joint_encoder).items():
         if part == "joint":
-            image, text = load_joint(joint_encoder, device)
+            image, text = load_joint(joint_encoder)
             sides = zip(read(image, "image"), read(text, "text"))
             u, g = [_together(i, t, image.name) for i, t in sides]
         elif part == "image":

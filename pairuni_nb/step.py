@@ -374,9 +374,9 @@ def agreement(
     u, g = (added(parts[task, 0], parts[task, 1]) for task in "ug")
     shared = list(dots(u, g))
     told = dict(cos_ug=cosine_between(u, g, shared))
-    for task, whole in dict(u=u, g=g).items():
+    for task, side in dict(u=u, g=g).items():
         told[f"cos_{task}{task}"] = cosine_between(parts[task, 0], parts[task, 1], shared)
-        told[f"norm_{task}"] = length(whole)
+        told[f"norm_{task}"] = length(side)
     told["ceiling"] = ceiling(told["cos_uu"], told["cos_gg"])
     for layer in sorted({layer_of(name) for name in shared} - {""}, key=int):
         told[f"cos_ug_{layer}"] = cosine_between(u, g, [n for n in shared if layer_of(n) == layer])
@@ -388,9 +388,9 @@ def without_conflict(a: dict, b: dict, each: bool) -> dict:
     ab, bb = dots(a, b), dots(b, b)
     bb = few(bb, list(ab))
     left = dict(a)
-    whole = min(0.0, sum(ab.values())) / (sum(bb.values()) or 1.0)
+    altogether = min(0.0, sum(ab.values())) / (sum(bb.values()) or 1.0)
     for name in ab:
-        along = min(0.0, ab[name]) / (bb[name] or 1.0) if each else whole
+        along = min(0.0, ab[name]) / (bb[name] or 1.0) if each else altogether
         left[name] = a[name] - along * b[name]
     return left
 
@@ -567,7 +567,7 @@ def score(
     "Log-probabilities without gradient, of the rows that this process will train on."
     logp = torch.zeros_like(rollouts.logp)
     for _, rows, _, _ in side_passes(rollouts, micro_batch, halves):
-        logp[rows] = policy(rollouts, rows)
+        logp[rows] = policy(rollouts.index(rows))
     return logp
 
 # %% ../nbs/14_step.ipynb #12d70d9e

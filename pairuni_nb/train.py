@@ -29,7 +29,7 @@ from .pair_grpo import check_weighting
 from .prepare import Prepared, merge_lora, prepare
 from .processes import copy_weights, gather, launch
 from .records import check_run, read_json, whole_path, write_json, write_whole
-from .rewards import answer_accuracy, graded_accuracy, scene_reward, target_similarity
+from .rewards import graded_accuracy, scene_reward, target_similarity
 from .rollout import Policy, Sampling
 from pairuni_nb.run_folder import (
     Watch,
@@ -57,7 +57,6 @@ def decide_split(
     held: tuple | None,  # U records, G records of yours
 ) -> dict:  # held: indices to score; kept: indices to train on
     "Which pairs are trained on, and which are held out."
-    everything = list(range(len(pairs)))
     if is_toy(pairs):  # no picture twice but by the same scene
         shown = {record.get("scene") or "" for rows in held or () for record in rows}
         scenes = zip(pairs["u_scene"], pairs["g_scene"])
@@ -65,7 +64,7 @@ def decide_split(
     if held is not None:
         return dict(held=[], kept=unseen_pairs(pairs, held))
     out = split_pairs(pairs)
-    return dict(held=out, kept=sorted(set(everything) - set(out)))
+    return dict(held=out, kept=sorted(set(range(len(pairs))) - set(out)))
 
 # %% ../nbs/run/02_train.ipynb #032caab1
 def read_split(out: Path, pairs, held: tuple | None, accelerator: Accelerator) -> dict:
@@ -89,7 +88,7 @@ def default_rewards(
     plain: float = 0.0,  # what a right answer without the form earns
 ) -> dict:  # {"u": function, "g": function}
     "Accuracy for answers; for drawings the verifier, or similarity to the record's own image."
-    u = graded_accuracy(plain) if plain else answer_accuracy
+    u = graded_accuracy(plain)
     if "" not in pairs["g_scene"]:
         return dict(u=u, g=scene_reward)
     return dict(u=u, g=target_similarity(policy.frozen_eyes()))
@@ -487,11 +486,10 @@ def check_lengths(
     pairs,  # Dataset of pair rows, or columns
     sampling: Sampling,
     what: str = "pair",  # the word for a row
-    most: int = 20,  # of the longest texts, to look at
 ):
-    "`check_length` of the longest prompts."
+    "`check_length` of the twenty longest prompts of each side."
     for task, column in (("u", "question"), ("g", "prompt")):
-        for asked, i in asked_texts(pairs, task, sampling.instruction)[-most:]:
+        for asked, i in asked_texts(pairs, task, sampling.instruction)[-20:]:
             check_length(policy, task, asked, sampling, f"{column} of {what} {i}")
 
 # %% ../nbs/run/02_train.ipynb #198cd85d

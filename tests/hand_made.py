@@ -136,9 +136,7 @@ class HandMade(torch.nn.Module):
         logp = self(drawn) + 0.5 * torch.sin(place) * drawn.mask
         return replace(drawn, logp=logp, sample_logp=logp + 0.3 * torch.cos(place) * drawn.mask)
 
-    def forward(self, rollouts, rows=None):
-        if rows is not None:
-            rollouts = rollouts.index(rows)
+    def forward(self, rollouts):
         self.passes.append(len(rollouts))
         places = torch.arange(rollouts.tokens.shape[1])
         numbers = rollouts.prompts.numbers[rollouts.group]

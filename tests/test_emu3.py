@@ -190,8 +190,7 @@ def logits(self, prompts):  # -> (P, T, what can be said)
 
 
 @patch_to(BagPolicy)
-def forward(self, rollouts, rows=None):
-    r = rollouts if rows is None else rollouts.index(rows)
+def forward(self, r):
     logits = self.logits(r.prompts)[r.group] / r.sampling.temperature
     return logits.log_softmax(-1).gather(-1, r.tokens[..., None])[..., 0]
 

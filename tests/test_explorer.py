@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from dataclasses import replace
-from pairuni_nb.explorer import FLAT, TwoPairs, _title, advantage_explorer, best_drawing, draw_advantages, draw_run, explore, numbers_table, softmax_step, to_png, two_pairs, two_pairs_frame, two_pairs_page
+from pairuni_nb.explorer import Explorer, FLAT, TwoPairs, _title, best_drawing, draw_advantages, draw_run, explore, numbers_table, softmax_step, to_png, two_pairs, two_pairs_frame, two_pairs_page
 from pairuni_nb.pair_grpo import group_advantage
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def test_drawing_shows_the_numbers():
 
 # %% ../nbs/03_explorer.ipynb #8accdf9f
 def test_widget_follows_its_controls():
-    ui = advantage_explorer()
+    ui = Explorer()
     first = ui.image.value
     ui.u[1].value = 0.75
     ui.settings["similarity"].value = 0.5
@@ -82,7 +82,7 @@ def test_widget_ends_on_the_latest_values():
         slider.value = value
 
 
-    ui = advantage_explorer()
+    ui = Explorer()
     values = [0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(move, (*ui.u, *ui.g), values))

@@ -47,9 +47,7 @@ def lab(need, tmp_path_factory):
     for name in ("jupyterlab", "playwright", "chromium"):
         need(name)
     tmp_path = tmp_path_factory.mktemp("lab")
-    cell = nbformat.v4.new_code_cell(
-        "from pairuni_nb.explorer import advantage_explorer\nadvantage_explorer()"
-    )
+    cell = nbformat.v4.new_code_cell("from pairuni_nb.explorer import Explorer\nExplorer()")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     (tmp_path / "work" / "data").mkdir(parents=True)
     nbformat.write(

@@ -1,5 +1,6 @@
 """Bad input to pairing ends in one sentence that names the bad value, and leaves nothing half-written."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from pairuni_nb import pairing
 from pairuni_nb import records as records_module
+from pairuni_nb.completion import complete
 from pairuni_nb.evaluate import is_toy
 from pairuni_nb.pairing import (
     COLUMNS,
@@ -131,7 +133,8 @@ def test_extremes_of_delta_are_allowed(u, g):
 
 
 def test_a_medoid_that_cannot_be_completed_is_dropped_and_counted(u, g):
-    _, counts = make_pairs(u, g, completer=lambda r: None, clusters=4)
+    never = partial(complete, completer=lambda r: None)
+    _, counts = make_pairs(u, g, never, clusters=4)
     assert counts["aligned"] == 0 and counts["dropped"] == {"not written": counts["medoids"]}
     whole = make_pairs(u, g, clusters=4)[1]
     assert counts["retrieved"] == whole["retrieved"]  # dropped, not put back
@@ -195,13 +198,9 @@ def test_the_matcher_travels_with_the_answer(tmp_path, u, g):
         for i, r in enumerate(u, 1)
     ]
     u = [r | dict(scene="") for r in u]  # so that the texts alone are verified
+    fill = partial(complete, completer=lambda r: dict(prompt=f"a thing, {r['answer']}"))
     for mix in "u-only", "random", "unpaired":
-        save_pairs(
-            make_pairs(u, g, completer=lambda r: dict(prompt=f"a thing, {r['answer']}"), mix=mix)[
-                0
-            ],
-            tmp_path / mix,
-        )
+        save_pairs(make_pairs(u, g, fill, mix=mix)[0], tmp_path / mix)
         kept = {r["u_id"]: r["matcher"] for r in load_pairs(tmp_path / mix)}
         assert {i: m for i, m in kept.items() if i} == {r["id"]: r["matcher"] for r in u}
         assert kept.get(None) is None
@@ -342,7 +341,8 @@ def test_pictures_opened_from_files_are_kept_as_their_pixels_are(u, g, tmp_path,
     def completer(r):
         return dict(prompt=f"a thing, {r['answer']}") if "question" in r else None
 
-    rows, _ = pair_records(u, g, PairSettings(clusters=6, delta=0.3), completer=completer)
+    fill = partial(complete, completer=completer)
+    rows, _ = pair_records(u, g, PairSettings(clusters=6, delta=0.3), fill)
     assert {"aligned", "retrieved"} == {row["kind"] for row in rows}
     pixels = [[np.asarray(row[c]) for c in ("u_image", "g_image")] for row in rows]
     if edit:
@@ -431,3 +431,9 @@ def test_a_disk_that_is_nearly_full_is_not_a_broken_file(pairs, tmp_path, monkey
         monkeypatch.setattr(pairing, "nameless_file", lambda: Nearly(room))
         with pytest.raises(OSError, match="pairs cannot be kept in .*No space.*HF_DATASETS_CACHE"):
             load_pairs(tmp_path / "p.parquet")
+
+
+def test_a_text_that_is_no_utf8_is_named_by_its_rows(pairs, tmp_path):
+    texts = pa.array([b"caf\xe9"] * len(pairs)).view(pa.string())
+    file = of_type(pairs, tmp_path / "p.parquet", "prompt", texts)
+    sentence(lambda: load_pairs(file), "p.parquet: a text in rows 0 to", "is not UTF-8: write it anew")

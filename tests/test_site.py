@@ -104,9 +104,15 @@ def test_next_follows_the_chapters(site):
         assert (site / here).parent.joinpath(foot).resolve() == site / after, here
 
 
-def test_directives_are_gone_tests_and_drawing_code_are_folded_and_explorers_are_pictures(site):
+def test_directives_are_gone_and_what_is_no_lesson_is_folded(site):
     page = (site / "learn/01_primer.html").read_text()
     assert page.count("Show the drawing code") == 3 and "Show the test" not in page
+    page = (site / "14_step.html").read_text()
+    symbols, fold = page.index("# P pairs, K rollouts a prompt"), page.index("Show the imports")
+    assert symbols < fold < page.index("Accelerator</span>")
+
+
+def test_explorers_are_pictures(site):
     page = (site / "03_explorer.html").read_text()
     assert "#|" not in re.sub(r"<[^>]+>", "", page) and page.count("Show the test") > 3
     assert "widget-view" not in page and page.count("<img") > 3
