@@ -19,6 +19,62 @@ def test_only_the_exact_form_is_read():
     ]:
         assert not well_formed(bad), bad
 
+# %% ../nbs/12_rewards.ipynb #b9f3668c
+def test_tags_alone_make_the_form():
+    assert parse_answer("<think>3 < 5</think><answer>x < 3</answer>") == "x < 3"
+    assert parse_answer("<think>a\n<b></think>\n<answer> 5 > 3 </answer>\n") == "5 > 3"
+    for bad in (
+        "<think></think><answer>a</answer>",
+        "<think>x</think><answer></answer>",
+        "<think>x</think><answer> </answer>",
+        "<think>a<think>b</think><answer>c</answer>",
+        "<think>a</think><answer>b</answer><answer>c</answer>",
+        "<answer>c</answer>",
+        "c",
+    ):
+        assert parse_answer(bad) is None, bad
+
+# %% ../nbs/12_rewards.ipynb #a4f7f5be
+from pairuni_nb.world import records, render
+
+# %% ../nbs/12_rewards.ipynb #8df286fc
+def test_scene_reward_knows_what_it_cannot_tell():
+    rs = records("g", 4, seed=1)
+    x = render([Scene.from_json(r["scene"]) for r in rs])
+    assert scene_reward([""] * 4, x, rs) == [1] * 4
+    assert scene_reward([""] * 4, x, [dict(rs[0], scene="")] + rs[1:]) == [None, 1, 1, 1]
+
+# %% ../nbs/12_rewards.ipynb #304a9712
+def test_a_copy_of_the_target_earns_one():
+    def flat(images):
+        x = np.stack([np.asarray(image, np.float32).ravel() - 128 for image in images])
+        return torch.nn.functional.normalize(torch.tensor(x), dim=1)
+
+
+    rs = records("g", 3, seed=2)
+    x = np.stack([np.asarray(r["image"]) for r in rs])
+    score = target_similarity(flat)
+    assert np.allclose(score([""] * 3, x, rs), 1, atol=1e-5)
+    assert max(score([""] * 3, 255 - x, rs)) < 0.1
+
+# %% ../nbs/12_rewards.ipynb #1e7c8307
+def test_matrix_keeps_groups_together():
+    def all_but_three(prompts, outputs, truths):
+        return [None if x == 3 else x for x in outputs]
+
+
+    m = reward_matrix(all_but_three, ["a", "b"], [0, 1, 2, 3, 4, 5], [{}, {}], 3)
+    assert m.shape == (2, 3)
+    assert m[0].tolist() == [0, 1, 2]
+    assert m[1].isnan().tolist() == [True, False, False]
+
+# %% ../nbs/12_rewards.ipynb #ac6d8f00
+def test_short_reward_is_refused():
+    import pytest
+
+    with pytest.raises(ValueError, match="returned 1 values for 4"):
+        reward_matrix(lambda p, o, t: [1.0], ["a"], [0] * 4, [{}], 4)
+
 # %% ../nbs/12_rewards.ipynb #6bf4cc28
 def test_exact_words_first_then_folded_then_letters():
     assert chosen("pH", ["pH", "PH"]) == 0 and chosen("PH", ["pH", "PH"]) == 1
@@ -39,21 +95,6 @@ def test_exact_words_first_then_folded_then_letters():
     assert chosen(" cat. ", ["cat", "dog"]) == 0 and chosen("cat or dog", ["cat", "dog"]) is None
     for order in (["cat", "dog"], ["dog", "cat"]):  # an article is no letter
         assert chosen("a cat", order) is None and chosen("A cat", order) is None
-
-# %% ../nbs/12_rewards.ipynb #b9f3668c
-def test_tags_alone_make_the_form():
-    assert parse_answer("<think>3 < 5</think><answer>x < 3</answer>") == "x < 3"
-    assert parse_answer("<think>a\n<b></think>\n<answer> 5 > 3 </answer>\n") == "5 > 3"
-    for bad in (
-        "<think></think><answer>a</answer>",
-        "<think>x</think><answer></answer>",
-        "<think>x</think><answer> </answer>",
-        "<think>a<think>b</think><answer>c</answer>",
-        "<think>a</think><answer>b</answer><answer>c</answer>",
-        "<answer>c</answer>",
-        "c",
-    ):
-        assert parse_answer(bad) is None, bad
 
 # %% ../nbs/12_rewards.ipynb #f4a6d4ba
 def test_accuracy_takes_words_or_letter():
@@ -100,44 +141,3 @@ def test_plain_answers_earn_what_is_said():
     texts = ["<think>x</think><answer>red</answer>", "red", "A", "blue", "<answer>red</answer>"]
     assert graded_accuracy(0.5)([], texts, [truth] * 5) == [1.0, 0.5, 0.5, 0.0, 0.0]
     assert answer_accuracy([], texts, [truth] * 5) == [1.0, 0.0, 0.0, 0.0, 0.0]
-
-# %% ../nbs/12_rewards.ipynb #a4f7f5be
-from pairuni_nb.world import records, render
-
-# %% ../nbs/12_rewards.ipynb #8df286fc
-def test_scene_reward_knows_what_it_cannot_tell():
-    rs = records("g", 4, seed=1)
-    x = render([Scene.from_json(r["scene"]) for r in rs])
-    assert scene_reward([""] * 4, x, rs) == [1] * 4
-    assert scene_reward([""] * 4, x, [dict(rs[0], scene="")] + rs[1:]) == [None, 1, 1, 1]
-
-# %% ../nbs/12_rewards.ipynb #304a9712
-def test_a_copy_of_the_target_earns_one():
-    def flat(images):
-        x = np.stack([np.asarray(image, np.float32).ravel() - 128 for image in images])
-        return torch.nn.functional.normalize(torch.tensor(x), dim=1)
-
-
-    rs = records("g", 3, seed=2)
-    x = np.stack([np.asarray(r["image"]) for r in rs])
-    score = target_similarity(flat)
-    assert np.allclose(score([""] * 3, x, rs), 1, atol=1e-5)
-    assert max(score([""] * 3, 255 - x, rs)) < 0.1
-
-# %% ../nbs/12_rewards.ipynb #1e7c8307
-def test_matrix_keeps_groups_together():
-    def all_but_three(prompts, outputs, truths):
-        return [None if x == 3 else x for x in outputs]
-
-
-    m = reward_matrix(all_but_three, ["a", "b"], [0, 1, 2, 3, 4, 5], [{}, {}], 3)
-    assert m.shape == (2, 3)
-    assert m[0].tolist() == [0, 1, 2]
-    assert m[1].isnan().tolist() == [True, False, False]
-
-# %% ../nbs/12_rewards.ipynb #ac6d8f00
-def test_short_reward_is_refused():
-    import pytest
-
-    with pytest.raises(ValueError, match="returned 1 values for 4"):
-        reward_matrix(lambda p, o, t: [1.0], ["a"], [0] * 4, [{}], 4)

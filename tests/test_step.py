@@ -36,13 +36,19 @@ def plain_step(policy, opt, rows, ids, step, K=4):
     shown = scene_reward(None, policy.images(drawn), scenes)
 
     # update: the losses of U and of G, added (Eq. 2)
-    for rollouts, rewards in (said, right), (drawn, shown):
-        A = modulate(group_advantage(torch.tensor(rewards).view(-1, K)), w)  # (P, K)  Eq. 4
+    told = {}
+    for task, rollouts, rewards in ("u", said, right), ("g", drawn, shown):
+        rewards = torch.tensor(rewards).view(-1, K)
+        A = modulate(group_advantage(rewards), w)  # (P, K)  Eq. 4
         loss, _ = policy_loss(policy(rollouts), rollouts.logp, A.flatten(), rollouts.mask)  # Eq. 1
         loss.backward()
-    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        told[f"reward_{task}"] = rewards.mean()
+        told[f"flat_{task}"] = (rewards == rewards[:, :1]).all(1).float().mean()
+        told[f"adv_std_{task}"] = A.std()
+    told["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
     opt.step()
     opt.zero_grad()
+    return {name: value.item() for name, value in told.items()}
 
 # %% ../nbs/14_step.ipynb #c4379167
 def adam(policy):
@@ -303,8 +309,9 @@ def test_the_plain_step_and_the_exported_one_move_the_weights_alike():
     for step in range(3):
         ids = rows_of_step(len(pairs), 4, 0, step)
         rows = [pairs[i] for i in ids]
-        plain_step(plain, plain_opt, rows, ids, step)
-        train_step(ours, opt, rows, ids, step, s, rewards, Accelerator(cpu=True))
+        told = plain_step(plain, plain_opt, rows, ids, step)
+        logged, _ = train_step(ours, opt, rows, ids, step, s, rewards, Accelerator(cpu=True))
+        assert told == {name: pytest.approx(logged[name]) for name in told}
     moved = 0.0
     start = JanusPolicy(*load_janus())
     for a, b, c in zip(plain.parameters(), ours.parameters(), start.parameters()):
