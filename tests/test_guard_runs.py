@@ -490,6 +490,15 @@ def test_of_few_pairs_two_are_held_out_for_one_has_no_score(n, held):
     assert len(split_pairs(pairs)) == held
 
 
+@pytest.mark.parametrize("size", [5, 20])
+def test_pairs_of_one_picture_that_are_too_many_to_hold_out_are_trained_on(size):
+    rows = [pair("single", 1.0, u=i) for i in range(30)]
+    for row in rows[:size]:
+        row["u_image"] = rows[0]["u_image"]
+    held = split_pairs(as_dataset(rows))
+    assert len(held) == 3 and min(held) >= size  # one and a half times as many is the most
+
+
 def test_sides_that_are_missing_are_held_out_each_by_its_own_rows():
     rows = [pair("single", 1.0, u=i) for i in range(50)]
     rows += [pair("single", 1.0, g=i) for i in range(50)]
