@@ -57,12 +57,12 @@ from .world import is_scene
 
 # %% ../nbs/09_pairing.ipynb #918b1962
 def clusters_for(n: int) -> int:  # n: images
-    "A tenth of the images up to 400, and a twentieth of many."
+    "A tenth of the images, at most 400; from 8,000 images on a twentieth."
     return max(1, min(n // 10, 400), n // 20)
 
 # %% ../nbs/09_pairing.ipynb #67672630
 def check_clusters(k: int, n: int):
-    "No more clusters than images."
+    "Refuse more clusters than images, and fewer than one."
     if not 1 <= k <= n:
         raise ValueError(
             f"clusters is {k}, but must be between 1 and the number of images, {n}: set --clusters"
@@ -148,7 +148,7 @@ def choose(
 
 # %% ../nbs/09_pairing.ipynb #3b0eaf76
 def check_candidates(top_n: int, n_u: int, n_g: int, most: float = 8.0):
-    "No more candidates than memory holds: each is a number and a similarity, of 8 bytes."
+    "Refuse more candidates than memory holds: each is an index and a similarity, 8 bytes each."
     gb = 16 * n_g * min(top_n, n_u) / 1e9
     if gb > most:
         raise ValueError(
@@ -214,7 +214,7 @@ def pair_row(
 
 # %% ../nbs/09_pairing.ipynb #07b53710
 def drop_copies(records: list) -> tuple:  # records, how many were left out
-    "Records that do not repeat the image and the texts of an earlier one."
+    "Leave out records that repeat both the image and the texts of an earlier one."
     alike = {}  # size and texts -> indices
     for i, record in enumerate(records):
         texts = {name: value for name, value in record.items() if name not in ("id", "image")}
@@ -405,8 +405,8 @@ def _encoded(image: Image.Image) -> dict:
     "An image as a data set holds it."
     if isinstance(image, StoredImage):
         return dict(bytes=image.encoded(), path=None)
-    # from its pixels: of a picture opened from a file `datasets` would keep the path alone, and
-    # what was changed since then would be lost
+    # from its pixels: of a picture opened from a file `datasets` would keep only the path, and
+    # changes made since would be lost
     png = BytesIO()
     to_rgb(image).save(png, "PNG")
     return dict(bytes=png.getvalue(), path=None)
@@ -604,7 +604,7 @@ def save_pairs(
 
 # %% ../nbs/09_pairing.ipynb #5b98197b
 def _check_image(row, column, where):
-    "An image of a pair is there, and can be read."
+    "Refuse an image of a pair that is missing or cannot be read."
     if not (row[column] or {}).get("bytes"):
         raise ValueError(
             f"{where}, {column}: no image, or only a path to one: a pair file holds its "
@@ -618,7 +618,7 @@ def _check_image(row, column, where):
 
 # %% ../nbs/09_pairing.ipynb #e33a60bb
 def _check_scene(row, column, where):
-    "A scene that the file names is one of the toy world."
+    "Refuse a scene that is not one of the toy world."
     if row[column] and not is_scene(row[column]):
         told = short(repr(row[column]), 40)
         raise ValueError(f"{where}, {column}: {told} is no scene of the toy world: leave it empty")
