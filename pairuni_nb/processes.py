@@ -44,7 +44,7 @@ def my_rows(
     mine = rows.tensor_split(size)[rank]
     if len(mine):
         return mine, True
-    return rows[:1], False  # more processes than rows: a stand-in, so that nobody waits
+    return rows[:1], False  # more processes than rows: one to pass the time, uncounted
 
 # %% ../nbs/13_processes.ipynb #4c4b2f20
 def gather(value) -> list:
@@ -104,8 +104,8 @@ def is_zero(accelerator: Accelerator) -> bool:
 
 # %% ../nbs/13_processes.ipynb #e6a4f1d2
 def forget_gradients(policy):
-    "Zero what ZeRO stage 3 keeps of the gradients of a step."
-    # it would add to those gradients that the next step's first pass does not make
+    "Zero the gradients that ZeRO stage 3 keeps from a step."
+    # else they stay where the next step's first pass makes no gradient
     if hasattr(policy, "zero_optimization_partition_weights"):
         if policy.zero_optimization_partition_weights():
             policy.optimizer.grad_partitions_flat_buffer.zero_()
@@ -139,7 +139,7 @@ def add_up(
 def of_all(
     stats: dict,  # of this process
 ) -> dict:  # of all
-    "Sums over the processes; of a largest value, the largest."
+    "Sums over the processes; of largest values, the largest."
     each = gather(stats)
     together = {}
     for name in stats:
@@ -150,7 +150,7 @@ def of_all(
 
 # %% ../nbs/13_processes.ipynb #f3a9fe73
 def wait_for_gpu(device: torch.device):
-    "Until a GPU has done what it was given: then the clock is read."
+    "Wait until a GPU has done its work, before the clock is read."
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -161,7 +161,7 @@ def join_processes(device: str) -> PartialState:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         state = PartialState(cpu=on_cpu, timeout=patience)
-        if device not in ("auto", state.device.type):  # accelerate keeps to its first answer
+        if device not in ("auto", state.device.type):  # accelerate keeps its first choice
             raise ValueError(
                 f"this Python process has begun to compute on {state.device.type}: "
                 f"start another one to use {device}"
@@ -207,7 +207,7 @@ def launch(s: TrainSettings, out: Path, device: str, tracker: str) -> Accelerato
 
 # %% ../nbs/13_processes.ipynb #b376ae48
 def check_zero(config: dict):  # DeepSpeed's, as the launcher has it
-    "What a DeepSpeed config cannot have here."
+    "Refuse a DeepSpeed config that cannot work here."
     zero = config["zero_optimization"]
     ours = [key for key in ("optimizer", "scheduler") if key in config]
     for key in ("fp16", "bf16", "amp", "torch_autocast"):
@@ -238,7 +238,7 @@ def zero_config(
     config: dict,  # DeepSpeed's, as the launcher has it
     s: TrainSettings,
 ) -> dict:  # what the settings say in its place
-    "What a DeepSpeed config must have here, or why it cannot be."
+    "What a DeepSpeed config must say here; one that cannot work is refused."
     check_zero(config)
     if s.shard:
         raise ValueError(
@@ -247,7 +247,7 @@ def zero_config(
         )
     if s.lora_rank:
         raise ValueError(
-            "LoRA has few moments and gradients to split: "
+            "LoRA has too few moments and gradients to split: "
             "start it with configs/8_gpus.yaml, or set lora_rank to 0"
         )
     if s.combine != "sum":
