@@ -65,7 +65,7 @@ MARKS = ("<|extra_200|>", "<|extra_201|>", "<|image end|>")  # end of row, of fr
 
 
 def layout(height: int, width: int) -> dict:  # place -> 0 end of row; 1, 2, 3 what closes it
-    "The places of a drawing that have no choice."
+    "The places of a drawing that leave no choice."
     rows = {row * (width + 1) + width: 0 for row in range(height)}
     end = height * (width + 1)
     return rows | {end + i: 1 + i for i in range(3)}
@@ -186,7 +186,7 @@ def visual_words(
     words: dict | None,  # word -> id, of an Emu3's config
     codes: int,  # C
 ) -> tuple:  # the first code's id; ids of the three marks
-    "Where the codes stand in the vocabulary."
+    "Where the codes are in the vocabulary."
     words = words or {}
     wanted = ["<image>", "<|image start|>", "<|image token|>", *MARKS, visual_token(0)]
     missing = [word for word in wanted if word not in words]
@@ -572,6 +572,6 @@ def load_emu3(
 
 # %% ../nbs/16_emu3.ipynb #a05ecace
 def emu3_side(path: str) -> int:
-    "Codes a side of what an Emu3's checkpoint draws."
+    "Codes per side of what an Emu3's checkpoint draws."
     factor = 2 ** (len(emu3_config(path).vq_config.channel_multiplier) - 1)
     return drawing_size(load_processor(checkpoint_path(path), Emu3Processor), factor)[1]

@@ -39,7 +39,7 @@ def mean_ci(
 # %% ../nbs/15_evaluate.ipynb #c08ac9a1
 def interval(
     x,  # (n,) one number a seed
-) -> tuple:  # mean, half width; None for the width of one seed, and twice for none
+) -> tuple:  # mean, half width; of one seed no width (None), of none neither
     "Mean and half width of its 95 % t-interval."
     x = np.asarray(x, float)
     if len(x) < 2:
@@ -49,7 +49,7 @@ def interval(
 
 # %% ../nbs/15_evaluate.ipynb #8aa4f06b
 def markdown_table(head: list, rows: list) -> str:
-    "Cells that may say anything: a line break is a space there, and a bar is no border."
+    "A table whose cells may say anything: a line break becomes a space, and a bar no border."
     lines = []
     for row in (head, *rows):
         cells = [" ".join(str(cell).split()).replace("|", r"\|") for cell in row]
@@ -180,7 +180,7 @@ def held_out(
 
 # %% ../nbs/15_evaluate.ipynb #d99ac498
 def is_toy(pairs) -> bool:
-    "Whether all pairs are of the toy world, which never runs out of scenes."
+    "Whether all pairs are of the toy world, where held-out scenes can be made at will."
     return "" not in pairs["u_scene"] and "" not in pairs["g_scene"]
 
 # %% ../nbs/15_evaluate.ipynb #3d86759c
