@@ -29,7 +29,7 @@ from pairuni_nb.world import (
 
 # %% ../nbs/05_completion.ipynb #96e3fffd
 def _rng(record_id, seed):
-    "A generator that depends on the record's id and the seed alone."
+    "A generator that depends only on the record's id and the seed."
     digest = hashlib.sha1(record_id.encode()).hexdigest()
     return np.random.default_rng([seed, int(digest[:12], 16)])
 

@@ -241,7 +241,7 @@ def hide(n: int, T: int, rng: np.random.Generator) -> Tensor:  # (n, T) bool
 
 def masked_loss(
     policy: DiffusionPolicy,
-    told: Rollouts,  # examples, one a prompt
+    told: Rollouts,  # examples, one per prompt
     rng: np.random.Generator,
 ) -> Tensor:  # scalar
     "Cross-entropy of hidden tokens: their mean in each example, and the mean of those."
@@ -265,8 +265,8 @@ def warm_start_masked(
     steps: int = 500,
     lr: float = 2e-3,
     seed: int = 0,
-    questions: int = 16,  # examples a step
-    drawings: int = 48,  # examples a step
+    questions: int = 16,  # examples per step
+    drawings: int = 48,  # examples per step
     noise: float = 0.25,  # share of answers and prompts that are wrong in one fact
     pool: int = 6000,  # scenes encoded to codes beforehand
     log=print,

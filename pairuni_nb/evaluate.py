@@ -38,7 +38,7 @@ def mean_ci(
 
 # %% ../nbs/15_evaluate.ipynb #c08ac9a1
 def interval(
-    x,  # (n,) one number a seed
+    x,  # (n,) one number per seed
 ) -> tuple:  # mean, half width; of one seed no width (None), of none neither
     "Mean and half width of its 95 % t-interval."
     x = np.asarray(x, float)
@@ -57,7 +57,7 @@ def markdown_table(head: list, rows: list) -> str:
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 # %% ../nbs/15_evaluate.ipynb #d4c00b67
-THUMB = 8  # pixels a side
+THUMB = 8  # pixels per side
 
 
 def thumbnail(image) -> np.ndarray:  # (192,) float32
@@ -162,7 +162,7 @@ def unseen_pairs(
 # %% ../nbs/15_evaluate.ipynb #4c72f021
 def held_out(
     pairs,  # Dataset of pair rows
-    n: int,  # items a side
+    n: int,  # items per side
     seed: int,
     held: list = None,  # indices of the pairs that are held out, from `split_pairs`
 ) -> tuple:  # U records, G records

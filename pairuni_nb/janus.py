@@ -200,7 +200,7 @@ def load_weights(
             dtype=dtype or "auto",
             use_safetensors=True,
             output_loading_info=True,
-            device_map="meta" if str(device) == "meta" else None,  # names and shapes alone
+            device_map="meta" if str(device) == "meta" else None,  # names and shapes only
         )
     except Exception as e:  # of any kind: the files are a stranger's
         raise ValueError(
@@ -369,7 +369,7 @@ def nano_config(
     layers: int = 4,
     codes: int = 128,  # of the VQ tokenizer
     eyes: int = 96,  # width of the vision tower, 32 a head
-    levels: tuple = (1, 1, 1, 1),  # of the VQ tokenizer, from 48 pixels a side to 6: width in 32s
+    levels: tuple = (1, 1, 1, 1),  # of the VQ tokenizer, from 48 pixels per side to 6: width in 32s
 ) -> JanusConfig:
     "Janus at about a thousandth of its size."
     tok = processor.tokenizer
@@ -611,7 +611,7 @@ def text_loss(
     tok,
     prompts: list,
     completions: list,
-    pixels: Tensor,  # (B, 3, H, W), one image block a prompt
+    pixels: Tensor,  # (B, 3, H, W), one image block per prompt
 ) -> Tensor:  # scalar
     "Mean cross-entropy of completions (with their end token) after prompts."
     asked = [tok(text).input_ids for text in prompts]
@@ -728,9 +728,9 @@ def warm_start(
     steps: int = 900,
     lr: float = 2e-3,
     seed: int = 0,
-    questions: int = 8,  # examples a step
-    captions: int = 4,  # examples a step
-    drawings: int = 56,  # examples a step
+    questions: int = 8,  # examples per step
+    captions: int = 4,  # examples per step
+    drawings: int = 56,  # examples per step
     noise: float = 0.0,  # share of answers and prompts that are wrong in one fact
     pool: int = 24000,  # scenes encoded to image tokens beforehand
     log=print,

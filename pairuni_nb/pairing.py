@@ -570,7 +570,7 @@ GROUP = 32  # rows written, and read, at a time
 def _tables(pairs):
     "Arrow tables of a few rows."
     if isinstance(pairs, Dataset):
-        # a picture of which the rows hold the path alone is read now: the file is whole
+        # a picture of which the rows hold only the path is read now, so that the file is whole
         yield from map(embed_table_storage, pairs.with_format("arrow").iter(GROUP))
     else:
         for i in range(0, len(pairs), GROUP):
@@ -625,7 +625,7 @@ def _check_scene(row, column, where):
 
 # %% ../nbs/09_pairing.ipynb #d00be2dd
 def _check_pair(row, where):
-    "One row of a pair data set is complete and consistent."
+    "Refuse a row of a pair data set that is incomplete or contradicts itself."
     kind, s_p = row["kind"], row["similarity"]
     if kind not in PAIR_KINDS:
         raise ValueError(f"{where}: kind is {kind!r}, but must be one of {', '.join(PAIR_KINDS)}")
@@ -711,7 +711,7 @@ def load_pairs(
     path,  # a folder written by save_pairs, or a Parquet file with its columns
     look: bool = True,  # at every row and picture; a run's own copy has been looked at
 ) -> Dataset:
-    "Read pairs back and check every row; they lie in a nameless file on disk, not in memory."
+    "Read pairs back and check every row; they stay in a nameless file on disk, not in memory."
     path = Path(path)
     file = path / "pairs.parquet" if path.is_dir() else path
     if not file.is_file():

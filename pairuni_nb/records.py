@@ -183,7 +183,7 @@ def to_rgb(
         image = Image.fromarray(eight_bits(np.asarray(image), tags))
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"nobody knows which of its numbers is white (Pillow's mode {image.mode}): "
+            f"nothing says which of its numbers is white (Pillow's mode {image.mode}): "
             "save it as 8-bit RGB"
         )
     if image.has_transparency_data:
@@ -205,7 +205,7 @@ def read_bytes(
     value,  # path, bytes, or dict(bytes=, path=); bytes may be a function that returns them
     base="",  # folder that a path is relative to
 ) -> tuple:  # bytes, the file's name
-    "An image as it lies in its file, or a ValueError that says why not."
+    "An image as its file holds it, or a ValueError that says why not."
     if isinstance(value, str):
         value = dict(path=value)
     if isinstance(value, bytes):
@@ -228,7 +228,7 @@ def read_bytes(
         raise ValueError(f"cannot read the image {short(name, 100)}: {reason}") from e
 
 # %% ../nbs/04_records.ipynb #73ab8e90
-MOST_PIXELS = 89_000_000  # where Pillow, too, begins to warn
+MOST_PIXELS = 89_000_000  # where Pillow also begins to warn
 NARROWEST = 50  # how many times the short side the long one may be
 
 
@@ -247,7 +247,7 @@ def read_image(
     value,  # see read_bytes
     base="",  # folder that a path is relative to
     max_side: int = 0,  # longest side to keep, in pixels; 0: as it is
-    whole: bool = False,  # whether its size in the file must pass, too: others decode it whole
+    whole: bool = False,  # whether its size in the file must pass too: other code decodes it whole
 ) -> Image.Image:
     "A decoded RGB image, or a ValueError that says why not."
     raw, name = read_bytes(value, base)
@@ -380,7 +380,7 @@ class Store:
         return lambda: os.pread(file.fileno(), size, start)
 
 # %% ../nbs/04_records.ipynb #73590e34
-# of addresses, too: file:// and its kin would open any file here
+# of addresses: file:// and the like would open any file here
 REMOTE = ("http", "https", "hf", "s3", "gs", "gcs", "az", "abfs", "memory", "zip")
 
 

@@ -91,7 +91,7 @@ def noise(
     k: int,  # rollouts per prompt
     T: int,  # tokens per rollout, or more
 ) -> Tensor:  # (P*k, T) uniform in [0, 1)
-    "Uniform numbers that depend on (seed, step, prompt, rollout) alone."
+    "Uniform numbers that depend only on (seed, step, prompt, rollout)."
     rows = []
     for prompt_id in prompt_ids:
         digest = hashlib.blake2b(str(prompt_id).encode(), digest_size=8).digest()
@@ -367,7 +367,7 @@ class Policy(nn.Module):
         setattr(self.model.model, self.trunk_name, model)
 
     def forced(self, task: str) -> dict:  # place -> token
-        "Tokens that the family's layout sets, and nobody chooses."
+        "Tokens that the family's layout sets, so that they are not drawn."
         return {}
 
     def at_once(self, T: int) -> int:
@@ -913,7 +913,7 @@ def sample(
 # %% ../nbs/11_rollout.ipynb #bf62d039
 @patch_to(Policy)
 def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional, then unconditional
-    "The states that predict each completion token; of a prompt, its last."
+    "The states that predict each completion token, the first from the prompt's last."
     task, tokens = rollouts.task, rollouts.tokens
     twice = task == "g" and rollouts.sampling.scores_guided
     used, group = rollouts.group.unique(return_inverse=True)
@@ -997,7 +997,7 @@ def forward(
 # %% ../nbs/11_rollout.ipynb #4365397b
 @patch_to(Policy)
 def checkpoint_layers(self):
-    "Keep each layer's input alone for the backward pass."
+    "Keep only each layer's input for the backward pass."
     for layer in self.language_model.layers:
         layer.forward = partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False

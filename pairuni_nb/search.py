@@ -44,7 +44,7 @@ def clustered(
 def check_rows(
     features,  # (N, D) numbers
     name: str = "the features",
-    ids: list = None,  # what a row is called; None: its number
+    ids: list = None,  # names of the rows in messages; None: their numbers
 ) -> np.ndarray:  # the same as float32 or float64
     "Finite rows of length 1, or a ValueError that names the first row that is not."
     f = np.asarray(features)
@@ -95,7 +95,7 @@ def error_bound(
     lost_b: torch.Tensor,  # (M,) and those of the second
     d: int,  # width
     dtype: torch.dtype,  # of the rough product
-) -> torch.Tensor:  # (N,) one bound a row of the first side
+) -> torch.Tensor:  # (N,) one bound per row of the first side
     "How far a rough product, cut at 1, can be from the exact one."
     inputs = 1.01 * (lost_a + lost_b.max())  # the lengths are not exactly 1
     result = torch.finfo(dtype).eps / 4  # of a number below 1

@@ -100,7 +100,7 @@ class TrainSettings:
     loss_type: str = "grpo"
     beta: float = 0.0  # KL weight against the frozen start (paper: 0)
     max_grad_norm: float = 1.0  # gradient clipping
-    sides: str = "ug"  # which are trained: ug, or u or g alone
+    sides: str = "ug"  # which are trained: ug, or only u or g
     # how the sides' gradients are joined: sum (paper), balance, pcgrad, pcgrad-each, or alternate
     combine: str = "sum"
     agreement_every: int = 10  # steps between comparisons of the sides' gradients; 0: none
@@ -251,7 +251,7 @@ def check_train_settings(s: TrainSettings):
     one_of("combine", s.combine, ("sum", "balance", "pcgrad", "pcgrad-each", "alternate"))
     if s.lora_rank and (s.shard or s.train_vision):
         raise ValueError(
-            "lora_rank trains additions to the language model alone: "
+            "lora_rank trains additions to the language model only: "
             "leave shard and train_vision off, or set lora_rank to 0"
         )
     if s.advantage == "unified" and s.sides != "ug":
