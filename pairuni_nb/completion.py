@@ -29,7 +29,7 @@ from pairuni_nb.world import (
 
 # %% ../nbs/05_completion.ipynb #96e3fffd
 def _rng(record_id):
-    "A generator that depends on the record's id alone."
+    "A generator that depends only on the record's id."
     digest = hashlib.sha1(record_id.encode()).hexdigest()
     # the 0 was a seed once: what was completed stays as it is
     return np.random.default_rng([0, int(digest[:12], 16)])

@@ -68,7 +68,7 @@ MARKS = ("<|extra_200|>", "<|extra_201|>", "<|image end|>")  # end of row, of fr
 
 
 def layout(height: int, width: int) -> dict:  # place -> 0 end of row; 1, 2, 3 what closes it
-    "The places of a drawing that have no choice."
+    "The places of a drawing that leave no choice."
     rows = {row * (width + 1) + width: 0 for row in range(height)}
     end = height * (width + 1)
     return rows | {end + i: 1 + i for i in range(3)}
@@ -156,7 +156,7 @@ def _emu3_vq(codes):
         num_res_blocks=1,
         attn_resolutions=[3],
         hidden_size=32,  # base channels x the last multiplier
-        temporal_downsample_factor=1,  # pictures alone, no films
+        temporal_downsample_factor=1,  # pictures only, no films
     )
 
 # %% ../nbs/16_emu3.ipynb #8fc8014a
@@ -181,7 +181,7 @@ def visual_words(
     words: dict | None,  # word -> id, of an Emu3's config
     codes: int,  # C
 ) -> tuple:  # the first code's id; ids of the three marks
-    "Where the codes stand in the vocabulary."
+    "Where the codes are in the vocabulary."
     words = words or {}
     wanted = ["<image>", "<|image start|>", "<|image token|>", *MARKS, visual_token(0)]
     missing = [word for word in wanted if word not in words]
@@ -323,7 +323,7 @@ def head(
     R: int = None,  # rows of the result; None: as many as there are states
     w: float = 1.0,  # CFG weight
 ) -> Tensor:  # (R, .., V or C) float32
-    "The logits of all words, or of the codes alone, guided where there are more states than R."
+    "The logits of all words, or of the codes only, guided where there are more states than R."
     with torch.autocast(states.device.type, enabled=False):
         states = guide(states.float(), R or len(states), w)
         weight = self.model.lm_head.weight
@@ -421,7 +421,7 @@ def examples(
     tokens: Tensor,  # (P, T)
     mask: Tensor,  # (P, T) bool
 ) -> Rollouts:
-    "Completions to learn, one a prompt, as if they had been drawn without guidance."
+    "Completions to learn, one per prompt, as if they had been drawn without guidance."
     n, none = len(tokens), torch.zeros(mask.shape)
     rows, ended = torch.arange(n), torch.ones(n, dtype=torch.bool)
     return Rollouts(prompts, 1, rows, tokens, mask, ended, none, none, Sampling(1.0, 1.0))
@@ -497,9 +497,9 @@ def warm_start_emu3(
     steps: int = 600,
     lr: float = 2e-3,
     seed: int = 0,
-    questions: int = 24,  # examples a step
-    captions: int = 16,  # examples a step
-    drawings: int = 40,  # examples a step
+    questions: int = 24,  # examples per step
+    captions: int = 16,  # examples per step
+    drawings: int = 40,  # examples per step
     noise: float = 0.0,  # share of answers and prompts that are wrong in one fact
     pool: int = 12000,  # scenes encoded to codes beforehand
     log=print,
@@ -554,6 +554,6 @@ def load_emu3(
 
 # %% ../nbs/16_emu3.ipynb #a05ecace
 def emu3_side(path: str) -> int:
-    "Codes a side of what an Emu3's checkpoint draws."
+    "Codes per side of what an Emu3's checkpoint draws."
     factor = 2 ** (len(emu3_config(path).vq_config.channel_multiplier) - 1)
     return drawing_size(load_processor(checkpoint_path(path), Emu3Processor), factor)[1]

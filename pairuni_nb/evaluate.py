@@ -38,8 +38,8 @@ def mean_ci(
 
 # %% ../nbs/15_evaluate.ipynb #c08ac9a1
 def interval(
-    x,  # (n,) one number a seed
-) -> tuple:  # mean, half width; None for the width of one seed, and twice for none
+    x,  # (n,) one number per seed
+) -> tuple:  # mean, half width; of one seed no width (None), of none neither
     "Mean and half width of its 95 % t-interval."
     x = np.asarray(x, float)
     if len(x) < 2:
@@ -49,7 +49,7 @@ def interval(
 
 # %% ../nbs/15_evaluate.ipynb #8aa4f06b
 def markdown_table(head: list, rows: list) -> str:
-    "Cells that may say anything: a line break is a space there, and a bar is no border."
+    "A table whose cells may say anything: a line break becomes a space, and a bar no border."
     lines = []
     for row in (head, *rows):
         cells = [" ".join(str(cell).split()).replace("|", r"\|") for cell in row]
@@ -57,7 +57,7 @@ def markdown_table(head: list, rows: list) -> str:
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 # %% ../nbs/15_evaluate.ipynb #d4c00b67
-THUMB = 8  # pixels a side
+THUMB = 8  # pixels per side
 
 
 def thumbnail(image) -> np.ndarray:  # (192,) float32
@@ -161,7 +161,7 @@ def unseen_pairs(
 # %% ../nbs/15_evaluate.ipynb #4c72f021
 def held_out(
     pairs,  # Dataset of pair rows
-    n: int,  # items a side
+    n: int,  # items per side
     seed: int,
     held: list = None,  # indices of the pairs that are held out, from `split_pairs`
 ) -> tuple:  # U records, G records
@@ -179,7 +179,7 @@ def held_out(
 
 # %% ../nbs/15_evaluate.ipynb #d99ac498
 def is_toy(pairs) -> bool:
-    "Whether all pairs are of the toy world, which never runs out of scenes."
+    "Whether all pairs are of the toy world, where held-out scenes can be made at will."
     return "" not in pairs["u_scene"] and "" not in pairs["g_scene"]
 
 # %% ../nbs/15_evaluate.ipynb #3d86759c

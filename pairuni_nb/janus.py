@@ -68,7 +68,7 @@ def checkpoint_path(name: str = None) -> str:
 
 # %% ../nbs/10_janus.ipynb #4d10683e
 def check_files(path: str):
-    "Nothing in a checkpoint's folder is cut short, stands in for a file, or wants to run."
+    "Refuse a checkpoint with a file that is cut short, only points to one, or brings code."
     for file in sorted(Path(path).glob("*")):
         if file.is_dir():
             continue
@@ -90,7 +90,7 @@ def check_files(path: str):
 
 # %% ../nbs/10_janus.ipynb #1693ed13
 def check_no_pickle(path: str):
-    "A checkpoint's folder holds its weights as safetensors."
+    "Refuse a checkpoint whose weights are pickles only."
     files = sorted(Path(path).glob("*"))
     pickles = [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     if pickles and not any(file.suffix == ".safetensors" for file in files):
@@ -161,13 +161,13 @@ def load_processor(path: str, Processor):  # a Processor; a class of transformer
     except Exception as e:  # of any kind: the files are a stranger's
         why = first_line(e).split(". ")[0]  # the rest is advice
         raise ValueError(
-            f"'{path}' cannot be loaded, for its tokenizer or image processor is not whole "
+            f"'{path}' cannot be loaded, because its tokenizer or image processor is not whole "
             f"({why}): fetch its files again"
         ) from e
 
 # %% ../nbs/10_janus.ipynb #3b7e3ace
 def check_complete(path: str, lacks: list):  # names of weights
-    "One sentence when a checkpoint lacks weights: how many, and where."
+    "Refuse a checkpoint that lacks weights: one sentence says how many, and where."
     if not lacks:
         return
     part = ".".join(commonprefix([name.split(".")[:-1] for name in lacks]))
@@ -188,7 +188,7 @@ def load_weights(
 ) -> tuple:  # model, processor
     "A checkpoint's model and processor; one sentence when they cannot be loaded."
     processor, told = load_processor(path, Processor), logging.get_verbosity()
-    logging.set_verbosity_error()  # else a table of what is missing, which one sentence says below
+    logging.set_verbosity_error()  # else a table of what is missing; one sentence below says it
     try:
         model, info = Model.from_pretrained(
             path,
@@ -196,7 +196,7 @@ def load_weights(
             dtype=dtype or "auto",
             use_safetensors=True,
             output_loading_info=True,
-            device_map="meta" if str(device) == "meta" else None,  # names and shapes alone
+            device_map="meta" if str(device) == "meta" else None,  # names and shapes only
         )
     except Exception as e:  # of any kind: the files are a stranger's
         raise ValueError(
@@ -208,7 +208,7 @@ def load_weights(
     if not processor.chat_template:
         raise ValueError(
             f"'{path}' holds no chat template: "
-            "take the file chat_template.jinja from where its weights come from"
+            "take the file chat_template.jinja from the place where its weights come from"
         )
     own_head = model.lm_head.weight is not model.get_input_embeddings().weight
     model.config.tie_word_embeddings = not own_head  # else tie_weights() would drop the head
@@ -365,7 +365,7 @@ def nano_config(
     layers: int = 4,
     codes: int = 128,  # of the VQ tokenizer
     eyes: int = 96,  # width of the vision tower, 32 a head
-    levels: tuple = (1, 1, 1, 1),  # of the VQ tokenizer, from 48 pixels a side to 6: width in 32s
+    levels: tuple = (1, 1, 1, 1),  # of the VQ tokenizer, from 48 pixels per side to 6: width in 32s
 ) -> JanusConfig:
     "Janus at about a thousandth of its size."
     tok = processor.tokenizer
@@ -505,7 +505,7 @@ def spread_codes(
 @torch.no_grad()
 def move_codes(
     codes: Tensor,  # (V, D) unit rows; changed in place
-    idle: Tensor,  # (V,) steps since each code was used; changed in place
+    idle: Tensor,  # (V,) steps since each code was last used; changed in place
     z: Tensor,  # (N, D) unit rows
     reseed: bool,
 ) -> Tensor:  # (N,) index of each row's code before the move
@@ -552,7 +552,7 @@ def train_vq(
     seed: int = 0,
     log=print,
     draw=draw_mixed,  # function of (generator, n): fresh pictures (n, 3, H, W)
-    check=survival,  # function of (tokenizer, seed): what to say of it
+    check=survival,  # function of (tokenizer, seed): text for the log
     half: bool = False,  # convolve in bfloat16: nearly twice as fast where the processor has it
     down=to_latents,  # functions of the tokenizer, and pixels or latents
     up=from_latents,
@@ -603,7 +603,7 @@ def text_loss(
     tok,
     prompts: list,
     completions: list,
-    pixels: Tensor,  # (B, 3, H, W), one image block a prompt
+    pixels: Tensor,  # (B, 3, H, W), one image block per prompt
 ) -> Tensor:  # scalar
     "Mean cross-entropy of completions (with their end token) after prompts."
     asked = [tok(text).input_ids for text in prompts]
@@ -660,7 +660,7 @@ def misanswer(q: dict, rng: np.random.Generator) -> dict:
 
 # %% ../nbs/10_janus.ipynb #2e920be1
 def miscaption(scene: Scene, rng: np.random.Generator) -> str:
-    "A caption that is wrong in one fact, unless that would be a held-out one: then the true one."
+    "A caption that is wrong in one fact; the true one where the wrong one would be held out."
     wrong = misremember(scene, rng)
     return caption(wrong if split_of(wrong) == "train" else scene)
 
@@ -734,9 +734,9 @@ def warm_start(
     steps: int = 900,
     lr: float = 2e-3,
     seed: int = 0,
-    questions: int = 8,  # examples a step
-    captions: int = 4,  # examples a step
-    drawings: int = 56,  # examples a step
+    questions: int = 8,  # examples per step
+    captions: int = 4,  # examples per step
+    drawings: int = 56,  # examples per step
     noise: float = 0.0,  # share of answers and prompts that are wrong in one fact
     pool: int = 24000,  # scenes encoded to image tokens beforehand
     log=print,

@@ -57,12 +57,12 @@ from .world import is_scene
 
 # %% ../nbs/09_pairing.ipynb #918b1962
 def clusters_for(n: int) -> int:  # n: images
-    "A tenth of the images up to 400, and a twentieth of many."
+    "A tenth of the images, at most 400; from 8,000 images on a twentieth."
     return max(1, min(n // 10, 400), n // 20)
 
 # %% ../nbs/09_pairing.ipynb #67672630
 def check_clusters(k: int, n: int):
-    "No more clusters than images."
+    "Refuse more clusters than images, and fewer than one."
     if not 1 <= k <= n:
         raise ValueError(
             f"clusters is {k}, but must be between 1 and the number of images, {n}: set --clusters"
@@ -148,7 +148,7 @@ def choose(
 
 # %% ../nbs/09_pairing.ipynb #3b0eaf76
 def check_candidates(top_n: int, n_u: int, n_g: int):
-    "No more candidates than 8 GB hold: each is a number and a similarity, of 8 bytes."
+    "Refuse more candidates than 8 GB hold: each is an index and a similarity, 8 bytes each."
     gb = 16 * n_g * min(top_n, n_u) / 1e9
     if gb > 8:
         raise ValueError(
@@ -214,7 +214,7 @@ def pair_row(
 
 # %% ../nbs/09_pairing.ipynb #07b53710
 def drop_copies(records: list) -> tuple:  # records, how many were left out
-    "Records that do not repeat the image and the texts of an earlier one."
+    "Leave out records that repeat both the image and the texts of an earlier one."
     alike = {}  # size and texts -> indices
     for i, record in enumerate(records):
         texts = {name: value for name, value in record.items() if name not in ("id", "image")}
@@ -403,8 +403,8 @@ def _encoded(image: Image.Image) -> dict:
     "An image as a data set holds it."
     if isinstance(image, StoredImage):
         return dict(bytes=image.encoded(), path=None)
-    # from its pixels: of a picture opened from a file `datasets` would keep the path alone, and
-    # what was changed since then would be lost
+    # from its pixels: of a picture opened from a file `datasets` would keep only the path, and
+    # changes made since would be lost
     png = BytesIO()
     to_rgb(image).save(png, "PNG")
     return dict(bytes=png.getvalue(), path=None)
@@ -563,7 +563,7 @@ GROUP = 32  # rows written, and read, at a time
 def _tables(pairs):
     "Arrow tables of a few rows."
     if isinstance(pairs, Dataset):
-        # a picture of which the rows hold the path alone is read now: the file is whole
+        # a picture of which the rows hold only the path is read now, so that the file is whole
         yield from map(embed_table_storage, pairs.with_format("arrow").iter(GROUP))
     else:
         for i in range(0, len(pairs), GROUP):
@@ -597,7 +597,7 @@ def save_pairs(
 
 # %% ../nbs/09_pairing.ipynb #5b98197b
 def _check_image(row, column, where):
-    "An image of a pair is there, and can be read."
+    "Refuse an image of a pair that is missing or cannot be read."
     if not (row[column] or {}).get("bytes"):
         raise ValueError(
             f"{where}, {column}: no image, or only a path to one: a pair file holds its "
@@ -611,14 +611,14 @@ def _check_image(row, column, where):
 
 # %% ../nbs/09_pairing.ipynb #e33a60bb
 def _check_scene(row, column, where):
-    "A scene that the file names is one of the toy world."
+    "Refuse a scene that is not one of the toy world."
     if row[column] and not is_scene(row[column]):
         told = short(repr(row[column]), 40)
         raise ValueError(f"{where}, {column}: {told} is no scene of the toy world: leave it empty")
 
 # %% ../nbs/09_pairing.ipynb #d00be2dd
 def _check_pair(row, where):
-    "One row of a pair data set is complete and consistent."
+    "Refuse a row of a pair data set that is incomplete or contradicts itself."
     kind, s_p = row["kind"], row["similarity"]
     if kind not in PAIR_KINDS:
         raise ValueError(f"{where}: kind is {kind!r}, but must be one of {', '.join(PAIR_KINDS)}")
@@ -714,7 +714,7 @@ def load_pairs(
     path,  # a folder written by save_pairs, or a Parquet file with its columns
     look: bool = True,  # at every row and picture; a run's own copy has been looked at
 ) -> Dataset:
-    "Read pairs back and check every row; they lie in a nameless file on disk, not in memory."
+    "Read pairs back and check every row; they stay in a nameless file on disk, not in memory."
     path = Path(path)
     file = path / "pairs.parquet" if path.is_dir() else path
     if not file.is_file():

@@ -46,7 +46,7 @@ class Sampling:
     cfg_weight: float = 5.0  # guidance of images (paper: 5); 1 is none
     cfg_scoring: str = "guided"  # guided or cond (paper: not given)
     max_new_tokens: int = 24  # of an answer; an image always has the N tokens of its grid
-    instruction: str = ""  # what is asked behind each question; "form": `FORM_WANTED`
+    instruction: str = ""  # put after each question; "form": `FORM_WANTED`
 
     @classmethod
     def of(cls, s: TrainSettings) -> "Sampling":
@@ -88,10 +88,10 @@ def noise(
     seed: int,
     step: int,
     prompt_ids: list,  # (P,) a str or int each; the same id in one step means the same noise
-    k: int,  # rollouts a prompt
-    T: int,  # tokens a rollout, or more
+    k: int,  # rollouts per prompt
+    T: int,  # tokens per rollout, or more
 ) -> Tensor:  # (P*k, T) uniform in [0, 1)
-    "Uniform numbers that depend on (seed, step, prompt, rollout) alone."
+    "Uniform numbers that depend only on (seed, step, prompt, rollout)."
     rows = []
     for prompt_id in prompt_ids:
         digest = hashlib.blake2b(str(prompt_id).encode(), digest_size=8).digest()
@@ -177,7 +177,7 @@ class Rollouts:
         return len(self.tokens)
 
     def by_row(self) -> dict:  # name -> tensor of R rows
-        "What every row has its own of."
+        "The tensors with one row per rollout."
         names = ("group", "tokens", "mask", "ended", "logp", "sample_logp", "step")
         told = {name: getattr(self, name) for name in names}
         return {name: x for name, x in told.items() if x is not None}
@@ -367,7 +367,7 @@ class Policy(nn.Module):
         setattr(self.model.model, self.trunk_name, model)
 
     def forced(self, task: str) -> dict:  # place -> token
-        "Tokens that the family's layout sets, and nobody chooses."
+        "Tokens that the family's layout sets, so that they are not drawn."
         return {}
 
     def at_once(self, T: int) -> int:
@@ -465,7 +465,7 @@ def check_texts(
     texts: list,
     token: str,  # the word that stands for an image
 ):
-    "No text holds it."
+    "Refuse a text that holds it."
     for text in texts:
         if token in text:
             raise ValueError(f"the text {text[:60]!r} holds {token}, which stands for an image")
@@ -497,10 +497,10 @@ def _tokenize(self, texts, images=None, **kwargs):
 
 # %% ../nbs/11_rollout.ipynb #4743d8a6
 def check_images(questions: list, images: list | None):
-    "One image a question, or none at all."
+    "Refuse a number of images that is neither none nor that of the questions."
     if images is not None and len(images) != len(questions):
         raise ValueError(
-            f"{len(questions)} questions but {len(images)} images: give one image a question"
+            f"{len(questions)} questions but {len(images)} images: give one image per question"
         )
 
 # %% ../nbs/11_rollout.ipynb #5ccb1068
@@ -646,7 +646,7 @@ def pick(
         sure = torch.zeros_like(mixed[:, 0])
         return mixed.argmax(-1), sure, sure
     probs = (mixed / sampling.temperature).softmax(-1)
-    token = draw(probs, u).clamp(max=probs.shape[-1] - 1)  # NaN: `sample` tells
+    token = draw(probs, u).clamp(max=probs.shape[-1] - 1)  # NaN: `sample` says so
     drawn = probs.gather(1, token[:, None])[:, 0].log()
     if len(logits) == R:
         return token, drawn, drawn
@@ -676,7 +676,7 @@ def one_token(
     cache: Shared | Slots,  # the layer's
     bias: Tensor | None,  # of attention: hides padding
 ) -> Tensor:  # (R, 1, D)
-    "A layer's work on one more token of each row."
+    "One more token of each row through one layer."
     attention, seen = layer.self_attn, normed(layer.input_layernorm, x)
     projections = attention.q_proj, attention.k_proj, attention.v_proj
     heads = [f(seen).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for f in projections]
@@ -724,7 +724,7 @@ def stepper(
 
 # %% ../nbs/11_rollout.ipynb #4263f529
 def record(
-    step,  # function that works in place and asks nothing of the device
+    step,  # function that works in place and never waits for the device
     device: torch.device,
 ):  # the same, in one launch
     "A CUDA graph of a step; a CPU has nothing to record."
@@ -732,7 +732,7 @@ def record(
         return step
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # `torch.cuda.graph` would also empty PyTorch's store of memory
+    with torch.cuda.stream(stream):  # `torch.cuda.graph` would also empty PyTorch's memory cache
         graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on
         step()
         graph.capture_end()
@@ -913,7 +913,7 @@ def sample(
     drawn = join(parts, self.pad)
     if drawn.sample_logp.isnan().any():
         raise ValueError(
-            "the model's probabilities are not numbers (NaN): its weights ran away; "
+            "the model's probabilities are not numbers (NaN): training has diverged; "
             "go back to an earlier save, with a lower --lr"
         )
     return drawn
@@ -921,7 +921,7 @@ def sample(
 # %% ../nbs/11_rollout.ipynb #bf62d039
 @patch_to(Policy)
 def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional, then unconditional
-    "The states that predict each completion token; of a prompt, its last."
+    "The states that predict each completion token, the first from the prompt's last."
     task, tokens = rollouts.task, rollouts.tokens
     twice = task == "g" and rollouts.sampling.scores_guided
     used, group = rollouts.group.unique(return_inverse=True)
@@ -938,7 +938,7 @@ def states(self, rollouts: Rollouts) -> Tensor:  # (R or 2R, T, D): conditional,
 # %% ../nbs/11_rollout.ipynb #951c83ec
 @patch_to(Policy)
 def logits(self, rollouts: Rollouts) -> Tensor:  # (R, T, V) float32, before the temperature
-    "The scored distribution at every token: to look at, for training never needs it whole."
+    "The scored distribution at every token: to look at, since training never needs it whole."
     states, w = self.states(rollouts), rollouts.sampling.cfg_weight
     return self.head(rollouts.task, states, len(rollouts), w)
 
@@ -958,14 +958,14 @@ def _logp_of(
 
 # %% ../nbs/11_rollout.ipynb #caa2aa39
 def once(rollouts: Rollouts) -> tuple:  # Rollouts, (R,) which of them each row is
-    "Each different completion of a prompt; one drawn in another order is another."
+    "Each different completion of a prompt, once; one drawn in another order is another."
     told = [rollouts.group[:, None], rollouts.tokens]
     if rollouts.step is not None:
         told.append(rollouts.step)
     told = torch.cat(told, 1)  # (R, 1+T or 1+2T)
     different, which = told.unique(dim=0, return_inverse=True)
     number = torch.arange(len(which), device=which.device)
-    rows = which.new_zeros(len(different)).scatter_(0, which, number)  # any row that is it
+    rows = which.new_zeros(len(different)).scatter_(0, which, number)  # any of its rows
     return rollouts.index(rows), which
 
 # %% ../nbs/11_rollout.ipynb #5692585c
@@ -999,7 +999,7 @@ def forward(self, rollouts: Rollouts) -> Tensor:  # (R, T) float32 with gradient
 # %% ../nbs/11_rollout.ipynb #4365397b
 @patch_to(Policy)
 def checkpoint_layers(self):
-    "Keep each layer's input alone for the backward pass."
+    "Keep only each layer's input for the backward pass."
     for layer in self.language_model.layers:
         layer.forward = partial(
             checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False

@@ -44,7 +44,7 @@ def clustered(
 def check_rows(
     features,  # (N, D) numbers
     name: str = "the features",
-    ids: list = None,  # what a row is called; None: its number
+    ids: list = None,  # names of the rows in messages; None: their numbers
 ) -> np.ndarray:  # the same as float32 or float64
     "Finite rows of length 1, or a ValueError that names the first row that is not."
     f = np.asarray(features)
@@ -94,7 +94,7 @@ def error_bound(
     lost_b: torch.Tensor,  # (M,) and those of the second
     d: int,  # width
     dtype: torch.dtype,  # of the rough product
-) -> torch.Tensor:  # (N,) one bound a row of the first side
+) -> torch.Tensor:  # (N,) one bound per row of the first side
     "How far a rough product, cut at 1, can be from the exact one."
     inputs = 1.01 * (lost_a + lost_b.max())  # the lengths are not exactly 1
     result = torch.finfo(dtype).eps / 4  # of a number below 1
@@ -108,7 +108,7 @@ def exact_similarity(
     rows: np.ndarray,  # (C,) rows of a, in ascending order
     cols: np.ndarray,  # (C,) the row of b that each is compared with
 ) -> np.ndarray:  # (C,) cosines in double precision, six decimals
-    "The similarity of a list of pairs."
+    "The exact similarity of each pair in a list."
     out = np.empty(len(rows))
     first = np.flatnonzero(np.diff(rows, prepend=-1))
     for i, j in zip(first, np.append(first[1:], len(rows))):
@@ -163,7 +163,7 @@ def nearest(
     a, b = check_rows(a, "the first features"), check_rows(b, "the second features")
     check_widths(a, b)
     if n < 1:
-        raise ValueError(f"{n} neighbours are wanted, but it must be at least 1")
+        raise ValueError(f"{n} neighbours are wanted: choose at least 1")
     index, s = np.full((len(a), n), -1), np.full((len(a), n), float(above))
     height, width = tile
     bar = tqdm(total=len(a) * len(b), desc="neighbours", unit="pair", unit_scale=True, delay=2)
@@ -237,7 +237,7 @@ def kmeans(
     x = torch.as_tensor(check_rows(features), dtype=torch.float32)
     if not 1 <= k <= len(x):
         raise ValueError(
-            f"{k} clusters are wanted, but it must be between 1 and the number of images, {len(x)}"
+            f"{k} clusters are wanted: choose between 1 and the number of images, {len(x)}"
         )
     low, _ = lowered(x, dtype)
     rng, spent = torch.Generator().manual_seed(seed), []

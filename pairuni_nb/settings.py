@@ -29,14 +29,15 @@ class PairSettings:
     n_u: int = 2000  # toy U records to draw when no data is given (paper: Orsta-47k)
     n_g: int = 2000  # toy G records to draw when no data is given (paper: BLIP3o-60k)
     # k-means clusters, so at most this many aligned pairs; without a number, a tenth of the
-    # images up to 400, and a twentieth of many (paper: not given)
+    # images up to 400, and a twentieth from 8,000 images on (paper: not given)
     clusters: int | None = None
     top_n: int = 10  # most similar U records that a G record may take (paper: not given)
     delta: float = 0.6  # a retrieved pair is more similar than this (paper: 0.6)
     # who chooses first: g (Algorithm 1), best (the most similar pair)
     # or optimal (the largest sum)
     order: str = "g"
-    # first drop images more similar than this to an earlier one of their side; 1: copies; 0: off
+    # first drop images more similar than this to an earlier one of their side;
+    # 1: exact copies; 0: off
     dedup: float = 0.0
     # s_p of a retrieved pair: image (paper), text, joint, or mixture;
     # medoids are always of images
@@ -55,7 +56,7 @@ class PairSettings:
 # %% ../nbs/00_settings.ipynb #380e0b04
 @dataclass(frozen=True)
 class CompletionSettings:
-    "The language model of `--complete llm`, and how hard it is pressed."
+    "The language model of `--complete llm`, and how it is called."
 
     model: str = "o3"  # name at the endpoint; it must see images (paper: GPT-o3)
     # OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; without one, OpenAI's
@@ -79,8 +80,8 @@ class TrainSettings:
     weighting: str = "sqrt"
     # draw pairs in proportion to their weight, and weigh no advantage
     sample_by_weight: bool = False
-    # of a rollout: group, its reward's place in its group (paper); best, 1 for the group's best
-    # and else 0 (RAFT); unified, group's of one reward for answer and drawing (ULM-R1)
+    # of a rollout: group, its reward normalised in its group (paper); best, 1 for the group's best
+    # and else 0 (RAFT); unified, as group, of one reward for answer and drawing (ULM-R1)
     advantage: str = "group"
     steps: int = 90  # optimiser steps (paper: at most 1200)
     pairs_per_step: int = 16  # pairs per step, P (paper: 16 in all)
@@ -99,7 +100,7 @@ class TrainSettings:
     loss_type: str = "grpo"
     beta: float = 0.0  # KL weight against the frozen start (paper: 0)
     max_grad_norm: float = 1.0  # gradient clipping
-    sides: str = "ug"  # which are trained: ug, or u or g alone
+    sides: str = "ug"  # which are trained: ug, or only u or g
     # how the sides' gradients are joined: sum (paper), balance, pcgrad, pcgrad-each, or alternate
     combine: str = "sum"
     agreement_every: int = 10  # steps between comparisons of the sides' gradients; 0: none
@@ -108,21 +109,21 @@ class TrainSettings:
     # distribution that is scored: guided or cond (paper: not given)
     cfg_scoring: str = "guided"
     max_new_tokens: int = 24  # length of an answer (paper: not given)
-    # asked behind each question: form (to think and answer in tags), or words of yours
+    # put after each question: form (think and answer in tags), or words of yours
     instruction: str = ""
     plain_reward: float = 0.0  # of a right answer without the form (paper: not given)
     # no gradient from answers that were cut off; as in TRL, their rewards still count in their
     # group's mean and std
     mask_truncated: bool = False
-    # weigh tokens by policy / sampler, at most this much; 0: not (paper: not given)
+    # weigh tokens by policy / sampler, at most this much; 0: off (paper: not given)
     importance_cap: float = 0.0
     eval_every: int = 30  # steps between held-out evaluations
-    # held-out items a side before and after, of records that you name all of them; a quarter
-    # (at least two) during training
+    # held-out items per side before and after training (records that you name: all of them);
+    # a quarter (at least two) during training
     eval_items: int = 500
-    rollouts_every: int = 0  # steps between rollouts kept whole; 0: two pairs' now and then
-    save_every: int = 30  # steps between saves; each evaluation on the way is preceded by one, too
-    keep: int = 1  # saves that stay, the last ones; the best on the way stays too
+    rollouts_every: int = 0  # steps between rollouts kept whole; 0: those of two pairs now and then
+    save_every: int = 30  # steps between saves; each evaluation on the way is preceded by one too
+    keep: int = 1  # how many of the last saves stay; the best on the way stays too
     precision: str = "fp32"  # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
     # recompute each layer in the backward pass: less memory,
     # up to a third more time (paper: not given)
@@ -139,7 +140,7 @@ class TrainSettings:
 
     @property
     def method(self) -> str:
-        "What the run is called, as the table `instead` calls it."
+        "The run's name, as in the table `instead` of `pairuni ablate`."
         if self.advantage != "group":
             return dict(best="raft").get(self.advantage, self.advantage)
         if self.sample_by_weight:
@@ -165,7 +166,7 @@ PRO = TrainSettings(
 PRO_7B = replace(PRO, rollouts=4, micro_batch=8, shard=True)
 PRO_24GB = replace(PRO, rollouts=4, micro_batch=4, max_new_tokens=256, rollout_gb=6.0, lora_rank=32)
 MASKED = TrainSettings(steps=40, pairs_per_step=8, cfg_weight=1.0, max_new_tokens=12)
-# guidance (theirs off a negative prompt) and an answer's length: as in the Emu3 authors' examples
+# guidance (theirs pushes off a negative prompt) and answer length of the Emu3 authors' examples
 EMU3_8B = replace(PRO_7B, micro_batch=1, max_new_tokens=320, rollout_gb=18.0, cfg_weight=3.0)
 
 # %% ../nbs/00_settings.ipynb #1fc17896
@@ -174,8 +175,8 @@ class Preset:
     "What a whole job starts from. Every part can be changed by a flag."
 
     train: TrainSettings
-    model: str = ""  # checkpoint of one of the families; without one, janus-nano
-    family: str = "janus"  # of the checkpoints that the settings suit, by their config's model_type
+    model: str = ""  # checkpoint; without one, janus-nano
+    family: str = "janus"  # model_type of the checkpoints that the settings suit
     reward: str = ""  # of drawings; without one, what the pairs allow
     # where pairs come from when none are given: toy, a folder with u, g, held-u and held-g,
     # or nowhere ("")
@@ -186,7 +187,7 @@ class Preset:
 
 # %% ../nbs/00_settings.ipynb #163f5bab
 PRESETS = {
-    # the paper's guidance of 5 costs a model this small 15 points before it has learned anything
+    # at the paper's guidance of 5 a model this small draws 14 points worse before any training
     "nano": Preset(TrainSettings(steps=150, cfg_weight=2.0, cfg_scoring="cond")),
     "nano-emoji": Preset(
         TrainSettings(steps=60, lr=3e-5, max_new_tokens=48, cfg_weight=1.0, eval_items=100),
@@ -229,7 +230,7 @@ def visible(text: str) -> str:
 
 # %% ../nbs/00_settings.ipynb #0bbb4ba2
 def check_pair_settings(s: PairSettings):
-    "What can be wrong with pair settings alone."
+    "Refuse pair settings that cannot work."
     one_of("mix", s.mix, MIXES)
     one_of("select", s.select, ("medoids", "random"))
     one_of("order", s.order, ("g", "best", "optimal"))
@@ -241,7 +242,7 @@ def check_pair_settings(s: PairSettings):
 
 # %% ../nbs/00_settings.ipynb #b6c6cce8
 def check_train_settings(s: TrainSettings):
-    "What can be wrong with train settings alone."
+    "Refuse training settings that cannot work."
     one_of("loss_type", s.loss_type, ("grpo", "dr_grpo", "dapo"))
     one_of("cfg_scoring", s.cfg_scoring, ("guided", "cond"))
     one_of("precision", s.precision, ("fp32", "bf16"))
@@ -250,16 +251,16 @@ def check_train_settings(s: TrainSettings):
     one_of("combine", s.combine, ("sum", "balance", "pcgrad", "pcgrad-each", "alternate"))
     if s.lora_rank and (s.shard or s.train_vision):
         raise ValueError(
-            "lora_rank trains additions to the language model alone: "
+            "lora_rank trains additions to the language model only: "
             "leave shard and train_vision off, or set lora_rank to 0"
         )
     if s.advantage == "unified" and s.sides != "ug":
         raise ValueError("advantage unified rewards both sides together: set sides to ug")
     if s.combine != "sum" and s.sides != "ug":
-        raise ValueError(f"combine {s.combine} is of two sides: set sides to ug, or combine to sum")
+        raise ValueError(f"combine {s.combine} joins two sides: set sides to ug, or combine to sum")
     if s.sample_by_weight and s.weighting in ("softmax", "reward"):
         raise ValueError(
-            f"weighting {s.weighting} is of a batch that is drawn already: "
+            f"weighting {s.weighting} is computed over a batch that is already drawn: "
             "with sample_by_weight take sqrt, linear or square"
         )
     if s.rollouts < 2:
@@ -282,7 +283,7 @@ def at_most(
     value: int,
     most: int = MOST,
 ):
-    "Refuse a number that only a slip of the finger can mean, before memory runs out."
+    "Refuse a number that can only be a typing error, before memory runs out."
     if value > most:
         raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
 

@@ -61,7 +61,7 @@ def reveal(state, draws):
 
 # %% ../nbs/18_diffusion.ipynb #3bbe6253
 def mean_reward(state, says, reward, sampler):  # -> scalar with gradient
-    "What is earned from here on, over everything that can happen."
+    "The mean reward from here on, over everything that can happen."
     if M not in state:
         return reward[state]
     total = 0.0
@@ -92,12 +92,12 @@ MASKS = [mask for mask in itertools.product((0, 1), repeat=L) if any(mask)]
 
 
 def share(mask):
-    "How often this mask is met where every number of hidden places is met alike."
+    "The chance of this mask where every number of hidden places is equally likely."
     return 1 / L / comb(L, sum(mask))
 
 # %% ../nbs/18_diffusion.ipynb #4255d160
 def terms(score, x, path):  # path: [(state, drawn, kept)] -> [(weight, state, place, code)]
-    "The log-probs that a score adds up."
+    "The weighted log-probs that a score adds up."
     if score == "recorded path":
         return [(1, state, *draw) for state, _, kept in path for draw in kept]
     if score == "path and rejects":
@@ -137,7 +137,7 @@ def paths(says, sampler, state=NOTHING, chance=1.0, path=()):  # -> (chance, x, 
 
 # %% ../nbs/18_diffusion.ipynb #1bb0afc1
 def mean_push(score, ways, reward, mean):  # -> {(state, place, code): how much of it}
-    "What a score's mean update is made of."
+    "The weight of each log-prob in a score's mean update."
     push = {}
     for chance, x, path in ways:
         for weight, *which in terms(score, x, path):
@@ -147,7 +147,7 @@ def mean_push(score, ways, reward, mean):  # -> {(state, place, code): how much 
 
 
 def cosines(seed, sampler):  # -> {score: cosine of its mean update with the true gradient}
-    "Where each score pushes."
+    "How well each score's update points along the truth."
     net, reward = tiny_model(seed), rewards(seed)
     says = answers(net)
     J = mean_reward(NOTHING, says, reward, sampler)

@@ -13,7 +13,7 @@ def test_bad_settings_are_named():
         (PairSettings(select="best"), "medoids, random"),
         (TrainSettings(advantage="worst"), "group, best, unified"),
         (TrainSettings(advantage="unified", sides="g"), "sides to ug"),
-        (TrainSettings(combine="pcgrad", sides="u"), "combine pcgrad is of two sides"),
+        (TrainSettings(combine="pcgrad", sides="u"), "combine pcgrad joins two sides"),
         (TrainSettings(sample_by_weight=True, weighting="reward"), "weighting reward"),
         (TrainSettings(precision="fp8"), "fp8"),
         (TrainSettings(rollouts=1), "rollouts"),
