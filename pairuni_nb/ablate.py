@@ -861,6 +861,8 @@ def draw_table(lines: list, rows: list):  # -> Figure; rows: the reference first
             for y, own in enumerate(apart):
                 seen = smallest_effect(own) or 0.0
                 axes[1, j].barh(y + shift, 2 * seen, 0.28, -seen, color=".9", zorder=0)
+        axes[0, j].set_xlabel("score after minus before")
+        axes[1, j].set_xlabel("difference of the rises")
         axes[0, j].set_title(f"{name}: rise", fontsize=10)
         axes[1, j].set_title(f"{name}: against {rows[0]}; grey: too small to see", fontsize=10)
     return fig

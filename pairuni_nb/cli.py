@@ -149,7 +149,7 @@ def main(
         run(argv)
     except SystemExit as e:
         return e.code or 0  # --help
-    except BrokenPipeError:  # who read our output has gone: what was not finished did not succeed
+    except BrokenPipeError:  # the reader of our output is gone: what is unfinished did not succeed
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for number in (1, 2):
             os.dup2(nowhere, number)

@@ -81,29 +81,32 @@ class Pair:
     u: Annotated[Positional[str], arg(metavar="U_FOLDER")] = ""
     # G records (image, prompt), likewise
     g: Annotated[Positional[str], arg(metavar="G_FOLDER")] = ""
-    columns_u: str = ""  # your columns for ours, as image=picture,question=asked; or orsta
-    columns_g: str = ""  # likewise, as image=jpg,prompt=txt
-    # folder that the paths of U's images start from, and may not leave; without one, their file's
+    # your names for our columns, e.g. image=picture,question=asked; or orsta, for a file with
+    # that data set's columns
+    columns_u: str = ""
+    columns_g: str = ""  # likewise for G, e.g. image=jpg,prompt=txt
+    # folder that the paths of U's images start from, and may not leave; by default their file's
     images_u: str = ""
-    images_g: str = ""  # likewise
-    # how U's records are licensed, in the Hub's words, as cc-by-4.0: for the card and pairs.json
+    images_g: str = ""  # likewise for G
+    # licence of U's records, by its name on the Hugging Face Hub, e.g. cc-by-4.0: for the card
+    # and pairs.json
     licence_u: str = "unknown"
-    licence_g: str = "unknown"  # likewise
-    # share of the rows that may be bad and are left out, listed in OUT/bad_rows.jsonl; without
-    # one, 0.05 of tars and of the paper's data, and 0 of files of your own
+    licence_g: str = "unknown"  # likewise for G
+    # share of the rows that may be bad; these are left out and listed in OUT/bad_rows.jsonl; by
+    # default 0.05 for tars and the paper's data, 0 for other files
     max_bad: float | None = None
-    limit: int = 0  # records to read of each source; 0: all
+    limit: int = 0  # records to read from each source; 0: all
     max_side: int = 0  # longest side of an image to keep, in pixels; 0: as it is
     # who writes the half that a medoid lacks: rules (offline, plain), or llm, a language model
     # that sees
     complete: str = "rules"
-    # file that keeps the language model's answers, so that a stopped job goes on; without one,
+    # file that keeps the language model's answers, so that a stopped job goes on; by default
     # OUT.jsonl
     journal: str = ""
-    pairug: str = ""  # new folder for the pairs in the form of PairUni's authors as well
-    dry_run: bool = False  # price the language model's work, ask nothing, write nothing
+    pairug: str = ""  # new folder, to write the pairs in the form of PairUni's authors as well
+    dry_run: bool = False  # only estimate the language model's price: ask nothing, write nothing
     price_in: float = 0.0  # for --dry-run: your price of a million tokens sent, in US dollars
-    price_out: float = 0.0  # for --dry-run: your price of a million tokens that come back
+    price_out: float = 0.0  # for --dry-run: your price of a million tokens received
     settings: OmitArgPrefixes[PairSettings] = PairSettings()
     llm: OmitArgPrefixes[CompletionSettings] = CompletionSettings()
 
@@ -120,23 +123,26 @@ class Train(FromPreset):
     # or emu3-8b (of these four no checkpoint was ever loaded here)
     preset: str = "nano"
     # folder that `pairuni pair` wrote, or a file of pairs as PairUni's authors write them (PairUG,
-    # JSON lines), its images beside it; without one, the preset's
+    # JSON lines), its images beside it; by default the preset's
     pairs: str = ""
-    held_u: str = ""  # U records to score instead of a tenth of the pairs: as in pairuni pair
+    # U records to score, instead of a tenth of the pairs; what pairuni pair reads
+    held_u: str = ""
     held_g: str = ""  # G records to score, likewise
-    # checkpoint of the preset's family (a Janus, an Emu3 or a masked Janus); without one, the
+    # checkpoint of the preset's family (a Janus, an Emu3 or a masked Janus); by default the
     # preset's, or janus-nano
     model: str | None = None
-    # of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, a weighted sum
-    # of these, or module:function of yours; without one, the preset's; "": what the pairs allow
+    # reward of drawings: scene, clip:FOLDER, hps:FOLDER, concept:FOLDER, http://HOST:PORT, a
+    # weighted sum of these, or module:function of yours; by default the preset's; "": scene, or
+    # for pairs without scenes similarity to the record's own image
     reward: str | None = None
-    reward_u: str = ""  # of answers: module:function of yours; without one, whether they are right
-    reward_device: str = "cpu"  # of a clip or hps reward: auto, cpu or cuda
-    out: str = ""  # run folder, new; without one, runs/<time>-<method>
+    # reward of answers: module:function of yours; by default, whether they are right
+    reward_u: str = ""
+    reward_device: str = "cpu"  # where a clip or hps reward runs: auto, cpu or cuda
+    out: str = ""  # new run folder; by default runs/<time>-<method>
     resume: str = ""  # run folder to go on with, instead of a new one
     device: str = "auto"  # auto, cpu or cuda
-    tracker: str = ""  # tensorboard, wandb or trackio, beside metrics.jsonl
-    push_to_hub: str = ""  # USER/NAME on the Hugging Face Hub, where the checkpoint goes, private
+    tracker: str = ""  # also log to tensorboard, wandb or trackio
+    push_to_hub: str = ""  # upload the checkpoint to USER/NAME on the Hugging Face Hub, private
     settings: OmitArgPrefixes[TrainSettings] = OF_PRESET
 
 # %% ../nbs/run/08_jobs.ipynb #9f6f8b2b
@@ -151,7 +157,7 @@ class Plan(FromPreset):
     model: str | None = None
     # RTX 3090, 4090 or 5090, L4, L40S, A100 80GB, H100 80GB or H200, or a part of such a name
     card: str | None = None
-    devices: int | None = None  # how many of them
+    devices: int | None = None  # how many cards
     settings: OmitArgPrefixes[TrainSettings] = OF_PRESET
 
 # %% ../nbs/run/08_jobs.ipynb #f62e51e7
@@ -160,16 +166,15 @@ class Model:
     "A checkpoint and how to sample from it."
 
     # checkpoint of a Janus, an Emu3 or a masked Janus; a run folder, or a save in one;
-    # without one, janus-nano
+    # by default janus-nano
     checkpoint: str = ""
     seed: int = 0  # of sampling, and of the held-out items
-    # of sampling, 0 is greedy; without it, what the checkpoint says, else 1
+    # of sampling, 0 is greedy; by default what the checkpoint says, else 1
     temperature: float | None = None
-    # classifier-free guidance of drawings; without it, what the checkpoint's
-    # generation_config.json says
+    # classifier-free guidance of drawings; by default what the checkpoint says
     cfg_weight: float | None = None
-    max_new_tokens: int | None = None  # length of an answer, likewise
-    # asked behind a question, likewise: form (think and answer in tags), or words of yours
+    max_new_tokens: int | None = None  # longest answer, in tokens; by default likewise
+    # text after a question: form (think and answer in tags), or your own; by default likewise
     instruction: str | None = None
     device: str = "auto"  # auto, cpu or cuda
 
@@ -178,20 +183,19 @@ class Model:
 class Evaluate:
     "Held-out scores of both tasks, with their protocol, as JSON."
 
-    items: int = 500  # held-out items a side
-    # pairs, as in train, whose held-out tenth is scored; without them, fresh scenes of the toy
-    # world
+    items: int = 500  # held-out items of each task
+    # pairs, as in train, whose held-out tenth is scored; by default fresh scenes of the toy world
     pairs: str = ""
     held_u: str = ""  # U records to score instead, as in train
     held_g: str = ""  # G records to score, likewise
     reward: str = ""  # of drawings, as in train
-    reward_device: str = "cpu"  # of a clip or hps reward, as in train
-    # instead: draw the prompts of GenEval's evaluation_metadata.jsonl into the folder `out`
+    reward_device: str = "cpu"  # where a clip or hps reward runs, as in train
+    # instead of scoring, draw the prompts of GenEval's evaluation_metadata.jsonl into folder `out`
     geneval: str = ""
-    # instead: draw the prompts of WISE's JSON files into the folder `out`
+    # instead of scoring, draw the prompts of WISE's JSON files into folder `out`
     wise: tuple[str, ...] = ()
-    samples: int = 4  # drawings a prompt of GenEval
-    out: str = ""  # new file for the JSON, or it is printed; GenEval, WISE: folder, new or begun
+    samples: int = 4  # drawings for each prompt of GenEval
+    out: str = ""  # new file for the JSON, else printed; GenEval, WISE: a folder, new or begun
     model: OmitArgPrefixes[Model] = Model()
 
 # %% ../nbs/run/08_jobs.ipynb #a3943d5c
@@ -210,7 +214,7 @@ class Draw:
 
     # e.g. "a red circle top-left, on stripes"
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
-    # new image file, a sheet of all; single drawings go to a new folder of its name without suffix
+    # new image file, a sheet of all drawings; each alone goes to a folder of that name, no suffix
     out: str = "drawing.png"
 
 # %% ../nbs/run/08_jobs.ipynb #3190785c
@@ -225,7 +229,7 @@ class Sample:
 # %% ../nbs/run/08_jobs.ipynb #4d1c3f05
 @dataclass(frozen=True)
 class Report:
-    "Make a run's report.html again; a run on its way gets one too."
+    "Make a run's report.html again; an unfinished run gets one too."
 
     run: Annotated[Positional[str], arg(metavar="RUN")]  # run folder
 
@@ -234,18 +238,18 @@ class Report:
 class Ablate:
     "Train every row of a table on every seed, and say how far each is from its first row."
 
-    # data, medoids, weighting, delta, features, combine, instead, guidance, batch, rollouts
+    # data, medoids, weighting, delta, features, combine, instead, raft, guidance, batch, rollouts
     # or control; or SETTING=VALUE,VALUE
     table: Annotated[Positional[str], arg(metavar="TABLE")]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # each has its own records, noise and held-out items
-    rows: tuple[str, ...] = ()  # some rows of the table; without them, all
+    rows: tuple[str, ...] = ()  # some rows of the table; by default all
     out: str = "runs/ablate"  # folder of tables, new or begun: what it holds is not run again
     jobs: int = 2  # runs at a time, each a process with one thread
     preset: str = "nano"  # where runs start: one of the nano presets
-    steps: int | None = None  # of each run, as in train; without it, the preset's
+    steps: int | None = None  # of each run, as in train; by default the preset's
     pairs_per_step: int | None = None  # likewise
     rollouts: int | None = None  # likewise
-    eval_items: int | None = None  # held-out items a side, likewise
+    eval_items: int | None = None  # held-out items of each task, likewise
 
 # %% ../nbs/run/08_jobs.ipynb #dc780c0d
 @dataclass(frozen=True)
@@ -258,7 +262,7 @@ class Compare:
 # %% ../nbs/run/08_jobs.ipynb #2762db70
 @dataclass(frozen=True)
 class Convert:
-    "Turn HPSv2's published weights into a folder that --reward hps:FOLDER reads; once."
+    "Turn HPSv2's published weights into a folder that --reward hps:FOLDER reads; needed once."
 
     # HPS_v2_compressed.pt or HPS_v2.1_compressed.pt
     weights: Annotated[Positional[str], arg(metavar="WEIGHTS")]
@@ -268,7 +272,7 @@ class Convert:
 # %% ../nbs/run/08_jobs.ipynb #b6281263
 @dataclass(frozen=True)
 class Serve:
-    "Serve a reward to runs on other machines, which ask it by --reward http://HOST:PORT."
+    "Serve a reward to runs on other machines, which name it as --reward http://HOST:PORT."
 
     reward: Annotated[Positional[str], arg(metavar="REWARD")]  # of drawings, as in train
     port: int = 8000  # 0: any free one
@@ -445,8 +449,8 @@ def check_place(path):
     except OSError as e:
         where = next(p for p in path.parents if os.path.exists(p))
         raise ValueError(
-            f"'{path}' cannot be written, for nothing can be made in '{where}' ({e.strerror}): "
-            "choose another place"
+            f"'{path}' cannot be written, because nothing can be made in '{where}' "
+            f"({e.strerror}): choose another place"
         ) from e
     finally:
         with suppress(OSError):  # another command works there by now
@@ -490,12 +494,12 @@ def check_made(c: Pair):
 
 # %% ../nbs/run/08_jobs.ipynb #b36a0b65
 def check_licences(c: Pair):
-    "A licence is one of the Hub's words, so that a card's header can carry it."
+    "A licence is a name as on the Hub, so that a card's header can carry it."
     for name in ("licence_u", "licence_g"):
         if not re.fullmatch("[a-z0-9][a-z0-9.+-]*", getattr(c, name)):
             raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(c, name)!r}: give one of the Hub's words, "
-                "as cc-by-4.0, other or unknown"
+                f"--{name.replace('_', '-')} is {getattr(c, name)!r}: give a name as on the Hub, "
+                "such as cc-by-4.0, other or unknown"
             )
 
 # %% ../nbs/run/08_jobs.ipynb #0be23063
@@ -607,7 +611,7 @@ def own_function(spec: str):
     try:
         found = import_module(module)
     except ImportError as e:
-        raise ValueError(f"reward '{spec}': {e}; start where that module lies") from e
+        raise ValueError(f"reward '{spec}': {e}; start in the folder of that module") from e
     if not callable(getattr(found, name, None)):
         raise ValueError(f"reward '{spec}': the module {module} has no function {name}")
     return getattr(found, name)
@@ -758,8 +762,8 @@ def check_gpu(c: Train, device: str):  # device: the one found
     p = preset(c.preset)
     if not p.data and device == "cpu" and c.device == "auto":
         raise ValueError(
-            f"preset '{c.preset}' is made for a GPU ({p.card}), and PyTorch sees none: go where "
-            "one is, or add --device cpu to wait for a CPU"
+            f"preset '{c.preset}' is made for a GPU ({p.card}), and PyTorch sees none: use a "
+            "machine with one, or add --device cpu, which is slow"
         )
 
 # %% ../nbs/run/08_jobs.ipynb #178775e8
@@ -794,7 +798,7 @@ def check_hub(
 def make_place(
     name: str,  # USER/NAME; empty: nothing is pushed
 ):
-    "A private place on the Hub that this machine's token may write to, made if it is not there."
+    "A private repository on the Hub that this machine's token may write to, made if missing."
     from pairuni_nb.processes import rank_and_size
     from pairuni_nb.records import first_line
 
@@ -935,8 +939,8 @@ def begin_job(c: Train, out: Path, command: str):
         pairs = as_dataset(pairs)
     if c.pairs and c.model in TOY_MODELS and not is_toy(pairs):
         print(
-            f"{c.model or 'janus-nano'} knows the words of the toy world alone: "
-            "on pairs of your own it shows that all runs, and learns next to nothing"
+            f"{c.model or 'janus-nano'} knows only the words of the toy world: "
+            "your own pairs show that all runs, but teach it next to nothing"
         )
     said = {name: whole_path(getattr(c, name)) for name in ("model", "held_u", "held_g")}
     said["model"] = said["model"] or None
@@ -974,7 +978,7 @@ def go_on(run: Path, rewards: dict, held: tuple, device: str, tracker: str, hub:
 
 # %% ../nbs/run/08_jobs.ipynb #c6b47c35
 def how_it_goes_on(run: Path, stopped: KeyboardInterrupt) -> str:
-    "What a run that was stopped has saved, and the command that takes it up."
+    "What a run that was stopped has saved, and the command that resumes it."
     from pairuni_nb.run_folder import last_save
 
     command = f"the run goes on with pairuni train --resume {shlex.quote(str(run))}"

@@ -239,7 +239,7 @@ def secret(s: CompletionSettings) -> str:  # "" where there is none
     if not key and endpoint(s) == OPENAI:
         raise ValueError(
             f"no key for {OPENAI}: set the environment variable OPENAI_API_KEY, "
-            "or name a server of your own by base_url (--base-url)"
+            "or name your own server with base_url (--base-url)"
         )
     if not re.fullmatch("[!-~]*", key):
         raise ValueError(
@@ -290,7 +290,7 @@ class Refused(Exception):
 
 
 class Cut(Refused):
-    "A reply that found no room."
+    "A reply cut off at max_tokens."
 
 
 class Unanswered(Exception):
@@ -399,7 +399,7 @@ def outgrown(
     line: dict,  # of a journal: a reply, or how a record ended
     s: CompletionSettings,
 ) -> bool:
-    "Whether this was cut, and more tokens are allowed now: then it counts no more."
+    "Whether this was cut off and more tokens are allowed now: then it no longer counts."
     return line.get("cut", s.max_tokens) < s.max_tokens
 
 # %% ../nbs/data/02_language_model.ipynb #16b53fcd
@@ -562,7 +562,7 @@ def complete_item(client, journal: Journal, s: CompletionSettings, item: str, re
 
 # %% ../nbs/data/02_language_model.ipynb #c4f8151a
 def is_unanswered(end: dict) -> bool:  # end: a line of a journal, or from `complete_item`
-    "Whether a record was dropped for the endpoint's trouble; older journals hold such ends."
+    "Whether a record was dropped because the endpoint failed; older journals hold such ends."
     return end.get("reason", "").startswith("unanswered")
 
 # %% ../nbs/data/02_language_model.ipynb #c9f36592
@@ -579,7 +579,7 @@ def wait_for_answers(
     jobs: list,  # futures of `complete_item`
     journal: Journal,
     patience: int,  # so many records in a row may go unanswered
-    excuse=None,  # () -> bool: whether such a row is the records' trouble; None: it is not
+    excuse=None,  # () -> bool: whether such a row is the records' fault; None: it is not
 ) -> list:  # ends of the unanswered, not written down
     "Write down how each record ends, as it ends."
     silent, row = [], 0
@@ -613,7 +613,7 @@ def ends_in(
 
 # %% ../nbs/data/02_language_model.ipynb #299b9687
 def run_jobs(records: dict, path, s: CompletionSettings) -> dict:  # keys to records -> keys to ends
-    "Complete what the journal does not have yet; who gets no answer is asked once more at the end."
+    "Complete what the journal does not have yet; unanswered records are asked again at the end."
     with connect(s) as client, Journal(path) as journal, ThreadPoolExecutor(s.concurrency) as pool:
         submit = partial(pool.submit, complete_item, client, journal, s)
         done = ends_in(journal.items.values(), s)
@@ -665,7 +665,7 @@ def image_tokens(
 
 # %% ../nbs/data/02_language_model.ipynb #a2440b3f
 def totals(journal) -> dict:  # calls, tokens_in, tokens_out, accepted, dropped
-    "What a journal holds. Calls that failed on the way were not counted by anybody on this side."
+    "What a journal holds; calls that failed on the way are not counted."
     lines = read_journal(journal)
     paid = [line for line in lines if "reply" in line]
     ends = list({line["end_of"]: line["end"] for line in lines if "end" in line}.values())
@@ -719,7 +719,7 @@ def price(
     guesses = np.array([guess(r, s) for r in todo.values()], float).reshape(-1, 2).sum(0)
     n, *means = measured(lines, s.model)
     tokens = np.array(means) * len(todo) if n else guesses
-    # so many times it is written and verified, and each of both is asked for so many times
+    # a record is written and verified up to 1 + rewrites times, each reply asked for as often
     tries = (1 + s.rewrites) ** 2
     worst = tries * np.array([max(guesses[0], tokens[0]), 2 * s.max_tokens * len(todo)])
     rate = np.array([usd_per_million_in, usd_per_million_out]) / 1e6

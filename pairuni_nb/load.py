@@ -69,7 +69,7 @@ def _samples(
     files,  # name and reader of each, in order
     ahead: int = 3,
 ):
-    "Files of one stem that stand near each other: the stem, and what is under each ending."
+    "Neighbouring files of one stem: the stem, and the content under each ending."
     near, gone = {}, deque(maxlen=ahead)
 
     def let_go(stem):
@@ -258,7 +258,7 @@ def _csv_rows(file):
 
 # %% ../nbs/data/00_load.ipynb #e8571e64
 def _arrow_rows(tables):
-    "The rows of Arrow tables; one with a text that is none is a bad row."
+    "The rows of Arrow tables; one whose text is not UTF-8 is a bad row."
     for few in tables:
         for i in range(len(few)):
             try:
@@ -576,7 +576,7 @@ def _check_outcome(path, n, records, left_out, bad, max_bad, hopeless):
         verb, of = "is" if len(bad) == 1 else "are", "the first " if hopeless else ""
         raise ValueError(
             f"{path}: {len(bad)} of {of}{n} rows {verb} bad, "
-            f"more than the {max_bad:.0%} that may be (--max-bad): {first_bad(bad)}"
+            f"more than the {max_bad:.0%} that --max-bad allows: {first_bad(bad)}"
         )
     if not records:
         reasons = short(", ".join([*left_out, *(["bad"] if bad else [])]), 160)

@@ -183,7 +183,7 @@ def pick(row: dict, names) -> dict:
 
 # %% ../nbs/data/01_paper_data.ipynb #3fa17db8
 def about_boxes(record: dict) -> bool:
-    "A U record that waits for a question of another kind."
+    "Whether a U record waits for a question of another kind."
     return record["question"].startswith(THERE)
 
 

@@ -493,7 +493,7 @@ def memory(shape: Shape, w: Work) -> dict:  # phase -> part -> GB on each device
 
 
 def peak(shape: Shape, w: Work) -> float:  # GB
-    "The dearest phase."
+    "The largest phase."
     return sum(dearest(memory(shape, w).values()).values())
 
 # %% ../nbs/run/04_plan.ipynb #7e792ff9

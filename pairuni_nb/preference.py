@@ -51,7 +51,7 @@ from .world import caption, sample_scene
 # %% ../nbs/data/04_preference.ipynb #326f4de0
 def tiny_tokenizer(
     texts: list,  # sentences to learn the merges from
-    size: int = 700,  # at most so many tokens
+    size: int = 700,  # most tokens
 ) -> CLIPTokenizer:
     "A CLIP tokenizer with a vocabulary of its own."
     tok = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -449,7 +449,7 @@ def reward_server(
 
 # %% ../nbs/data/04_preference.ipynb #9592699b
 def opener(url: str):  # with `open`, as urlopen
-    "How a reward server is asked: one on this machine without a proxy."
+    "What opens a reward server's URL; one on this machine is asked without a proxy."
     if is_local(url):
         return build_opener(ProxyHandler({}))
     kind, host = urlsplit(url).scheme, urlsplit(url).hostname or ""

@@ -68,7 +68,7 @@ class Prepared(NamedTuple):
 
 # %% ../nbs/run/00_prepare.ipynb #11e8c976
 def reference(policy: Policy, s: TrainSettings) -> Callable | None:
-    "The frozen start, where a KL asks for it."
+    "The frozen start, where the loss has a KL term."
     if not s.beta:
         return None
     if s.lora_rank:

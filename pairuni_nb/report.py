@@ -264,7 +264,7 @@ def basis(
     protocol: dict,  # of the evaluation
     judge: str,
 ) -> str:  # e.g. "500 items, judge: scene"
-    "On how many items a score stands, and who judged them."
+    "How many items are behind a score, and who judged them."
     items = f"{protocol.get(f'n_{SCORES[name][0]}', 'unknown')} items"
     return f"{items}, judge: {judge}" if name == "score" else items
 

@@ -276,7 +276,7 @@ def read_drawings(
 def first_of_each_kind(
     rows: list,  # pair rows of a step
 ) -> list:  # some of them
-    "The first aligned pair and the first retrieved one, or what else there is; not chosen by luck."
+    "The first aligned pair and the first retrieved one, or what else there is; not at random."
     first = {}
     for row in rows:
         sides = row["question"] is None, row["prompt"] is None
@@ -465,7 +465,7 @@ def read_save(
 
 # %% ../nbs/run/01_run_folder.ipynb #cf821806
 def set_aside(run: Path, keep: int):
-    "Give the last save its step's name where more than one is to stay, and let the oldest go."
+    "Where `keep` is above 1, name the last save after its step; delete what is too old."
     last = run / "state.pt"
     if keep > 1 and last.exists():
         step = read_save(last, "remove it", peek=True)["step"]

@@ -28,8 +28,8 @@ class PairSettings:
     select: str = "medoids"
     n_u: int = 2000  # toy U records to draw when no data is given (paper: Orsta-47k)
     n_g: int = 2000  # toy G records to draw when no data is given (paper: BLIP3o-60k)
-    # k-means clusters, so at most this many aligned pairs; without a number, a tenth of the
-    # images up to 400, and a twentieth from 8,000 images on (paper: not given)
+    # k-means clusters, so at most this many aligned pairs; by default a tenth of the images, at
+    # most 400, but at least a twentieth (paper: not given)
     clusters: int | None = None
     top_n: int = 10  # most similar U records that a G record may take (paper: not given)
     delta: float = 0.6  # a retrieved pair is more similar than this (paper: 0.6)
@@ -48,7 +48,7 @@ class PairSettings:
     # reads both: a CLIP or SigLIP, or a file that fit_bridge made (06_encoders)
     joint_encoder: str = ""
     weights: tuple[float, float, float] = (0.5, 0.5, 0.0)  # of image, text and joint in a mixture
-    # folder that keeps features between runs; without one they are computed each time
+    # folder that keeps features between runs; by default they are computed each time
     cache: str = ""
     device: str = "auto"  # where encoders run: auto, cpu or cuda
     seed: int = 0  # of the toy records, the clustering and the baselines
@@ -56,10 +56,10 @@ class PairSettings:
 # %% ../nbs/00_settings.ipynb #380e0b04
 @dataclass(frozen=True)
 class CompletionSettings:
-    "The language model of `--complete llm`, and how it is called."
+    "The language model of `--complete llm`, and the limits of calls to it."
 
     model: str = "o3"  # name at the endpoint; it must see images (paper: GPT-o3)
-    # OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; without one, OpenAI's
+    # OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; by default OpenAI's
     base_url: str = ""
     concurrency: int = 8  # calls in flight at once
     # requests started within any minute, tries again included; 0 sets no limit
@@ -73,15 +73,15 @@ class CompletionSettings:
 # %% ../nbs/00_settings.ipynb #99322fb2
 @dataclass(frozen=True)
 class TrainSettings:
-    "One run of Pair-GRPO. What presets start from; `pairuni train` takes the preset `nano`."
+    "One run of Pair-GRPO; a preset sets the defaults."
 
     # weight of a retrieved pair: sqrt, linear or square of its similarity (paper: sqrt),
-    # or none: plain GRPO; controls: softmax of the batch's similarities, or a group's mean reward
+    # or none: plain GRPO; controls: softmax, of the batch's similarities, or reward, a group's mean
     weighting: str = "sqrt"
-    # draw pairs in proportion to their weight, and weigh no advantage
+    # draw pairs in proportion to their weight, instead of weighting advantages
     sample_by_weight: bool = False
-    # of a rollout: group, its reward normalised in its group (paper); best, 1 for the group's best
-    # and else 0 (RAFT); unified, as group, of one reward for answer and drawing (ULM-R1)
+    # advantage of a rollout: group, its reward normalised in its group (paper); best, 1 for the
+    # group's best, else 0 (RAFT); unified, group with one reward for answer and drawing (ULM-R1)
     advantage: str = "group"
     steps: int = 90  # optimiser steps (paper: at most 1200)
     pairs_per_step: int = 16  # pairs per step, P (paper: 16 in all)
@@ -91,7 +91,7 @@ class TrainSettings:
     lr: float = 1.5e-4
     warmup: int = 0  # steps in which the learning rate rises first (paper: not given)
     clip_eps: float = 0.2  # clip range of the ratio (paper: not given)
-    # how far the ratio may rise, where that is not clip_eps: DAPO's clip-higher (paper: not given)
+    # upper clip range, if it is not clip_eps: DAPO's clip-higher (paper: not given)
     clip_eps_high: float | None = None
     num_iterations: int = 1  # updates per batch of rollouts (paper: not given)
     # rollouts per forward and backward pass; the update does not depend on it
@@ -100,7 +100,7 @@ class TrainSettings:
     loss_type: str = "grpo"
     beta: float = 0.0  # KL weight against the frozen start (paper: 0)
     max_grad_norm: float = 1.0  # gradient clipping
-    sides: str = "ug"  # which are trained: ug, or only u or g
+    sides: str = "ug"  # sides that are trained: ug, or u or g alone
     # how the sides' gradients are joined: sum (paper), balance, pcgrad, pcgrad-each, or alternate
     combine: str = "sum"
     agreement_every: int = 10  # steps between comparisons of the sides' gradients; 0: none
@@ -108,22 +108,23 @@ class TrainSettings:
     cfg_weight: float = 5.0  # classifier-free guidance (paper: 5)
     # distribution that is scored: guided or cond (paper: not given)
     cfg_scoring: str = "guided"
-    max_new_tokens: int = 24  # length of an answer (paper: not given)
-    # put after each question: form (think and answer in tags), or words of yours
+    max_new_tokens: int = 24  # longest answer, in tokens (paper: not given)
+    # text after each question: form (to think and answer in tags), or your own
     instruction: str = ""
-    plain_reward: float = 0.0  # of a right answer without the form (paper: not given)
+    plain_reward: float = 0.0  # reward of a right answer without the form (paper: not given)
     # no gradient from answers that were cut off; as in TRL, their rewards still count in their
     # group's mean and std
     mask_truncated: bool = False
-    # weigh tokens by policy / sampler, at most this much; 0: off (paper: not given)
+    # weight tokens by policy / sampler, at most this much; 0: off (paper: not given)
     importance_cap: float = 0.0
     eval_every: int = 30  # steps between held-out evaluations
-    # held-out items per side before and after training (records that you name: all of them);
-    # a quarter (at least two) during training
+    # held-out items of each task before and after training, a quarter of them (at least two)
+    # during it; held-out records that you name are all scored
     eval_items: int = 500
-    rollouts_every: int = 0  # steps between rollouts kept whole; 0: those of two pairs now and then
-    save_every: int = 30  # steps between saves; each evaluation on the way is preceded by one too
-    keep: int = 1  # how many of the last saves stay; the best on the way stays too
+    # steps between those whose rollouts are all kept; 0: two pairs' rollouts, from time to time
+    rollouts_every: int = 0
+    save_every: int = 30  # steps between saves; each evaluation during training also saves first
+    keep: int = 1  # how many of the last saves to keep; the best one is kept too
     precision: str = "fp32"  # of the trunk: fp32, or bf16 over float32 weights (paper: not given)
     # recompute each layer in the backward pass: less memory,
     # up to a third more time (paper: not given)

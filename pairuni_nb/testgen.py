@@ -319,7 +319,7 @@ def is_bar(
 def drop_bars(
     path: Path,  # a notebook
 ) -> None:
-    "A bar that has come to its end tells a reader nothing"
+    "Remove progress bars: a finished one tells a reader nothing"
     notebook = json.loads(path.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found = False

@@ -128,12 +128,12 @@ def nothing_learned(
     lines: list,  # metrics so far
     n: int = 5,
 ) -> str:  # empty: all is well
-    "A word, once, where all groups of a side have been flat for n steps."
+    "One sentence, once, when all groups of a side have been flat for n steps."
     for task, name in dict(u="understanding", g="drawing").items():
         flat = [m[f"flat_{task}"] == 1 for m in lines if f"flat_{task}" in m]
         if flat[-n:] == [True] * n and flat[-n - 1 : -n] != [True]:
             return (
-                f"for {n} steps all rewards of a group were equal on the side of {name}: "
+                f"for {n} steps every group of {name} had equal rewards: "
                 "nothing is learned there; look at its rewards, or at --temperature"
             )
     return ""

@@ -301,7 +301,7 @@ def test_pictures_of_yours_train_the_laptop_model_with_a_word_of_warning_and_a_s
     assert pairuni("pair u g --out pairs --clusters 6") == 0
     flags = "--steps 1 --pairs-per-step 2 --rollouts 2 --device cpu"
     assert pairuni(f"train --pairs pairs --out run {flags}") == 0
-    assert "janus-nano knows the words of the toy world alone" in capsys.readouterr().out
+    assert "janus-nano knows only the words of the toy world" in capsys.readouterr().out
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["protocol"]["n_g"] == 2 and result["after"]["score_mean"] is not None
 

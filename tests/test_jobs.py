@@ -88,7 +88,7 @@ def test_a_reward_of_yours_by_name(tmp_path, monkeypatch):
     assert old_settings(Path("run"))[1]["reward_u"] == "judges_of_a_test:none"
     for spec, words in (
         ("judges_of_a_test:three", "has no function three"),
-        ("nowhere_to_be_found:f", "start where that module lies"),
+        ("nowhere_to_be_found:f", "start in the folder of that module"),
         ("judges", "not of the form"),
     ):
         with pytest.raises(ValueError, match=words):
