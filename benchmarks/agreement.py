@@ -77,7 +77,7 @@ def measure(model, s, aligned, retrieved):
     "Rows of the CSV."
     torch.manual_seed(0)
     rng, accelerator = np.random.default_rng(0), Accelerator(cpu=True)
-    policy = prepare(model, s, accelerator).janus
+    policy = prepare(model, s, accelerator).sampler
     policy.requires_grad_(True)
     pairs, numbers = chosen_pairs(rng, aligned, retrieved)
     rewards = default_rewards(policy, pairs)

@@ -321,7 +321,7 @@ def settings_of(args):
     )
 
 
-def two_steps(policy, janus, s, args):
+def two_steps(policy, sampler, s, args):
     "Metrics, seconds and peak GB of each of two training steps, with random rewards"
     trained = [p for p in policy.parameters() if p.requires_grad]
     opt, accelerator = torch.optim.AdamW(trained, lr=s.lr), Accelerator(cpu=args.device == "cpu")
@@ -336,7 +336,7 @@ def two_steps(policy, janus, s, args):
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         start, judges = time.perf_counter(), dict(u=dice, g=dice)
-        m, _ = train_step(policy, opt, rows, ids, i, s, judges, accelerator, janus=janus)
+        m, _ = train_step(policy, opt, rows, ids, i, s, judges, accelerator, sampler=sampler)
         if cuda:
             torch.cuda.synchronize()
         took = time.perf_counter() - start
@@ -350,7 +350,7 @@ def step(policy, shape, args):
         round_frozen(add_lora(policy, s.lora_rank))
     if s.gradient_checkpointing:
         policy.checkpoint_layers()
-    janus = split(policy) if s.shard else None
+    sampler = split(policy) if s.shard else None
     plan = planned_step(shape, s, args)
     name = f"{args.preset} sharded" if s.shard else args.preset
     row = dict(measure="card step", rows=args.pairs * s.rollouts, k=s.rollouts)
@@ -365,7 +365,7 @@ def step(policy, shape, args):
             predicted=plan.get(part, ""),
         )
 
-    for i, (m, took, gb) in enumerate(two_steps(policy, janus, s, args)):
+    for i, (m, took, gb) in enumerate(two_steps(policy, sampler, s, args)):
         if i == 0:
             yield line("first step", "s", took)  # should the time be over before the second
             yield line("first peak", "GB", gb)
@@ -374,7 +374,7 @@ def step(policy, shape, args):
     yield line("score and update", "s", m["sec_score"] + m["sec_update"])
     yield line("whole", "s", took)
     yield line("peak", "GB", gb)
-    if janus:
+    if sampler:
         dist.destroy_process_group()
 
 

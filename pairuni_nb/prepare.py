@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
     "What a run trains and samples with."
 
     policy: torch.nn.Module  # to train: perhaps split, perhaps wrapped
-    janus: Policy  # to sample from
+    sampler: Policy  # to sample from
     opt: torch.optim.Optimizer
     ref: Callable | None  # frozen start: rollouts -> log-probs (R, T)
 
@@ -94,11 +94,11 @@ def prepare(
     ref = reference(policy, s)
     if s.gradient_checkpointing:
         policy.checkpoint_layers()
-    zero, janus = accelerator.deepspeed_plugin, policy
+    zero, sampler = accelerator.deepspeed_plugin, policy
     if s.shard or zero and zero.zero_stage == 3:  # weights are split: a whole copy samples
-        janus = copy.deepcopy(policy)
-        janus.language_model.requires_grad_(False)
-        round_frozen(janus)
+        sampler = copy.deepcopy(policy)
+        sampler.language_model.requires_grad_(False)
+        round_frozen(sampler)
     if s.shard:
         shard(policy)
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -107,4 +107,4 @@ def prepare(
         policy, opt = accelerator.prepare(policy, opt)
     elif not s.shard:
         policy = accelerator.prepare_model(policy)
-    return Prepared(policy, janus, opt, ref)
+    return Prepared(policy, sampler, opt, ref)

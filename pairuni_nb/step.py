@@ -588,13 +588,13 @@ def train_step(
     rewards: dict,  # {"u": function, "g": function}
     accelerator: Accelerator,
     ref=None,  # frozen reference, when beta is not 0
-    janus: Policy = None,  # what samples, if it is not the policy itself
+    sampler: Policy = None,  # what samples, if it is not the policy itself
     before_update=None,  # called with {task: Side}, to look at them with the weights that drew
 ) -> tuple:  # metrics, {task: Side}
     "One step: roll out, reward, weigh, update."
     start = time.perf_counter()
-    sampler = janus or accelerator.unwrap_model(policy)
-    sides, seconds = roll_out_sides(sampler, rows, ids, step, s, rewards)
+    drawing = sampler or accelerator.unwrap_model(policy)
+    sides, seconds = roll_out_sides(drawing, rows, ids, step, s, rewards)
     drawn = time.perf_counter()
     compare = compares(step, sides, s, accelerator)
     for side in sides.values():
@@ -610,8 +610,8 @@ def train_step(
     wait_for_gpu(accelerator.device)
     scored = time.perf_counter()
     stats = update(policy, opt, sides, s, accelerator, compare)
-    if janus is not None:
-        copy_weights(policy, janus)
+    if sampler is not None:
+        copy_weights(policy, sampler)
     wait_for_gpu(accelerator.device)
     end = time.perf_counter()
     seconds |= dict(sec_score=scored - drawn, sec_update=end - scored, sec_step=end - start)

@@ -140,7 +140,7 @@ def nothing_learned(
 
 # %% ../nbs/run/02_train.ipynb #00b66859
 def measure(
-    janus: Policy,
+    sampler: Policy,
     held: tuple,  # U records, G records
     out: Path,
     step: int,
@@ -154,7 +154,7 @@ def measure(
     if accelerator.is_main_process:
         start = time.perf_counter()
         sampling = Sampling.of(s)
-        result = evaluate(janus, *held, sampling, s.seed, reward, s.rollout_gb)
+        result = evaluate(sampler, *held, sampling, s.seed, reward, s.rollout_gb)
         if name == "before":
             check_judged(result)
         if name:
@@ -227,10 +227,10 @@ def train(
     accelerator = launch(s, out, device, tracker)
     said = dict(model=whole_path(model)) | what_was_given(rewards, held)
     made = prepare(model, s, accelerator)
-    check_lengths(made.janus, pairs, Sampling.of(s))
+    check_lengths(made.sampler, pairs, Sampling.of(s))
     if held is not None:
-        check_lengths(made.janus, as_columns(held), Sampling.of(s), "held-out record")
-    rewards = default_rewards(made.janus, pairs, s.plain_reward) | (rewards or {})
+        check_lengths(made.sampler, as_columns(held), Sampling.of(s), "held-out record")
+    rewards = default_rewards(made.sampler, pairs, s.plain_reward) | (rewards or {})
     if accelerator.is_main_process and not resume:
         begin_run(out, pairs, s, said | made_with(device))
     accelerator.wait_for_everyone()  # until the run folder is there
@@ -241,7 +241,7 @@ def train(
         if held is None:
             held = held_out(pairs, s.eval_items, s.seed, split["held"])
         start = load_state(out, made.policy, made.opt) if resume else 0
-        copy_weights(made.policy, made.janus)
+        copy_weights(made.policy, made.sampler)
         if ready:
             ready()
         if tracker:
@@ -251,9 +251,9 @@ def train(
         accelerator.wait_for_everyone()  # until the metrics are cut
         began = time.perf_counter()
         if start == 0:
-            measure(made.janus, held, out, 0, s, rewards["g"], accelerator, "before")
+            measure(made.sampler, held, out, 0, s, rewards["g"], accelerator, "before")
         take_steps(made, pairs, split["kept"], held, out, start, s, rewards, accelerator, callback)
-        after = measure(made.janus, held, out, s.steps, s, rewards["g"], accelerator, "after")
+        after = measure(made.sampler, held, out, s.steps, s, rewards["g"], accelerator, "after")
         return finish(out, made, after, s, accelerator, time.perf_counter() - began)
 
 # %% ../nbs/run/02_train.ipynb #8184b68b
@@ -328,10 +328,10 @@ def take_steps(
             lr = set_learning_rate(made.opt, step, s)
             rows = [pairs[i] for i in ids]
             done, last = step + 1, step + 1 == s.steps
-            watch = None if quiet else watch_of(made.janus, rows, done, s)
+            watch = None if quiet else watch_of(made.sampler, rows, done, s)
             metrics, sides = train_step(
                 made.policy, made.opt, rows, ids, step, s, rewards, accelerator,
-                made.ref, made.janus, watch and watch.before,
+                made.ref, made.sampler, watch and watch.before,
             )  # fmt: skip
             metrics |= dict(lr=lr, peak_gb=peak_gb())
             log_line(out, accelerator, done, metrics)
@@ -387,7 +387,7 @@ def score_on_the_way(
 ):
     "An evaluation during training; a save if it is the best so far."
     quarter = [part[: max(2, len(part) // 4)] for part in held]  # one item has no score
-    result = measure(made.janus, quarter, out, done, s, reward, accelerator)
+    result = measure(made.sampler, quarter, out, done, s, reward, accelerator)
     save_best(out, made.policy, done, result.get("figures", {}))
 
 # %% ../nbs/run/02_train.ipynb #fac6b74a
@@ -511,19 +511,19 @@ def finish(
     seconds: float,
 ) -> dict:
     "Save the checkpoint with its evaluation, and the result that marks a run as finished."
-    janus, result = made.janus, {}
-    janus.float()
-    copy_weights(made.policy, janus)  # what was rounded to sample
+    sampler, result = made.sampler, {}
+    sampler.float()
+    copy_weights(made.policy, sampler)  # what was rounded to sample
 
     def checkpoint(folder):
-        janus.model.save_pretrained(folder)
-        janus.processor.save_pretrained(folder)
+        sampler.model.save_pretrained(folder)
+        sampler.processor.save_pretrained(folder)
         told = dict(figures=after["figures"], protocol=after["protocol"])
         write_json(folder / "evaluation.json", told)
         write_json(folder / "sampling.json", asdict(Sampling.of(s)))
 
     if accelerator.is_main_process:
-        merge_lora(janus)
+        merge_lora(sampler)
         write_whole(out / "checkpoint", checkpoint)
         first = read_metrics(out)[0].items()
         before = {k.removeprefix("eval_"): v for k, v in first if k.startswith("eval_")}

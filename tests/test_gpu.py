@@ -54,13 +54,13 @@ def drawn(own, task):
     return own.sample(prompts, 4, noise(0, 0, range(2), 4, 40), Sampling(max_new_tokens=24))
 
 
-def stepped(own, pairs, device, janus=None):
+def stepped(own, pairs, device, sampler=None):
     "Metrics of one step, and the trained weights after it"
     trained = [p for p in own.parameters() if p.requires_grad]
     opt = torch.optim.SGD(trained, lr=1.0)
     accelerator = Accelerator(cpu=device == "cpu")
     rows, rewards = [pairs[0], pairs[1]], dict(u=every_second, g=every_second)
-    metrics, _ = train_step(own, opt, rows, [0, 1], 0, SMALL, rewards, accelerator, janus=janus)
+    metrics, _ = train_step(own, opt, rows, [0, 1], 0, SMALL, rewards, accelerator, sampler=sampler)
     full = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in trained]
     return metrics, torch.cat([p.detach().flatten().cpu() for p in full])
 
@@ -106,7 +106,7 @@ def test_one_sharded_process_makes_the_step_of_one(pairs, device):
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         shard(own)
-        _, sharded = stepped(own, pairs, device, janus=whole)
+        _, sharded = stepped(own, pairs, device, sampler=whole)
         copied = [p.cpu().flatten() for p in whole.parameters() if p.requires_grad]
     finally:
         dist.destroy_process_group()

@@ -294,7 +294,7 @@ def usual():
 
 
 def test_the_checkpoint_is_the_one_that_was_named(tmp_path, monkeypatch):
-    named = prepare("nano-emoji", TrainSettings(), Accelerator(cpu=True)).janus.model.config
+    named = prepare("nano-emoji", TrainSettings(), Accelerator(cpu=True)).sampler.model.config
     assert named.vq_config.num_embeddings == 512  # janus-nano has 128
     given = []
 
@@ -319,7 +319,7 @@ def test_what_trains_is_the_model_but_for_its_eyes_and_its_vq(usual):
     assert {id(p) for p in group["params"]} == {id(p) for p in trained}
     assert isinstance(usual.opt, torch.optim.AdamW)
     assert (group["lr"], group["betas"], group["weight_decay"]) == (1.5e-4, (0.9, 0.99), 0.0)
-    assert usual.ref is None and usual.policy is usual.janus
+    assert usual.ref is None and usual.policy is usual.sampler
     assert made(lr=2e-5).opt.param_groups[0]["lr"] == 2e-5
 
 
@@ -332,11 +332,11 @@ def test_train_vision_trains_the_tower_too():
 
 
 def test_precision_is_that_asked_for(usual):
-    assert (made(precision="bf16").janus.precision, usual.janus.precision) == ("bf16", "fp32")
+    assert (made(precision="bf16").sampler.precision, usual.sampler.precision) == ("bf16", "fp32")
 
 
 def test_a_checkpoint_will_say_how_it_was_sampled():
-    own = made(cfg_weight=2.5, max_new_tokens=7).janus.model.generation_config
+    own = made(cfg_weight=2.5, max_new_tokens=7).sampler.model.generation_config
     assert (own.guidance_scale, own.max_new_tokens) == (2.5, 7)
 
 

@@ -278,7 +278,7 @@ def test_what_samples_may_be_another_than_what_is_trained():
     opt = torch.optim.SGD(policy.parameters(), lr=0.5)
     judges = dict(u=reward("u"), g=reward("g"))
     args = policy, opt, PAIRS, IDS, 0, S, judges, Accelerator(cpu=True)
-    train_step(*args, janus=sampler)
+    train_step(*args, sampler=sampler)
     assert len(sampler.calls) == 2 and not policy.calls
     assert apart(dict(policy.named_parameters()), dict(sampler.named_parameters())) > 0.1
 

@@ -453,7 +453,7 @@ def test_an_evaluation_on_the_way_has_a_score_and_so_a_best(monkeypatch, n, scor
     seen = []
     monkeypatch.setattr(loop, "measure", lambda janus, held, *_: seen.append(held) or {})
     monkeypatch.setattr(loop, "save_best", lambda *_: None)
-    made = SimpleNamespace(janus=None, policy=None)
+    made = SimpleNamespace(sampler=None, policy=None)
     loop.score_on_the_way(made, (list(range(n)), []), None, 1, S, None, None)
     assert seen == [[list(range(scored)), []]]
 
