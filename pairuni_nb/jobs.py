@@ -940,7 +940,7 @@ def begin_job(c: Train, out: Path, command: str):
     if c.pairs and c.model in TOY_MODELS and not is_toy(pairs):
         print(
             f"{c.model or 'janus-nano'} knows only the words of the toy world: "
-            "your own pairs show that all runs, but teach it next to nothing"
+            "on your own pairs everything runs, but it learns next to nothing"
         )
     said = {name: whole_path(getattr(c, name)) for name in ("model", "held_u", "held_g")}
     said["model"] = said["model"] or None

@@ -118,8 +118,8 @@ class TrainSettings:
     # weight tokens by policy / sampler, at most this much; 0: off (paper: not given)
     importance_cap: float = 0.0
     eval_every: int = 30  # steps between held-out evaluations
-    # held-out items of each task before and after training, a quarter of them (at least two)
-    # during it; held-out records that you name are all scored
+    # held-out items of each task before and after training (of records that you name, all of
+    # them); during it a quarter of these, at least two
     eval_items: int = 500
     # steps between those whose rollouts are all kept; 0: two pairs' rollouts, from time to time
     rollouts_every: int = 0
