@@ -525,8 +525,8 @@ def test_a_seed_and_a_prompt_decide_how_rewards_are_dealt():
 
 @pytest.mark.slow
 def test_a_row_of_a_committed_table_is_made_again(tmp_path):
-    "The first row of `instead`, seed 0: a minute of CPU time."
-    file = Path(__file__).parents[1] / "benchmarks/ablate/instead.csv"
+    "The first row of `raft`, the small job, seed 0: a minute of CPU time."
+    file = Path(__file__).parents[1] / "benchmarks/ablate/raft.csv"
     (kept,) = (x for x in a.read_table(file) if (x["row"], x["seed"]) == ("pair-grpo", 0))
     base = preset("nano")
     small = dict(steps=kept["steps"], pairs_per_step=8, rollouts=8, eval_items=200)
