@@ -7,7 +7,7 @@ from PIL import Image
 
 import pairuni_nb.janus
 import pairuni_nb.nano_emoji
-from pairuni_nb.completion import parse_caption, verify
+from pairuni_nb.completion import parse_caption, verify, verify_text
 from pairuni_nb.encoders import features, unit
 from pairuni_nb.janus import (
     IMAGE_BLOCK,
@@ -414,3 +414,24 @@ def test_a_step_of_unpaired_rows_is_half_a_step_of_pairs():
     assert sum(questions) == sum(prompts) == 64 and len(questions) == 8
     questions, prompts = asked("unpaired", 32)
     assert sum(questions) == sum(prompts) == 64 and len(questions) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "prompt", "kept"),
+    [
+        ("Red fish", "a red fish", True),
+        ("a red fish", "A fish, red", True),  # all of its words
+        ("a red fish", "a red bird", False),
+        ("art", "a party", False),  # words, not letters
+    ],
+)
+def test_an_answer_must_stand_in_the_prompt_word_by_word(answer, prompt, kept):
+    fault = verify_text(dict(answer=answer), dict(prompt=prompt))
+    assert fault == (None if kept else "the prompt does not contain the answer")
+
+
+def test_counts_say_which_side_the_aligned_pairs_came_from():
+    pairs, counts = make_pairs(records("u", 60, 0), records("g", 90, 0), clusters=20)
+    came = [row["u_id"][0] for row in pairs if row["kind"] == "aligned"]  # one record's id, twice
+    told = counts["aligned_from_u"], counts["aligned_from_g"]
+    assert told == (came.count("u"), came.count("g")) and told[0] != told[1]

@@ -12,7 +12,7 @@ from hand_made import END, HandMade, Prompts, code, pair, reward, value
 from pairuni_nb.processes import add_up
 from pairuni_nb.rollout import Rollouts, Sampling
 from pairuni_nb.settings import TrainSettings
-from pairuni_nb.step import Side, describe, rows_of_step, train_step
+from pairuni_nb.step import Side, ceiling, compares, describe, rows_of_step, train_step
 
 PAIRS = [
     pair("retrieved", 0.25, 3, 0),
@@ -355,3 +355,35 @@ def test_sums_add_up_and_largest_values_do_not():
     for share, clip, ratio in ((0.75, 0.4, 1.5), (0.25, 0.8, 1.2)):
         add_up(stats, "u", dict(clip_low=clip, ratio_max=ratio), share)
     assert stats == dict(clip_low_u=pytest.approx(0.5), ratio_max_u=1.5)
+
+
+@pytest.mark.parametrize(("noise_u", "noise_g"), [(1, 1), (2, 0.5), (0.1, 3)])
+def test_the_ceiling_is_what_sides_that_pull_alike_show(noise_u, noise_g):
+    "One signal, and noise of its own in each half of each side."
+    D, rng = 400_000, torch.Generator().manual_seed(0)
+    signal = torch.randn(D, generator=rng)
+
+    def halves(size):
+        return [signal + size * torch.randn(D, generator=rng) for _ in range(2)]
+
+    def cosine(a, b):
+        return float(a @ b / (a.norm() * b.norm()))
+
+    (u1, u2), (g1, g2) = halves(noise_u), halves(noise_g)
+    seen = cosine(u1 + u2, g1 + g2)
+    assert ceiling(cosine(u1, u2), cosine(g1, g2)) == pytest.approx(seen, abs=0.01)
+
+
+def test_the_ceiling_at_its_ends():
+    assert ceiling(1, 1) == 1 and ceiling(0.5, 0.5) == pytest.approx(2 / 3)
+    # halves that pull apart, by chance, have nothing in common
+    assert ceiling(-0.2, 1) == ceiling(1, 0) == ceiling(-1, 0.5) == ceiling(-1.0000001, 1) == 0
+
+
+def test_which_steps_compare_the_sides():
+    both, one = dict(u=None, g=None), dict(u=None)
+    cpu, s = Accelerator(cpu=True), replace(S, agreement_every=3)
+    assert [compares(step, both, s, cpu) for step in range(7)] == [True, False, False] * 2 + [True]
+    assert not compares(3, one, s, cpu)
+    assert not compares(3, both, replace(s, combine="alternate"), cpu)
+    assert not compares(0, both, replace(s, agreement_every=0), cpu)
