@@ -72,9 +72,10 @@ def on_the_fold(cell, words):
         return {}
     if imports(cell.source):
         return IMPORTS
+    if "hide_input" not in words:
+        return {}
     kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
-    tabulates = "text/markdown" in kinds and "image/png" not in kinds
-    return {} if "hide_input" not in words else TABLE if tabulates else DRAWING
+    return DRAWING if "image/png" in kinds or "text/markdown" not in kinds else TABLE
 
 
 def read(text):

@@ -104,9 +104,8 @@ class DiffusionPolicy(JanusPolicy):
     "A masked Janus as RL sees it: all tokens hidden at first, and revealed a few at a time."
 
     family, named = "masked_janus", "a masked Janus"
-    confident = (
-        False  # reveal what the model is surest of: to look at only, because its score is biased
-    )
+    # reveal what the model is surest of: to look at only, because its score is biased
+    confident = False
 
     def trunk(self, x: Tensor, mask: Tensor, position_ids: Tensor, cache) -> Tensor:
         "Every token attends to every other, padding excepted."
