@@ -1031,7 +1031,7 @@ def images(
 ) -> np.ndarray:  # (R, H, W, 3) uint8
     "Drawings, decoded by the VQ autoencoder."
     if chunk is None:
-        chunk = 2**16 if self.device.type == "cpu" else 2**21
+        chunk = 2**15 if self.device.type == "cpu" else 2**21
     n = max(1, chunk // self.picture_pixels)
     drawn = []
     for tokens in rollouts.tokens.split(n):
