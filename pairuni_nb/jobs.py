@@ -824,7 +824,7 @@ def model_card(
     s, result = (read_json(run / f"{file}.json", "put it back") for file in ("settings", "result"))
     by = judge(s.get("reward"), result["after"])
     rows = []
-    for found in rises(result["before"], result["after"]):
+    for found in rises(result["before"], result["after"], result.get("change_ci", {})):
         x = Rise(*found, by, result["protocol"])
         rows.append([f"{x.title} ({x.basis})", x.before_text, x.after_text, x.change_text])
     return CARD.format(
@@ -1066,7 +1066,7 @@ def show_result(
     from pairuni_nb.report import HELD_OUT, Rise, judge, rises, write_report
 
     by = judge(reward, result["after"])
-    for found in rises(result["before"], result["after"]):
+    for found in rises(result["before"], result["after"], result.get("change_ci", {})):
         rise = Rise(*found, by, result["protocol"])
         if rise.name in HELD_OUT.values():
             print(

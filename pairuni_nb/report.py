@@ -45,6 +45,7 @@ SCORES = {  # figure of an evaluation -> task, its name, what it is
 def rises(
     before: dict,  # figures of an evaluation, name_mean and name_ci
     after: dict,
+    change_ci: dict = {},  # {name: half width}, where the items were compared
 ) -> list:  # (name, (mean, ci) before, (mean, ci) after, (mean, ci) of the difference)
     "How far each score rose."
     found = []
@@ -53,7 +54,8 @@ def rises(
         mean1, ci1 = after.get(f"{name}_mean"), after.get(f"{name}_ci")
         if mean0 is None or mean1 is None:
             continue
-        change = mean1 - mean0, (ci0**2 + ci1**2) ** 0.5
+        apart = (ci0**2 + ci1**2) ** 0.5
+        change = mean1 - mean0, change_ci.get(name, apart)
         found.append((name, (mean0, ci0), (mean1, ci1), change))
     return found
 
@@ -603,7 +605,8 @@ def scores_of(
         return [], ""
     first, last = scored[0], scored[-1]
     by = judge(reward, first)
-    found = [Rise(*rise, by, protocol) for rise in rises(first, last)]
+    compared = {name: last[f"{name}_change_ci"] for name in SCORES if f"{name}_change_ci" in last}
+    found = [Rise(*rise, by, protocol) for rise in rises(first, last, compared)]
     if done:
         return found, "after"
     quarter = ", a quarter of the items" if len(scored) > 1 else ""

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TOLD', 'STATE', 'locked', 'begin_run', 'kept_if_measured', 'digest', 'processor_name', 'made_with', 'check_type',
            'old_settings', 'check_same', 'log_line', 'read_metrics', 'without_cost', 'cut_metrics', 'tile', 'save_each',
-           'save_samples', 'read_drawings', 'first_of_each_kind', 'watched_groups', 'mean_logp', 'Watch', 'numbers',
-           'rows_of_groups', 'group_texts', 'save_pictures', 'contact_sheet', 'save_state', 'write_state', 'read_save',
-           'set_aside', 'last_save', 'save_best', 'load_state', 'run_of', 'from_run']
+           'save_samples', 'read_drawings', 'read_items', 'first_of_each_kind', 'watched_groups', 'mean_logp', 'Watch',
+           'numbers', 'rows_of_groups', 'group_texts', 'save_pictures', 'contact_sheet', 'save_state', 'write_state',
+           'read_save', 'set_aside', 'last_save', 'save_best', 'load_state', 'run_of', 'from_run']
 
 # %% ../nbs/run/01_run_folder.ipynb #e27d6aac
 import hashlib
@@ -255,13 +255,14 @@ def save_samples(
     asked: list = (),  # the records of its questions: their pictures are kept too
     n: int = 32,
 ):
-    "Keep the first few drawings, a file each, and answers of an evaluation."
+    "Keep an evaluation: its scores, its first answers, its first drawings (a file each)."
     pictures = [tile(record["image"]) for record in asked[:n]]
     drawings = [Image.fromarray(image) for image in result["images"][:n]]
     write_whole(folder / "asked", partial(save_each, pictures))
     write_whole(folder / name, partial(save_each, drawings))
     told = dict(prompts=result["prompts"][:n], answers=result["samples"][:n])
-    write_json(folder / f"{name}.json", told | dict(protocol=result["protocol"]))
+    told |= dict(items=result["items"], protocol=result["protocol"])
+    write_json(folder / f"{name}.json", told)
 
 # %% ../nbs/run/01_run_folder.ipynb #1ec87228
 def read_drawings(
@@ -271,6 +272,12 @@ def read_drawings(
     "The pictures that `save_samples` kept, in their order."
     files = sorted((Path(run) / "samples" / name).glob("*.png"))
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+# %% ../nbs/run/01_run_folder.ipynb #c72bb467
+def read_items(run: Path) -> dict:  # {figure: scores}; empty where nobody kept them
+    "Every item's scores before training."
+    file = run / "samples" / "before.json"
+    return read_json(file, "remove it").get("items", {}) if file.exists() else {}
 
 # %% ../nbs/run/01_run_folder.ipynb #3c007c61
 def first_of_each_kind(

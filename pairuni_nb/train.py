@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from .evaluate import evaluate, held_out, is_toy, split_pairs, unseen_pairs
+from .evaluate import change_widths, evaluate, held_out, is_toy, split_pairs, unseen_pairs
 from .pair_grpo import check_weighting
 from .prepare import Prepared, merge_lora, prepare
 from .processes import copy_weights, gather, launch
@@ -42,6 +42,7 @@ from pairuni_nb.run_folder import (
     locked,
     log_line,
     made_with,
+    read_items,
     read_metrics,
     save_best,
     save_samples,
@@ -153,14 +154,17 @@ def measure(
     result = {}
     if accelerator.is_main_process:
         start = time.perf_counter()
+        first = {} if name == "before" else read_items(out)
         sampling = Sampling.of(s)
         result = evaluate(sampler, *held, sampling, s.seed, reward, s.rollout_gb)
         if name == "before":
             check_judged(result)
         if name:
             save_samples(out / "samples", name, result, held[0])
-        figures = {f"eval_{key}": value for key, value in result["figures"].items()}
-        log_line(out, accelerator, step, figures | dict(sec_eval=time.perf_counter() - start))
+        result["change_ci"] = change_widths(first, result["items"])
+        line = {f"eval_{key}": value for key, value in result["figures"].items()}
+        line |= {f"eval_{key}_change_ci": value for key, value in result["change_ci"].items()}
+        log_line(out, accelerator, step, line | dict(sec_eval=time.perf_counter() - start))
     accelerator.wait_for_everyone()
     return result
 
@@ -527,8 +531,8 @@ def finish(
         write_whole(out / "checkpoint", checkpoint)
         first = read_metrics(out)[0].items()
         before = {k.removeprefix("eval_"): v for k, v in first if k.startswith("eval_")}
-        result = dict(before=before, after=after["figures"], protocol=after["protocol"])
-        result["seconds"] = seconds
+        result = dict(before=before, seconds=seconds, after=after["figures"])
+        result |= {key: after[key] for key in ("change_ci", "protocol")}
         write_json(out / "result.json", result)
         (out / "state.pt").unlink(missing_ok=True)
         shutil.rmtree(out / "state", ignore_errors=True)

@@ -125,7 +125,7 @@ def test_the_protocol_is_what_was_sampled():
     assert len(told["samples"]) == 6 and len(told["images"]) == 5
     u, g = evaluate_u(Scripted(), U, S, 7), evaluate_g(Scripted(), G, S, 7, by_number)
     for name, figure in (u | g).items():
-        if name not in ("samples", "images"):
+        if name not in ("samples", "images", "items"):
             parts = told["figures"][f"{name}_mean"], told["figures"][f"{name}_ci"]
             assert parts == figure, name
     again = Scripted()

@@ -17,11 +17,12 @@ from accelerate import Accelerator
 import pairuni_nb.train
 from hand_made import g_record, pair, u_record
 from pairuni_nb.cli import main
-from pairuni_nb.evaluate import evaluate, held_out, split_pairs
+from pairuni_nb.evaluate import evaluate, held_out, mean_ci, split_pairs
 from pairuni_nb.jobs import Evaluate, Model, Pair, Train, build_pairs, held_of, pairs_of
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import as_dataset, load_pairs, make_pairs, save_pairs
 from pairuni_nb.prepare import prepare
+from pairuni_nb.report import rises
 from pairuni_nb.rewards import answer_accuracy, graded_accuracy, scene_reward
 from pairuni_nb.rollout import FORM_WANTED, JanusPolicy, Sampling, noise
 from pairuni_nb.run_folder import digest, old_settings, read_metrics
@@ -196,12 +197,28 @@ def test_figures_are_those_of_the_evaluations(toy):
     first, between, last = (call["result"]["figures"] for call in toy.seen.evals)
     lines = [line for line in read_metrics(toy.out) if "eval_accuracy_mean" in line]
     for line, figures in zip(lines, (first, between, last)):
-        assert {k: v for k, v in line.items() if k.startswith("eval_")} == {
+        assert {k: v for k, v in line.items() if "eval_" in k and "change" not in k} == {
             f"eval_{name}": value for name, value in figures.items()
         }
     kept = json.loads((toy.out / "checkpoint" / "evaluation.json").read_text())
     assert (toy.result["before"], toy.result["after"], kept["figures"]) == (first, last, last)
     assert first != last
+
+
+def test_a_rise_is_as_sure_as_the_same_items_agree(toy):
+    items = [call["result"]["items"] for call in toy.seen.evals]
+    saved = [json.loads((toy.out / f"samples/{w}.json").read_text()) for w in ("before", "after")]
+    assert [told["items"] for told in saved] == [items[0], items[-1]]
+    *lines, last = [line for line in read_metrics(toy.out) if "sec_eval" in line]
+    assert not any("change" in name for line in lines for name in line)  # a quarter, on the way
+    widths = {name: last[f"eval_{name}_change_ci"] for name in items[0]}
+    for name in ("accuracy", "score"):
+        gains = [b - a for a, b in zip(items[0][name], items[-1][name])]
+        assert widths[name] == pytest.approx(mean_ci(gains)[1]) and len(gains) == S.eval_items
+    assert toy.result["change_ci"] == widths
+    told = rises(toy.result["before"], toy.result["after"], widths)
+    known = {name: width for name, width in widths.items() if width is not None}
+    assert {name: change[1] for name, *_, change in told} == known
 
 
 def test_a_run_is_its_steps(toy):
