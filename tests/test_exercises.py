@@ -104,6 +104,10 @@ WRONG = {
         ("rewards.nanmean(-1, keepdim=True)", "rewards.nanmean()"),  # the batch's mean
         ("(n - 1).clamp(min=1)", "n"),  # ddof 0
         ("there = ~", "rewards = rewards.nan_to_num(0)\n    there = ~"),  # missing is wrong
+        (
+            "(centred.square().nansum(-1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()",
+            "rewards.nan_to_num(0).std(-1, keepdim=True)",
+        ),  # missing is left out of the mean, and a zero in the spread
         (".nan_to_num(0)", ""),
         (" / (std + 1e-4)", ""),  # no spread
     ],
