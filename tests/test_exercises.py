@@ -416,6 +416,10 @@ WRONG = {
         ("f > 0.8 and r < 0.2", "f > 0.5 and r < 0.2"),
         ("bad == n", "bad > n"),
         ("return step", "return step - n + 1"),  # where it began
+        (
+            "bad == n",
+            "sum(flat[:step][-n:]) > 0.8 * n and sum(reward[:step][-n:]) < 0.2 * n",
+        ),  # means over n steps
     ],
     ("learn/01_primer.ipynb", "k3"): [
         ("ref_logp - logp", "logp - ref_logp"),
