@@ -473,6 +473,7 @@ WRONG = {
     ],
     ("learn/05_labs.ipynb", "paid"): [
         ("(stated | shown).total()", "stated.total()"),  # paint more
+        (" / (stated | shown).total()", " - 0.1 * shown.total()"),  # above 1
         ("(stated | shown).total()", "max(shown.total(), 1)"),  # paint less
         (
             "(stated & shown).total() / (stated | shown).total()",
