@@ -104,6 +104,10 @@ WRONG = {
         ("rewards.nanmean(-1, keepdim=True)", "rewards.nanmean()"),  # the batch's mean
         ("(n - 1).clamp(min=1)", "n"),  # ddof 0
         ("there = ~", "rewards = rewards.nan_to_num(0)\n    there = ~"),  # missing is wrong
+        (
+            "(centred.square().nansum(-1, keepdim=True) / (n - 1).clamp(min=1)).sqrt()",
+            "rewards.nan_to_num(0).std(-1, keepdim=True)",
+        ),  # missing is left out of the mean, and a zero in the spread
         (".nan_to_num(0)", ""),
         (" / (std + 1e-4)", ""),  # no spread
     ],
@@ -412,6 +416,10 @@ WRONG = {
         ("f > 0.8 and r < 0.2", "f > 0.5 and r < 0.2"),
         ("bad == n", "bad > n"),
         ("return step", "return step - n + 1"),  # where it began
+        (
+            "bad == n",
+            "sum(flat[:step][-n:]) > 0.8 * n and sum(reward[:step][-n:]) < 0.2 * n",
+        ),  # means over n steps
     ],
     ("learn/01_primer.ipynb", "k3"): [
         ("ref_logp - logp", "logp - ref_logp"),
@@ -465,6 +473,7 @@ WRONG = {
     ],
     ("learn/05_labs.ipynb", "paid"): [
         ("(stated | shown).total()", "stated.total()"),  # paint more
+        (" / (stated | shown).total()", " - 0.1 * shown.total()"),  # above 1
         ("(stated | shown).total()", "max(shown.total(), 1)"),  # paint less
         (
             "(stated & shown).total() / (stated | shown).total()",
