@@ -10,8 +10,8 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'R
            'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'same_rows', 'begin_tables',
            'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo',
            'rises_of', 'differences', 'as_cell', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary',
-           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'side_by_side', 'draw_runs',
-           'main']
+           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'ended', 'above',
+           'side_by_side', 'draw_runs', 'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -35,7 +35,7 @@ from filelock import FileLock
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from .evaluate import evaluate, interval, markdown_table
+from .evaluate import change_widths, evaluate, interval, markdown_table
 from .diffusion import load_checkpoint, policy_for
 from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
@@ -43,10 +43,13 @@ from .records import read_json, write_json, write_text, write_whole
 from pairuni_nb.report import (
     HELD_OUT,
     SIDES,
+    amount,
     draw_score,
     finish_panel,
+    judge,
     lines_with,
     new_figure,
+    optional_json,
     running_mean,
     short_names,
 )
@@ -929,6 +932,32 @@ def reached(run: Path) -> dict:  # what -> text
             told[f"{name}, last {len(values)}"] = f"{sum(values) / len(values):.3f}"
     return told
 
+# %% ../nbs/run/07_ablate.ipynb #2b49d7bd
+def ended(run: Path) -> dict:  # empty before a run's end
+    "A finished run's last evaluation: figures, every item's scores, what was asked, who judged."
+    result, kept = optional_json(run / "result.json"), optional_json(run / "samples/after.json")
+    if not (result and "items" in kept):
+        return {}
+    questions = [answer["question"] for answer in kept["answers"]]
+    by = judge(read_json(run / "settings.json", "put it back").get("reward"), result["after"])
+    asked = kept["prompts"], questions
+    return dict(figures=result["after"], items=kept["items"], asked=asked, judge=by)
+
+# %% ../nbs/run/07_ablate.ipynb #6d994011
+def above(run: Path, first: Path) -> dict:  # what -> text; empty if it cannot be told
+    "How much higher a run ended than another one."
+    one, other = ended(first), ended(run)
+    if not (one and other) or one["asked"] != other["asked"]:
+        return {}
+    widths, told = change_widths(one["items"], other["items"]), {}
+    alike = dict(u=True, g=one["judge"] == other["judge"])  # drawings by one judge
+    for task, name in HELD_OUT.items():
+        if alike[task] and widths.get(name) is not None:
+            first_mean, mean = (end["figures"][f"{name}_mean"] for end in (one, other))
+            change = amount(name, (mean - first_mean, widths[name]), one["judge"], "+")
+            told[f"{SIDES[task][0]}, above the first"] = change
+    return told
+
 # %% ../nbs/run/07_ablate.ipynb #cfe81163
 def side_by_side(runs: list) -> str:  # run folders -> Markdown
     "The settings in which runs differ, and what each has reached."
@@ -936,6 +965,8 @@ def side_by_side(runs: list) -> str:  # run folders -> Markdown
     if len(runs) < 2:
         raise ValueError("one run has nothing beside it: name at least two run folders")
     differ, results = apart([said_of(run) for run in runs]), [reached(run) for run in runs]
+    for run, result in zip(runs[1:], results[1:]):
+        result |= above(run, runs[0])
     rows = [[name, *values] for name, values in differ.items()]
     for name in dict.fromkeys(name for result in results for name in result):
         rows.append([name, *(result.get(name, "") for result in results)])

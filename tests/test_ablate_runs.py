@@ -17,7 +17,7 @@ from scipy import stats
 from pairuni_nb import ablate as a
 from pairuni_nb.cli import main
 from pairuni_nb.run_folder import read_metrics, without_cost
-from pairuni_nb.records import save_records
+from pairuni_nb.records import save_records, write_json
 from pairuni_nb.settings import PRESETS, PairSettings, Preset, TrainSettings, preset
 from pairuni_nb.world import records
 
@@ -589,6 +589,33 @@ def test_compare_shows_what_differs_and_takes_unfinished_runs(tmp_path):
     assert rows["reward of answers, last 10"] == ["0.750", "", ""]
     a.draw_runs([one, two, three])
     assert a.short_names([one, tmp_path / "other" / "one"])[0] == str(one)
+
+
+def ended_run(folder, reward, accuracy, score, questions="ab"):
+    "A finished run, as far as `compare` reads it."
+    run = a_run(folder, [dict(step=90)])
+    write_json(run / "settings.json", asdict(TrainSettings()) | dict(model=None, reward=reward))
+    means = dict(accuracy_mean=sum(accuracy) / len(accuracy), score_mean=sum(score) / len(score))
+    write_json(run / "result.json", dict(after=means))
+    (run / "samples").mkdir()
+    told = dict(prompts=["p"], answers=[dict(question=question) for question in questions])
+    write_json(run / "samples/after.json", told | dict(items=dict(accuracy=accuracy, score=score)))
+    return run
+
+
+def test_compare_takes_the_difference_item_by_item(tmp_path):
+    one = ended_run(tmp_path / "one", "scene", [1, 0, 1, 0], [0.5, 0.25, 1.0])
+    two = ended_run(tmp_path / "two", "scene", [1, 1, 1, 0], [0.75, 0.5, 1.25])
+    told = a.above(two, one)
+    assert told["understanding, above the first"].replace("\xa0", " ") == "+25.0 ± 49.0 points"
+    assert told["drawing, above the first"].replace("\xa0", " ") == "+25.0 ± 0.0 points"
+    other = ended_run(tmp_path / "other", "clip:x", [1, 1, 1, 0], [0.75, 0.5, 1.25])
+    assert list(a.above(other, one)) == ["understanding, above the first"]
+    asked = ended_run(tmp_path / "asked", "scene", [1, 1, 1, 0], [0.5, 0.25, 1.0], questions="ac")
+    assert not a.above(asked, one) and not a.above(one, a_run(tmp_path / "three", []))
+    rows = [line for line in a.side_by_side([one, two, asked]).splitlines() if "above" in line]
+    assert [row.split("|")[2].strip() for row in rows] == ["", ""]  # the first has none
+    assert all("+25.0" in row.split("|")[3] and not row.split("|")[4].strip() for row in rows)
 
 
 def test_compare_is_a_table_whatever_the_names_say(tmp_path):
