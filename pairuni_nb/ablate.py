@@ -291,7 +291,8 @@ def start_decoded(out: Path, base: Preset, held: tuple, seed: int) -> dict:
 # %% ../nbs/run/07_ablate.ipynb #3c82e517
 def changed(base: Preset, changes: dict) -> dict:
     "Only those changes that change something."
-    plain = asdict(base.pair) | asdict(base.train)
+    # as JSON, in which `start_run` hands them on: its process must give the run the same name
+    plain, changes = json.loads(json.dumps([asdict(base.pair) | asdict(base.train), changes]))
     return {k: v for k, v in changes.items() if k not in plain or plain[k] != v}
 
 
