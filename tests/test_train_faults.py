@@ -421,6 +421,13 @@ def test_a_side_that_no_pair_has_is_not_trained_in_silence(tmp_path, side, other
     assert not (tmp_path / "run").exists()
 
 
+def test_one_reward_for_both_sides_needs_both_before_anything_is_measured(tmp_path, pairs):
+    lone = pairs.map(lambda row, i: dict(prompt=None) if i == 3 else {}, with_indices=True)
+    with pytest.raises(ValueError, match="needs both sides of every pair, and pair 3 has one"):
+        train(lone, tmp_path / "run", replace(S, advantage="unified"), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_choices_and_instruction_count_to_a_prompts_length():
     policy, record = JanusPolicy(*load_janus()), toy_records("u", 1, 0)[0]
     sampling = Sampling.of(S)
