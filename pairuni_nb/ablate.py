@@ -35,7 +35,7 @@ from filelock import FileLock
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from .evaluate import evaluate, interval, markdown_table
+from .evaluate import evaluate, fresh_scenes, interval, markdown_table
 from .diffusion import load_checkpoint, policy_for
 from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
@@ -221,8 +221,7 @@ def sources(
         u, g, *held = [load_records(f"{base.data}/{part}", part[-1]) for part in parts]
     else:
         u, g = records("u", base.pair.n_u, seed), records("g", base.pair.n_g, seed)
-        n = base.train.eval_items  # fresh: no other seed has them, and no training set
-        held = [records(side, n, 10_000 + seed, "heldout") for side in "ug"]
+        held = fresh_scenes(base.train.eval_items, seed)
     return u, g, *(rows[: base.train.eval_items] for rows in held)
 
 # %% ../nbs/run/07_ablate.ipynb #c97b5b3f

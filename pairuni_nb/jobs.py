@@ -658,19 +658,21 @@ def notes_of(pairs: str) -> dict:  # settings, counts
     return {k: told.get(k, {}) for k in parts}
 
 # %% ../nbs/run/08_jobs.ipynb #f0575b72
-def open_pairs(path: str) -> tuple:  # Dataset or rows, their notes
+def open_pairs(path: str) -> tuple:  # Dataset, its notes
     "Pairs that `pairuni pair` wrote, or a PairUG file's."
-    from pairuni_nb.pairing import load_pairs
+    from pairuni_nb.pairing import as_dataset, load_pairs
     from pairuni_nb.paper_data import is_pairug
 
     if is_pairug(path):
         rows, made_by, counts, _ = read_made(path, Pair(""))
-        return rows, dict(settings=made_by, counts=counts)
+        return as_dataset(rows), dict(settings=made_by, counts=counts)
     return load_pairs(path), notes_of(path)
 
 # %% ../nbs/run/08_jobs.ipynb #a2ed49ed
-def pairs_of(c: Train) -> tuple:  # Dataset or rows, their notes
+def pairs_of(c: Train) -> tuple:  # Dataset, its notes
     "The pairs of a job: yours, or made now from the preset's data."
+    from pairuni_nb.pairing import as_dataset
+
     if c.pairs:
         return open_pairs(c.pairs)
     p = preset(c.preset)
@@ -679,7 +681,7 @@ def pairs_of(c: Train) -> tuple:  # Dataset or rows, their notes
         u, g = f"{p.data}/u", f"{p.data}/g"
     how = replace(p.pair, seed=c.settings.seed)
     pairs, made_by, counts, _ = build_pairs(Pair("", u, g, settings=how))
-    return pairs, dict(settings=made_by, counts=counts)
+    return as_dataset(pairs), dict(settings=made_by, counts=counts)
 
 # %% ../nbs/run/08_jobs.ipynb #f136671b
 def own_held(u: str, g: str) -> tuple | None:  # U records, G records; None when none are named
@@ -930,13 +932,10 @@ TOY_MODELS = ("", "nano-emu3", "nano-diffusion")  # what comes with the package;
 def begin_job(c: Train, out: Path, command: str):
     "A run folder before its first step, with what it takes to go on from any folder."
     from pairuni_nb.evaluate import is_toy
-    from pairuni_nb.pairing import as_dataset
     from pairuni_nb.records import whole_path
     from pairuni_nb.run_folder import begin_run, made_with
 
     pairs, notes = pairs_of(c)
-    if isinstance(pairs, list):
-        pairs = as_dataset(pairs)
     if c.pairs and c.model in TOY_MODELS and not is_toy(pairs):
         print(
             f"{c.model or 'janus-nano'} knows only the words of the toy world: "
@@ -1248,16 +1247,11 @@ def show_scores(kept: dict):  # what `pairuni evaluate` writes
 # %% ../nbs/run/08_jobs.ipynb #6fe0ecf0
 def held_of(c: Evaluate) -> tuple:  # U records, G records
     "The records to score: yours, those that pairs hold out, or fresh scenes of the toy world."
-    from pairuni_nb.pairing import as_dataset
-    from pairuni_nb.evaluate import held_out
+    from pairuni_nb.evaluate import fresh_scenes, held_out
 
-    pairs = open_pairs(c.pairs)[0] if c.pairs else dict(u_scene=[], g_scene=[])
-    if isinstance(pairs, list):
-        pairs = as_dataset(pairs)
-    held = own_held(c.held_u, c.held_g)
-    if held is None:
-        held = held_out(pairs, c.items, c.model.seed)
-    u, g = held
+    if c.pairs:
+        return held_out(open_pairs(c.pairs)[0], c.items, c.model.seed)
+    u, g = own_held(c.held_u, c.held_g) or fresh_scenes(c.items, c.model.seed)
     return u[: c.items], g[: c.items]
 
 # %% ../nbs/run/08_jobs.ipynb #b87cc89a
