@@ -1188,7 +1188,7 @@ def load_model(m: Model) -> tuple:  # Policy, Sampling
     "A model and how to sample from it: what is asked for, else what its checkpoint says."
     from pairuni_nb.diffusion import load_checkpoint, policy_for
     from pairuni_nb.rollout import FORM_WANTED, Sampling
-    from pairuni_nb.run_folder import from_run, run_of
+    from pairuni_nb.run_folder import from_run, old_settings, run_of
 
     check_asked(m)
     names = ("temperature", "cfg_weight", "max_new_tokens", "instruction")
@@ -1197,8 +1197,10 @@ def load_model(m: Model) -> tuple:  # Policy, Sampling
         asked["instruction"] = FORM_WANTED
     Sampling(**asked)  # first: it checks its numbers
     device = check_device(m.device)
-    load = from_run if run_of(m.checkpoint) else load_checkpoint
-    policy = policy_for(*load(m.checkpoint or None, device))
+    load, precision = load_checkpoint, "fp32"
+    if run := run_of(m.checkpoint):  # computed as it was there, or its scores would be others
+        load, precision = from_run, old_settings(run)[0].precision
+    policy = policy_for(*load(m.checkpoint or None, device), precision)
     return policy, Sampling(**(own_sampling(m, policy) | asked))
 
 # %% ../nbs/run/08_jobs.ipynb #4fdd8731
