@@ -525,7 +525,7 @@ def load_state(run: Path, policy, opt) -> int:  # steps done
     else:
         begin_moments(state)
         set_state_dict(
-            policy,
+            getattr(policy, "module", policy),  # of DDP, in which PyTorch misses what is frozen
             opt,
             model_state_dict=state["model"],
             optim_state_dict=state["opt"],
