@@ -12,8 +12,8 @@ __all__ = ['OF_PRESET', 'DEVICES', 'OWN', 'SAID', 'CARD', 'TOY_MODELS', 'JOBS', 
            'check_flags', 'check_gpu', 'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train',
            'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
            'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked',
-           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'run_evaluate',
-           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'judging_eyes',
+           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -1272,6 +1272,20 @@ def check_obeyed(c: Evaluate):
         )
 
 # %% ../nbs/run/08_jobs.ipynb #5e4c0c6f
+def judging_eyes(m: Model, policy):  # Policy
+    "Whose eyes compare drawings: a run that trained them was judged by those it began with."
+    import torch
+
+    from pairuni_nb.diffusion import load_checkpoint, policy_for
+    from pairuni_nb.run_folder import old_settings, run_of
+
+    run = run_of(m.checkpoint)
+    s, saved = old_settings(run) if run else (None, None)
+    if not run or not s.train_vision:
+        return policy
+    return policy_for(*load_checkpoint(saved["model"], policy.device, torch.float32))
+
+
 def run_evaluate(c: Evaluate):
     "pairuni evaluate"
     check_obeyed(c)
@@ -1295,7 +1309,8 @@ def run_evaluate(c: Evaluate):
     given = named_rewards("", c.reward, c.reward_device)
     policy, sampling = load_model(c.model)
     check_lengths(policy, as_columns((u, g)), sampling, "held-out record")
-    rewards = default_rewards(policy, dict(g_scene=[record["scene"] for record in g])) | given
+    eyes, scenes = judging_eyes(c.model, policy), dict(g_scene=[r["scene"] for r in g])
+    rewards = default_rewards(eyes, scenes) | given
     result = evaluate(policy, u, g, sampling, c.model.seed, rewards["g"])
     figures = result["figures"]
     kept = dict(

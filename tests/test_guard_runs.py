@@ -634,6 +634,17 @@ def test_a_run_in_bfloat16_scores_again_what_it_scored(tmp_path):
     assert (again["protocol"], again["figures"]) == (result["protocol"], result["after"])
 
 
+def test_a_run_that_trained_its_eyes_is_judged_by_those_it_began_with(tmp_path):
+    s = replace(REAL, steps=2, train_vision=True, lr=1e-3)
+    in_turn = dict(u=lambda prompts, texts, truths: [i % 2 for i in range(len(texts))])
+    result = train(real_pairs(), tmp_path / "run", s, rewards=in_turn, device="cpu")
+    flags = f"--checkpoint {tmp_path}/run --pairs {tmp_path}/run/pairs --items {s.eval_items}"
+    words = ["evaluate", *flags.split(), "--device", "cpu", "--out", str(tmp_path / "again.json")]
+    assert main(words) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["figures"] == result["after"] and again["reward"].startswith("similarity")
+
+
 def test_the_pairs_of_a_job_are_of_the_training_scenes(monkeypatch):
     for seed in (0, 1):
         settings = PairSettings(n_u=40, n_g=40, clusters=8, seed=seed)
