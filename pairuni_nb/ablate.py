@@ -294,7 +294,7 @@ def changed(base: Preset, changes: dict) -> dict:
     plain, changes = json.loads(json.dumps([asdict(base.pair) | asdict(base.train), changes]))
     return {k: v for k, v in changes.items() if k not in plain or plain[k] != v}
 
-
+# %% ../nbs/run/07_ablate.ipynb #cb6ad059
 def run_name(base: Preset, changes: dict, seed: int) -> str:
     "The name of a run's folder; a checkpoint's name may hold a slash, and a text be long."
     words = []

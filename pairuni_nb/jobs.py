@@ -1285,7 +1285,7 @@ def judging_eyes(m: Model, policy):  # Policy
         return policy
     return policy_for(*load_checkpoint(saved["model"], policy.device, torch.float32))
 
-
+# %% ../nbs/run/08_jobs.ipynb #9830d58f
 def run_evaluate(c: Evaluate):
     "pairuni evaluate"
     check_obeyed(c)

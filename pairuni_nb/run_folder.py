@@ -506,7 +506,7 @@ def begin_moments(
                 first, second = (torch.zeros_like(state["model"][name]) for _ in range(2))
                 moments[name] = dict(step=torch.tensor(0.0), exp_avg=first, exp_avg_sq=second)
 
-
+# %% ../nbs/run/01_run_folder.ipynb #0061e35d
 def load_state(run: Path, policy, opt) -> int:  # steps done
     "Go back to the last save; 0 where there is none."
     file = last_save(run)
