@@ -24,7 +24,7 @@ import torch
 from rows import append, read, row_of, table
 
 from pairuni_nb.diffusion import load_checkpoint, policy_for
-from pairuni_nb.evaluate import evaluate, evaluate_g
+from pairuni_nb.evaluate import evaluate, evaluate_g, fresh_scenes
 from pairuni_nb.pairing import make_pairs
 from pairuni_nb.rewards import answer_accuracy, scene_reward
 from pairuni_nb.rollout import Sampling
@@ -50,7 +50,7 @@ def shuffled(reward, seed):
 def scores(checkpoint, seed, s):
     "Held-out figures of a checkpoint, with the true rewards."
     policy = policy_for(*load_checkpoint(str(checkpoint)))
-    held = [records(side, s.eval_items, 10_000 + seed, "heldout") for side in "ug"]
+    held = fresh_scenes(s.eval_items, seed)
     return evaluate(policy, *held, Sampling.of(s), seed)["figures"]
 
 

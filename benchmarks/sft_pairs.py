@@ -28,7 +28,7 @@ from rows import append, quiet, read
 from pairuni_nb.ablate import smallest_effect
 from pairuni_nb.diffusion import DiffusionPolicy, filled, load_checkpoint, masked_loss, policy_for
 from pairuni_nb.emu3 import Emu3Policy, drawing_examples, film_codes, mean_loss, text_examples
-from pairuni_nb.evaluate import evaluate, interval
+from pairuni_nb.evaluate import evaluate, fresh_scenes, interval
 from pairuni_nb.janus import answer_text, rehearse, to_pixels, to_tokens
 from pairuni_nb.pairing import pair_records
 from pairuni_nb.rollout import Sampling
@@ -111,7 +111,7 @@ def fine_tune(policy, rows, seed, lr=LR):
 
 def scores(policy, name, seed, n):
     "Both sides on the seed's held-out items, decoded as the family's preset does."
-    held = [records(side, n, 10_000 + seed, "heldout") for side in "ug"]
+    held = fresh_scenes(n, seed)
     sampling = Sampling.of(preset(PRESET.get(name, name)).train)
     return evaluate(policy, *held, sampling, seed)["figures"]
 

@@ -35,7 +35,7 @@ from filelock import FileLock
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from .evaluate import change_widths, evaluate, interval, markdown_table
+from .evaluate import change_widths, evaluate, fresh_scenes, interval, markdown_table
 from .diffusion import load_checkpoint, policy_for
 from .pair_grpo import check_weighting
 from .pairing import as_dataset, pair_records
@@ -224,8 +224,7 @@ def sources(
         u, g, *held = [load_records(f"{base.data}/{part}", part[-1]) for part in parts]
     else:
         u, g = records("u", base.pair.n_u, seed), records("g", base.pair.n_g, seed)
-        n = base.train.eval_items  # fresh: no other seed has them, and no training set
-        held = [records(side, n, 10_000 + seed, "heldout") for side in "ug"]
+        held = fresh_scenes(base.train.eval_items, seed)
     return u, g, *(rows[: base.train.eval_items] for rows in held)
 
 # %% ../nbs/run/07_ablate.ipynb #c97b5b3f
@@ -294,10 +293,11 @@ def start_decoded(out: Path, base: Preset, held: tuple, seed: int) -> dict:
 # %% ../nbs/run/07_ablate.ipynb #3c82e517
 def changed(base: Preset, changes: dict) -> dict:
     "Only those changes that change something."
-    plain = asdict(base.pair) | asdict(base.train)
+    # as JSON, in which `start_run` hands them on: its process must give the run the same name
+    plain, changes = json.loads(json.dumps([asdict(base.pair) | asdict(base.train), changes]))
     return {k: v for k, v in changes.items() if k not in plain or plain[k] != v}
 
-
+# %% ../nbs/run/07_ablate.ipynb #cb6ad059
 def run_name(base: Preset, changes: dict, seed: int) -> str:
     "The name of a run's folder; a checkpoint's name may hold a slash, and a text be long."
     words = []

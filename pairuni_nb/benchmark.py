@@ -183,7 +183,7 @@ def protocol_of(
         cfg_weight=sampling.cfg_weight,
         checkpoint=checkpoint,
         model_sha256=fingerprint(model),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype="bfloat16" if policy.precision == "bf16" else str(model.dtype).removeprefix("torch."),
         device=policy.device.type,
         versions=versions,
     )

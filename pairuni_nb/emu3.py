@@ -367,13 +367,17 @@ def frozen_eyes(self):  # function: images -> (n, D) unit rows
     vq, processor = self.model.model.vqmodel, self.processor.image_processor
     factor = vq.vision_spatial_factor
     size = self.width * factor, self.height * factor
+    n = max(1, 2**21 // self.picture_pixels)  # at a time, as in `read_pictures`
 
     @torch.no_grad()
-    def features(images):
+    def some(images):
         images = [to_rgb(image).resize(size) for image in images]
         pixels = processor(images, return_tensors="pt")["pixel_values"]
         latents = film_latents(vq, pixels.to(self.device, vq.dtype))
         return nn.functional.normalize(latents.float().flatten(1), dim=1).cpu()
+
+    def features(images):
+        return torch.cat([some(images[i : i + n]) for i in range(0, len(images), n)])
 
     return features
 

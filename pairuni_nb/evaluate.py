@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['THUMB', 'mean_ci', 'interval', 'markdown_table', 'thumbnail', 'near_copies', 'same_pictures', 'thumbs_of',
-           'linked_pairs', 'split_pairs', 'unseen_pairs', 'held_out', 'is_toy', 'evaluate_u', 'evaluate_g', 'evaluate',
-           'change_ci', 'change_widths']
+           'linked_pairs', 'split_pairs', 'unseen_pairs', 'fresh_scenes', 'held_out', 'is_toy', 'evaluate_u',
+           'evaluate_g', 'evaluate', 'change_ci', 'change_widths']
 
 # %% ../nbs/15_evaluate.ipynb #9f87c2a6
 import hashlib
@@ -160,6 +160,11 @@ def unseen_pairs(
     return [i for i in range(len(pairs)) if i not in seen]
 
 # %% ../nbs/15_evaluate.ipynb #4c72f021
+def fresh_scenes(n: int, seed: int) -> tuple:  # U records, G records
+    "Held-out records of the toy world, a seed's own; no training set has them."
+    return tuple(records(side, n, 10_000 + seed, "heldout") for side in "ug")
+
+
 def held_out(
     pairs,  # Dataset of pair rows
     n: int,  # items per side
@@ -168,7 +173,7 @@ def held_out(
 ) -> tuple:  # U records, G records
     "Held-out records of both sides."
     if is_toy(pairs):
-        return tuple(records(side, n, 10_000 + seed, "heldout") for side in "ug")
+        return fresh_scenes(n, seed)
     held = split_pairs(pairs) if held is None else held
     order = np.random.default_rng(0).permutation(held).tolist()  # rows are sorted by kind
     sides = []

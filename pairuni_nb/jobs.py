@@ -12,8 +12,8 @@ __all__ = ['OF_PRESET', 'DEVICES', 'OWN', 'SAID', 'CARD', 'TOY_MODELS', 'JOBS', 
            'check_flags', 'check_gpu', 'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train',
            'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
            'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked',
-           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'run_evaluate',
-           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'judging_eyes',
+           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -658,19 +658,21 @@ def notes_of(pairs: str) -> dict:  # settings, counts
     return {k: told.get(k, {}) for k in parts}
 
 # %% ../nbs/run/08_jobs.ipynb #f0575b72
-def open_pairs(path: str) -> tuple:  # Dataset or rows, their notes
+def open_pairs(path: str) -> tuple:  # Dataset, its notes
     "Pairs that `pairuni pair` wrote, or a PairUG file's."
-    from pairuni_nb.pairing import load_pairs
+    from pairuni_nb.pairing import as_dataset, load_pairs
     from pairuni_nb.paper_data import is_pairug
 
     if is_pairug(path):
         rows, made_by, counts, _ = read_made(path, Pair(""))
-        return rows, dict(settings=made_by, counts=counts)
+        return as_dataset(rows), dict(settings=made_by, counts=counts)
     return load_pairs(path), notes_of(path)
 
 # %% ../nbs/run/08_jobs.ipynb #a2ed49ed
-def pairs_of(c: Train) -> tuple:  # Dataset or rows, their notes
+def pairs_of(c: Train) -> tuple:  # Dataset, its notes
     "The pairs of a job: yours, or made now from the preset's data."
+    from pairuni_nb.pairing import as_dataset
+
     if c.pairs:
         return open_pairs(c.pairs)
     p = preset(c.preset)
@@ -679,7 +681,7 @@ def pairs_of(c: Train) -> tuple:  # Dataset or rows, their notes
         u, g = f"{p.data}/u", f"{p.data}/g"
     how = replace(p.pair, seed=c.settings.seed)
     pairs, made_by, counts, _ = build_pairs(Pair("", u, g, settings=how))
-    return pairs, dict(settings=made_by, counts=counts)
+    return as_dataset(pairs), dict(settings=made_by, counts=counts)
 
 # %% ../nbs/run/08_jobs.ipynb #f136671b
 def own_held(u: str, g: str) -> tuple | None:  # U records, G records; None when none are named
@@ -930,13 +932,10 @@ TOY_MODELS = ("", "nano-emu3", "nano-diffusion")  # what comes with the package;
 def begin_job(c: Train, out: Path, command: str):
     "A run folder before its first step, with what it takes to go on from any folder."
     from pairuni_nb.evaluate import is_toy
-    from pairuni_nb.pairing import as_dataset
     from pairuni_nb.records import whole_path
     from pairuni_nb.run_folder import begin_run, made_with
 
     pairs, notes = pairs_of(c)
-    if isinstance(pairs, list):
-        pairs = as_dataset(pairs)
     if c.pairs and c.model in TOY_MODELS and not is_toy(pairs):
         print(
             f"{c.model or 'janus-nano'} knows only the words of the toy world: "
@@ -1189,7 +1188,7 @@ def load_model(m: Model) -> tuple:  # Policy, Sampling
     "A model and how to sample from it: what is asked for, else what its checkpoint says."
     from pairuni_nb.diffusion import load_checkpoint, policy_for
     from pairuni_nb.rollout import FORM_WANTED, Sampling
-    from pairuni_nb.run_folder import from_run, run_of
+    from pairuni_nb.run_folder import from_run, old_settings, run_of
 
     check_asked(m)
     names = ("temperature", "cfg_weight", "max_new_tokens", "instruction")
@@ -1198,8 +1197,10 @@ def load_model(m: Model) -> tuple:  # Policy, Sampling
         asked["instruction"] = FORM_WANTED
     Sampling(**asked)  # first: it checks its numbers
     device = check_device(m.device)
-    load = from_run if run_of(m.checkpoint) else load_checkpoint
-    policy = policy_for(*load(m.checkpoint or None, device))
+    load, precision = load_checkpoint, "fp32"
+    if run := run_of(m.checkpoint):  # computed as it was there, or its scores would be others
+        load, precision = from_run, old_settings(run)[0].precision
+    policy = policy_for(*load(m.checkpoint or None, device), precision)
     return policy, Sampling(**(own_sampling(m, policy) | asked))
 
 # %% ../nbs/run/08_jobs.ipynb #4fdd8731
@@ -1248,16 +1249,11 @@ def show_scores(kept: dict):  # what `pairuni evaluate` writes
 # %% ../nbs/run/08_jobs.ipynb #6fe0ecf0
 def held_of(c: Evaluate) -> tuple:  # U records, G records
     "The records to score: yours, those that pairs hold out, or fresh scenes of the toy world."
-    from pairuni_nb.pairing import as_dataset
-    from pairuni_nb.evaluate import held_out
+    from pairuni_nb.evaluate import fresh_scenes, held_out
 
-    pairs = open_pairs(c.pairs)[0] if c.pairs else dict(u_scene=[], g_scene=[])
-    if isinstance(pairs, list):
-        pairs = as_dataset(pairs)
-    held = own_held(c.held_u, c.held_g)
-    if held is None:
-        held = held_out(pairs, c.items, c.model.seed)
-    u, g = held
+    if c.pairs:
+        return held_out(open_pairs(c.pairs)[0], c.items, c.model.seed)
+    u, g = own_held(c.held_u, c.held_g) or fresh_scenes(c.items, c.model.seed)
     return u[: c.items], g[: c.items]
 
 # %% ../nbs/run/08_jobs.ipynb #b87cc89a
@@ -1276,6 +1272,20 @@ def check_obeyed(c: Evaluate):
         )
 
 # %% ../nbs/run/08_jobs.ipynb #5e4c0c6f
+def judging_eyes(m: Model, policy):  # Policy
+    "Whose eyes compare drawings: a run that trained them was judged by those it began with."
+    import torch
+
+    from pairuni_nb.diffusion import load_checkpoint, policy_for
+    from pairuni_nb.run_folder import old_settings, run_of
+
+    run = run_of(m.checkpoint)
+    s, saved = old_settings(run) if run else (None, None)
+    if not run or not s.train_vision:
+        return policy
+    return policy_for(*load_checkpoint(saved["model"], policy.device, torch.float32))
+
+# %% ../nbs/run/08_jobs.ipynb #9830d58f
 def run_evaluate(c: Evaluate):
     "pairuni evaluate"
     check_obeyed(c)
@@ -1299,7 +1309,8 @@ def run_evaluate(c: Evaluate):
     given = named_rewards("", c.reward, c.reward_device)
     policy, sampling = load_model(c.model)
     check_lengths(policy, as_columns((u, g)), sampling, "held-out record")
-    rewards = default_rewards(policy, dict(g_scene=[record["scene"] for record in g])) | given
+    eyes, scenes = judging_eyes(c.model, policy), dict(g_scene=[r["scene"] for r in g])
+    rewards = default_rewards(eyes, scenes) | given
     result = evaluate(policy, u, g, sampling, c.model.seed, rewards["g"])
     figures = result["figures"]
     kept = dict(

@@ -660,7 +660,8 @@ def image_tokens(
     side: int = 768,  # the longer side is shrunk to this
 ) -> int:
     "An image's tokens by OpenAI's rule for o3: 75, and 150 for each tile of 512 x 512 pixels."
-    scale = min(1, side / max(size))
+    # OpenAI shrinks what is longer than 2,048 pixels, and then a shorter side above 768
+    scale = min(1, min(side, 2048) / max(size), 768 / min(size))
     return 75 + 150 * int(np.ceil(size[0] * scale / 512) * np.ceil(size[1] * scale / 512))
 
 # %% ../nbs/data/02_language_model.ipynb #a2440b3f

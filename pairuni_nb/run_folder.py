@@ -7,7 +7,7 @@ __all__ = ['TOLD', 'STATE', 'locked', 'begin_run', 'kept_if_measured', 'digest',
            'old_settings', 'check_same', 'log_line', 'read_metrics', 'without_cost', 'cut_metrics', 'tile', 'save_each',
            'save_samples', 'read_drawings', 'read_items', 'first_of_each_kind', 'watched_groups', 'mean_logp', 'Watch',
            'numbers', 'rows_of_groups', 'group_texts', 'save_pictures', 'contact_sheet', 'save_state', 'write_state',
-           'read_save', 'set_aside', 'last_save', 'save_best', 'load_state', 'run_of', 'from_run']
+           'read_save', 'set_aside', 'last_save', 'save_best', 'begin_moments', 'load_state', 'run_of', 'from_run']
 
 # %% ../nbs/run/01_run_folder.ipynb #e27d6aac
 import hashlib
@@ -502,6 +502,18 @@ def save_best(run: Path, policy, step: int, figures: dict):  # figures: of an ev
             write_state(file, dict(step=step, score=mean, model=weights))
 
 # %% ../nbs/run/01_run_folder.ipynb #17b4d491
+def begin_moments(
+    state: dict,  # of `save_state`; changed in place
+):
+    "Zeros, with which AdamW begins, for a weight that no gradient had reached: PyTorch wants some."
+    moments = state["opt"]["state"]
+    for group in state["opt"]["param_groups"]:
+        for name in group["params"]:
+            if name not in moments:
+                first, second = (torch.zeros_like(state["model"][name]) for _ in range(2))
+                moments[name] = dict(step=torch.tensor(0.0), exp_avg=first, exp_avg_sq=second)
+
+# %% ../nbs/run/01_run_folder.ipynb #0061e35d
 def load_state(run: Path, policy, opt) -> int:  # steps done
     "Go back to the last save; 0 where there is none."
     file = last_save(run)
@@ -518,8 +530,9 @@ def load_state(run: Path, policy, opt) -> int:  # steps done
         place = run / "state" / str(state["step"])
         policy.load_checkpoint(place, "zero", load_module_strict=False)
     else:
+        begin_moments(state)
         set_state_dict(
-            policy,
+            getattr(policy, "module", policy),  # of DDP, in which PyTorch misses what is frozen
             opt,
             model_state_dict=state["model"],
             optim_state_dict=state["opt"],

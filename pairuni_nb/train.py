@@ -284,12 +284,18 @@ def check_call(
 
 # %% ../nbs/run/02_train.ipynb #00134919
 def check_sides(pairs, s: TrainSettings):
-    "Some pair has a side that is trained; a step without one would do nothing and say nothing."
+    "The pairs have the sides that are trained: without one, a step would do nothing, or fail late."
     columns = [dict(u="question", g="prompt")[task] for task in s.sides]
     if all(text is None for column in columns for text in pairs[column]):
         raise ValueError(
             f"no pair has a {' or a '.join(columns)}, and sides is '{s.sides}': "
             "train the other side, or name other pairs"
+        )
+    whole = [None not in texts for texts in zip(pairs["question"], pairs["prompt"])]
+    if s.advantage == "unified" and not all(whole):
+        raise ValueError(
+            f"advantage unified needs both sides of every pair, and pair {whole.index(False)} has "
+            "one: train on whole pairs, or set advantage to group"
         )
 
 # %% ../nbs/run/02_train.ipynb #f8522772

@@ -127,6 +127,10 @@ def test_a_run_has_a_name_that_a_file_can_have():
     assert a.run_name(base, dict(instruction=long), 0) != a.run_name(
         base, dict(instruction=long + "it"), 0
     )
+    # the run's own process reads them from JSON, which knows no tuples
+    mixed = dict(similarity="mixture", weights=(0.3, 0.7, 0.0))
+    assert a.run_name(base, json.loads(json.dumps(mixed)), 0) == a.run_name(base, mixed, 0)
+    assert a.changed(base, dict(weights=base.pair.weights)) == {}
 
 
 def test_a_row_that_was_edited_is_not_the_row_that_was_run(tmp_path):

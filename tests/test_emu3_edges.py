@@ -156,6 +156,18 @@ def refused(capsys, *argv):
     return said.splitlines()[-1]  # a bar of the loading may stand before it
 
 
+def test_the_eyes_look_at_no_more_pictures_at_a_time_than_memory_holds(folder):
+    policy = policy_for(*load_checkpoint(str(folder)))
+    rng, looked = np.random.default_rng(0), []
+    photos = list(rng.integers(0, 256, (5, 48, 48, 3), np.uint8))
+    at_once = policy.frozen_eyes()(photos)
+    policy.picture_pixels = 2**20  # about as many as 1,024 pixels a side
+    encoder = policy.model.model.vqmodel.encoder
+    encoder.register_forward_pre_hook(lambda _, given: looked.append(len(given[0])))
+    assert torch.allclose(policy.frozen_eyes()(photos), at_once, atol=1e-5)
+    assert looked == [2, 2, 1]
+
+
 def test_there_is_no_tower_to_train(capsys, folder, tmp_path):
     out = tmp_path / "run"
     started = "train", "--preset", "nano-emu3", "--model", folder, "--out", out

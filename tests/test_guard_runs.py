@@ -642,6 +642,26 @@ def test_an_evaluation_samples_as_it_was_told_or_as_the_run_did(toy, tmp_path, m
     assert all(torch.equal(a, b) for a, b in zip(weights, made, strict=True))
 
 
+def test_a_run_in_bfloat16_scores_again_what_it_scored(tmp_path):
+    s = TrainSettings(steps=1, pairs_per_step=2, rollouts=2, eval_items=60, precision="bf16")
+    result = train(toy_pairs(), tmp_path / "run", replace(s, agreement_every=0), device="cpu")
+    flags = ["--checkpoint", str(tmp_path / "run"), "--items", "60", "--device", "cpu"]
+    assert main(["evaluate", *flags, "--out", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert (again["protocol"], again["figures"]) == (result["protocol"], result["after"])
+
+
+def test_a_run_that_trained_its_eyes_is_judged_by_those_it_began_with(tmp_path):
+    s = replace(REAL, steps=2, train_vision=True, lr=1e-3)
+    in_turn = dict(u=lambda prompts, texts, truths: [i % 2 for i in range(len(texts))])
+    result = train(real_pairs(), tmp_path / "run", s, rewards=in_turn, device="cpu")
+    flags = f"--checkpoint {tmp_path}/run --pairs {tmp_path}/run/pairs --items {s.eval_items}"
+    words = ["evaluate", *flags.split(), "--device", "cpu", "--out", str(tmp_path / "again.json")]
+    assert main(words) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["figures"] == result["after"] and again["reward"].startswith("similarity")
+
+
 def test_the_pairs_of_a_job_are_of_the_training_scenes(monkeypatch):
     for seed in (0, 1):
         settings = PairSettings(n_u=40, n_g=40, clusters=8, seed=seed)
@@ -653,7 +673,7 @@ def test_the_pairs_of_a_job_are_of_the_training_scenes(monkeypatch):
 
     def notes(job):
         asked.append(job)
-        return [], {}, {}, []
+        return rows[:1], {}, {}, []
 
     monkeypatch.setattr("pairuni_nb.jobs.build_pairs", notes)
     pairs_of(Train(settings=replace(S, seed=5)))

@@ -24,6 +24,7 @@ from pairuni_nb.language_model import (
     complete_one,
     connect,
     digest,
+    image_tokens,
     item_key,
     measured,
     price,
@@ -403,6 +404,19 @@ def test_a_price_without_a_call(tmp_path):
 
         complete_by_llm(ROWS, tmp_path / "j", s)
         assert price(ROWS, s, 2, 8, tmp_path / "j")["usd"] == 0
+
+
+def test_a_picture_counts_as_openai_shrinks_it():
+    # its own examples: a square of 1,024 pixels is 4 tiles, 2,048 x 4,096 are 6
+    for size, side, tiles in (
+        ((1024, 1024), 4096, 4),
+        ((2048, 4096), 4096, 6),
+        ((1536, 1536), 1536, 4),
+        ((1024, 1024), 768, 4),
+        ((1024, 512), 768, 2),
+        ((48, 48), 768, 1),
+    ):
+        assert image_tokens(size, side) == 75 + 150 * tiles, (size, side)
 
 
 def test_no_run_costs_more_than_the_highest_price(tmp_path):

@@ -421,6 +421,33 @@ def test_a_side_that_no_pair_has_is_not_trained_in_silence(tmp_path, side, other
     assert not (tmp_path / "run").exists()
 
 
+def test_one_reward_for_both_sides_needs_both_before_anything_is_measured(tmp_path, pairs):
+    lone = pairs.map(lambda row, i: dict(prompt=None) if i == 3 else {}, with_indices=True)
+    with pytest.raises(ValueError, match="needs both sides of every pair, and pair 3 has one"):
+        train(lone, tmp_path / "run", replace(S, advantage="unified"), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mix, told", (("aligned", dict(sides="u")), ("unpaired", {})))
+def test_a_side_that_no_step_has_trained_yet_is_no_hindrance_to_a_resume(tmp_path, mix, told):
+    records, few = (toy_records("u", 40, 0), toy_records("g", 40, 0)), dict(clusters=8)
+    pairs = make_pairs(*records, mix=mix, **few)[0]
+    s = replace(S, steps=4, pairs_per_step=1, **told)  # an unpaired step has one side
+
+    def stop(done, metrics, sides):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(pairs, whole, s, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        train(pairs, broken, s, device="cpu", callback=stop)
+    train(pairs, broken, s, device="cpu", resume=True)
+    assert without_cost(read_metrics(whole)) == without_cost(read_metrics(broken))
+    a, b = (load_file(run / "checkpoint" / "model.safetensors") for run in (whole, broken))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_choices_and_instruction_count_to_a_prompts_length():
     policy, record = JanusPolicy(*load_janus()), toy_records("u", 1, 0)[0]
     sampling = Sampling.of(S)

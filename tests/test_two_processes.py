@@ -32,8 +32,8 @@ def test_two_processes_make_the_update_of_one(folder, name):
     assert said["apart"] < 1e-6 < 1e-3 < said["moved"] and said["stats"] < 1e-5
 
 
-def test_a_sharded_policy_goes_back_to_its_state(folder):
-    assert json.loads((folder / "said.json").read_text())["resumed"] == 0
+def test_a_policy_goes_back_to_its_state_as_copies_and_sharded(folder):
+    assert json.loads((folder / "said.json").read_text())["resumed"] == dict(ddp=0, fsdp=0)
 
 
 def test_a_sharded_run_is_the_run_of_one(folder):

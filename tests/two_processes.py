@@ -197,7 +197,9 @@ def main(folder, *flags):
                 stats=max(abs(own[k] - stats[k]) for k in stats if not k.startswith("gap")),
                 compared="cos_ug" in own,
             )
-    said["resumed"] = resumed(names[-1], start, sides, accelerator, folder)
+    said["resumed"] = {}
+    for name in names:
+        said["resumed"][name] = resumed(name, start, sides, accelerator, folder / name)
     if dist.get_rank() == 0:
         (folder / "said.json").write_text(json.dumps(said))
     accelerator.free_memory()
