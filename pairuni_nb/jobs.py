@@ -7,7 +7,7 @@ __all__ = ['OF_PRESET', 'DEVICES', 'OWN', 'SAID', 'CARD', 'TOY_MODELS', 'JOBS', 
            'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Ablate', 'Compare', 'Convert', 'Serve', 'tell_gone',
            'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'filler', 'completed_by', 'check_place',
            'when_stopped', 'check_pairug', 'check_made', 'check_licences', 'check_pair', 'run_pair', 'check_device',
-           'check_names', 'check_checkpoint', 'check_tracker', 'own_function', 'own_rewards', 'named_rewards',
+           'check_names', 'check_checkpoint', 'check_tracker', 'placed', 'own_function', 'own_rewards', 'named_rewards',
            'whole_reward', 'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'check_pairs', 'whole_job', 'check_train',
            'check_flags', 'check_gpu', 'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train',
            'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
@@ -27,10 +27,13 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import wraps
 from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
+from traceback import extract_tb
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -601,6 +604,31 @@ def check_tracker(name: str):
 OWN = re.compile(r"(?!(?:hps|clip|concept):)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 
 
+def placed(function, spec: str):
+    "A reward of yours that is called with three lists, and whose own errors say where they arose."
+    try:
+        signature(function).bind([], [], [])
+    except TypeError as e:
+        raise ValueError(f"reward '{spec}' must take (prompts, outputs, truths): {e}") from e
+    except ValueError:  # some functions in C do not say what they take
+        pass
+
+    @wraps(function)
+    def reward(*lists):
+        try:
+            return function(*lists)
+        except (ValueError, OSError) as e:  # `main` takes these for bad input and drops the trace
+            from pairuni_nb.records import first_line
+
+            at = extract_tb(e.__traceback__)[:2][-1]
+            raise ValueError(
+                f"reward '{spec}' raised {type(e).__name__} ({first_line(e)}) in line {at.lineno} "
+                f"of {at.filename}: mend it there; PAIRUNI_DEBUG=1 shows all of it"
+            ) from e
+
+    return reward
+
+
 def own_function(spec: str):
     "A reward of yours: function of (prompts, outputs, truths), in a module that can be imported."
     if not OWN.fullmatch(spec):
@@ -611,10 +639,13 @@ def own_function(spec: str):
     try:
         found = import_module(module)
     except ImportError as e:
-        raise ValueError(f"reward '{spec}': {e}; start in the folder of that module") from e
-    if not callable(getattr(found, name, None)):
+        itself = e.name and f"{module}.".startswith(f"{e.name}.")
+        cure = "start in the folder of that module" if itself else f"{module} needs it"
+        raise ValueError(f"reward '{spec}': {e}; {cure}") from e
+    found = getattr(found, name, None)
+    if not callable(found):
         raise ValueError(f"reward '{spec}': the module {module} has no function {name}")
-    return getattr(found, name)
+    return placed(found, spec)
 
 # %% ../nbs/run/08_jobs.ipynb #34a3c3d3
 def own_rewards(u: str, g: str) -> dict:  # {"u": function, "g": function}
