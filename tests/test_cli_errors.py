@@ -99,6 +99,8 @@ def refuses(capsys, folder, line, *words):
         ("plan --card 3060", ["unknown card '3060'", "RTX 4090"]),
         ("sample draw 'a red circle' --out drawing.xyz", ["drawing.xyz", ".png"]),
         ("sample draw 'a red circle' --out drawing", ["drawing", ".png"]),
+        ("sample draw 'a red circle' --out drawing.xbm", ["drawing.xbm", ".png"]),
+        ("sample draw 'a red circle' --out drawing.wmf", ["drawing.wmf", ".png"]),
         ("train --tracker notes", ["unknown tracker 'notes'"]),
         ("train --pairs nowhere", ["no pairs at nowhere"]),
         ("train --resume nowhere", ["nowhere", "cannot resume"]),
