@@ -56,7 +56,9 @@ def misplaced(
     flat: str,  # what tyro wrote, without its box
     argv: list,
 ) -> list:  # a sentence, or none
-    "A flag of another command, and whose it is."
+    "A flag of another command, and whose it is; an unknown command that has flags."
+    if "misplaced" in flat and argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        return [f"Unrecognized options: {argv[0]}; Available subcommands: {', '.join(COMMANDS)}"]
     found = re.search(r"misplaced options: (--[\w-]+)", flat)
     if not found:
         return []

@@ -22,6 +22,8 @@ def test_bad_flags_are_named():
         ("pair --oot x", ("--out", "perhaps you meant --out", "see pairuni pair --help")),
         ("trian", ("trian", "perhaps you meant train; see pairuni --help")),
         ("xyz", ("xyz", "Available subcommands", "see pairuni --help")),
+        ("trian --pairs x", ("options: trian; A", "perhaps you meant train; see pairuni --help")),
+        ("evl --items 3", ("options: evl; Available subcommands: pair,", "see pairuni --help")),
         ("sample drw 'a star'", ("perhaps you meant draw", "see pairuni sample --help")),
         ("sample draw a red star", ("red, star", '"quotes"', "see pairuni sample draw --help")),
         ("", ("pair",)),
