@@ -1072,6 +1072,7 @@ def resume(
     check_tracker(tracker)
     run, rewards = Path(run), dict(rewards or {})
     check_run(run, True)
+    check_place(run / "metrics.jsonl")
     check_device(device)
     from pairuni_nb.processes import join_processes
     from pairuni_nb.run_folder import old_settings
@@ -1113,6 +1114,7 @@ def run_report(c: Report):
     from pairuni_nb.records import check_measured
 
     check_measured(Path(c.run))
+    check_place(Path(c.run) / "report.html")
     from pairuni_nb.report import write_report
 
     print(f"written to {write_report(c.run)}")
@@ -1414,8 +1416,7 @@ def draw_prompt(c: Sample):
     with new_folder(apart) as folder:
         for i, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{i}.png")
-    sheet = contact_sheet(images, cols=min(c.n, 4), scale=4)
-    write_whole(out, sheet.save)
+        write_whole(out, contact_sheet(images, cols=min(c.n, 4), scale=4).save)
     print(f"drawn to {out}, and one by one to {apart}/ (pairuni sample ask {apart}/0.png ..)")
 
 # %% ../nbs/run/08_jobs.ipynb #e6be40fa
