@@ -386,9 +386,13 @@ def pair_records(
         else:
             rows, counts = _algorithm_1(u, g, (fu, fg), compared, fill, s)
     if not rows:
+        cures = [] if s.mix == "aligned" else ["lower delta", "raise top_n"]
+        if "not written" in counts.get("dropped", {}):
+            cures.append("let a language model write the other halves with --complete llm")
+        cures = ", ".join([*cures, "or look at the counts"])
         raise ValueError(
             f"no pair could be made with mix {s.mix!r}, delta {s.delta}, top_n {s.top_n}: "
-            f"lower delta, raise top_n, or look at the counts: {counts}"
+            f"{cures}: {counts}"
         )
     told = dict(u=len(u_records), g=len(g_records))
     if s.dedup:
