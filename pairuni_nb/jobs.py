@@ -601,9 +601,6 @@ def check_tracker(name: str):
         )
 
 # %% ../nbs/run/08_jobs.ipynb #cf420a99
-OWN = re.compile(r"(?!(?:hps|clip|concept):)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
-
-
 def placed(function, spec: str):
     "A reward of yours that is called with three lists, and whose own errors say where they arose."
     try:
@@ -627,6 +624,9 @@ def placed(function, spec: str):
             ) from e
 
     return reward
+
+# %% ../nbs/run/08_jobs.ipynb #09f2770a
+OWN = re.compile(r"(?!(?:hps|clip|concept):)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 
 
 def own_function(spec: str):

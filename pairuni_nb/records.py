@@ -453,7 +453,7 @@ def named_if_full(path):
         told.errno = number  # so that the folder around it is named instead
         raise told from e
 
-
+# %% ../nbs/04_records.ipynb #1f4d3c48
 @contextmanager
 def new_folder(folder):
     "A folder that appears under its name only when the block ends without an error."

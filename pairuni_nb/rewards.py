@@ -76,7 +76,7 @@ def _number(value) -> float:  # NaN where it is missing
         )
     return number
 
-
+# %% ../nbs/12_rewards.ipynb #09ccd3dc
 def reward_matrix(
     reward,  # function of (prompts, outputs, truths)
     prompts: list,  # P prompts
