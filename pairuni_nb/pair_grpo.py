@@ -57,7 +57,14 @@ def pair_weight(
             f"similarity {s[outside][0]:.6g} of pair {outside.nonzero()[0, 0]} "
             "lies outside [0, 1]: clip it where it is computed"
         )
-    return torch.where(torch.as_tensor(aligned, device=s.device), 1.0, WEIGHTINGS[weighting](s))
+    w = torch.where(torch.as_tensor(aligned, device=s.device), 1.0, WEIGHTINGS[weighting](s))
+    if not w.isfinite().all():  # one of yours may divide by zero
+        first = (~w.isfinite()).nonzero()[0, 0]
+        raise ValueError(
+            f"weighting {weighting!r} makes {w[first]} of the similarity {s[first]:.6g} of pair "
+            f"{first}: it must make a finite weight"
+        )
+    return w
 
 # %% ../nbs/02_pair_grpo.ipynb #10d1c198
 def check_weighting(name: str):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ORDERS', 'PAIR_KINDS', 'SIDE_U', 'SIDE_G', 'COLUMNS', 'ONE_SIDED', 'HEADER', 'HUB_SIZES', 'GROUP', 'WANTED',
            'clusters_for', 'check_clusters', 'cluster', 'nearest_members', 'medoids', 'choose', 'check_candidates',
-           'retrieve', 'pair_row', 'drop_copies', 'check_pairing', 'pair_records', 'as_dataset', 'make_pairs', 'as_url',
-           'browser_data', 'dataset_card', 'save_pairs', 'load_pairs', 'stored_rows']
+           'retrieve', 'pair_row', 'drop_copies', 'check_pairing', 'no_pair', 'pair_records', 'as_dataset',
+           'make_pairs', 'as_url', 'browser_data', 'dataset_card', 'save_pairs', 'load_pairs', 'stored_rows']
 
 # %% ../nbs/09_pairing.ipynb #3843ddc1
 import errno
@@ -358,6 +358,18 @@ def _algorithm_1(
         without_partner=without_partner,
     )
 
+# %% ../nbs/09_pairing.ipynb #1c347f75
+def no_pair(s: PairSettings, counts: dict) -> ValueError:
+    "What to do where no record found a partner."
+    cures = [] if s.mix == "aligned" else ["lower delta", "raise top_n"]
+    if "not written" in counts.get("dropped", {}):
+        cures.append("let a language model write the other halves with --complete llm")
+    cures = ", ".join([*cures, "or look at the counts"])
+    return ValueError(
+        f"no pair could be made with mix {s.mix!r}, delta {s.delta}, top_n {s.top_n}: "
+        f"{cures}: {counts}"
+    )
+
 # %% ../nbs/09_pairing.ipynb #3dcc4513
 def pair_records(
     u_records: list,
@@ -386,10 +398,7 @@ def pair_records(
         else:
             rows, counts = _algorithm_1(u, g, (fu, fg), compared, fill, s)
     if not rows:
-        raise ValueError(
-            f"no pair could be made with mix {s.mix!r}, delta {s.delta}, top_n {s.top_n}: "
-            f"lower delta, raise top_n, or look at the counts: {counts}"
-        )
+        raise no_pair(s, counts)
     told = dict(u=len(u_records), g=len(g_records))
     if s.dedup:
         told |= dict(copies_u=len(u_records) - len(u), copies_g=len(g_records) - len(g))

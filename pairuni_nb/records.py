@@ -7,10 +7,11 @@ __all__ = ['NEEDS', 'MAY_HAVE', 'MATCHERS', 'IMAGE_MARK', 'MOST_PIXELS', 'NARROW
            'short', 'columns_fault', 'parse_number', 'same_number', 'plain_words', 'answer_kind', 'text_fault',
            'choices_fault', 'question_fault', 'eight_bits', 'to_rgb', 'first_line', 'read_bytes', 'check_sides',
            'read_image', 'may_stay', 'StoredImage', 'nameless_file', 'full_disk', 'Store', 'find_image', 'is_inside',
-           'check_free', 'new_folder', 'perhaps', 'run_fault', 'check_run', 'check_measured', 'remove', 'write_whole',
-           'write_text', 'write_json', 'read_json', 'whole_path', 'save_records']
+           'check_free', 'named_if_full', 'new_folder', 'perhaps', 'run_fault', 'check_run', 'check_measured', 'remove',
+           'write_whole', 'write_text', 'write_json', 'read_json', 'whole_path', 'save_records']
 
 # %% ../nbs/04_records.ipynb #3d09510f
+import errno
 import json
 import math
 import os
@@ -436,6 +437,24 @@ def check_free(folder) -> Path:
 
 # %% ../nbs/04_records.ipynb #6ee4081d
 @contextmanager
+def named_if_full(path):
+    "Where a disk has no more room, the error says for what."
+    try:
+        yield
+    except Exception as e:
+        rust = re.search(r"\(os error (\d+)\)$", str(e))  # as safetensors ends
+        number = int(rust[1]) if rust else getattr(e, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        told = OSError(
+            f"'{path}' cannot be written ({os.strerror(number)}): "
+            "make room, or choose another place"
+        )
+        told.errno = number  # so that the folder around it is named instead
+        raise told from e
+
+# %% ../nbs/04_records.ipynb #1f4d3c48
+@contextmanager
 def new_folder(folder):
     "A folder that appears under its name only when the block ends without an error."
     folder = check_free(folder).absolute()
@@ -444,7 +463,8 @@ def new_folder(folder):
     home.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=home, prefix=".new-"))
     try:
-        yield part
+        with named_if_full(folder):
+            yield part
         part.chmod(0o755)
         if not there:
             os.rename(part, folder)
@@ -522,7 +542,8 @@ def write_whole(
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(part)  # of a run that was killed
     try:
-        write(part)
+        with named_if_full(path):
+            write(part)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(part, path)

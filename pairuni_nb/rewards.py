@@ -7,12 +7,13 @@ __all__ = ['FORM', 'LETTER', 'parse_answer', 'well_formed', 'scene_reward', 'tar
            'chosen', 'is_right', 'answer_accuracy', 'graded_accuracy']
 
 # %% ../nbs/12_rewards.ipynb #dc8780bf
+import math
 import re
 
 import numpy as np
 import torch
 
-from .records import parse_number, plain_words, same_number
+from .records import parse_number, plain_words, same_number, short
 from .world import Scene, scene_scores
 
 # %% ../nbs/12_rewards.ipynb #79614a51
@@ -62,6 +63,20 @@ def target_similarity(
     return reward
 
 # %% ../nbs/12_rewards.ipynb #e2950746
+def _number(value) -> float:  # NaN where it is missing
+    "One of the values that a reward returned."
+    try:
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError):  # as Python, NumPy and PyTorch refuse
+        number = math.inf
+    if math.isinf(number):
+        raise ValueError(
+            f"the reward returned {short(repr(value), 60)} for a rollout: "
+            "it must return a finite number each, None where it cannot tell"
+        )
+    return number
+
+# %% ../nbs/12_rewards.ipynb #09ccd3dc
 def reward_matrix(
     reward,  # function of (prompts, outputs, truths)
     prompts: list,  # P prompts
@@ -80,8 +95,7 @@ def reward_matrix(
             f"the reward returned {n} values for {len(each_prompt)} rollouts: "
             "it must return one each, None where it cannot tell"
         )
-    values = [float("nan") if value is None else float(value) for value in values]
-    return torch.tensor(values).view(len(prompts), k)
+    return torch.tensor([_number(value) for value in values]).view(len(prompts), k)
 
 # %% ../nbs/12_rewards.ipynb #9b6b25de
 # a letter, and words behind it only where a mark parts them: "a dog" is no choice A

@@ -452,7 +452,7 @@ def write_state(file: Path, state: dict):
     try:
         write_whole(file, lambda part: torch.save(state, part))
     except (OSError, RuntimeError) as e:  # PyTorch says a full disk as a RuntimeError
-        why = getattr(e, "strerror", None) or str(e).splitlines()[0]
+        why = getattr(e.__cause__ or e, "strerror", None) or str(e).splitlines()[0]
         raise OSError(
             f"'{file}' cannot be saved ({why}): make room, and go on from the last save "
             "with --resume"

@@ -1,7 +1,9 @@
 """Bad input to `pairuni` ends in one sentence that names it, exit code 2, and nothing half-written."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -99,6 +101,8 @@ def refuses(capsys, folder, line, *words):
         ("plan --card 3060", ["unknown card '3060'", "RTX 4090"]),
         ("sample draw 'a red circle' --out drawing.xyz", ["drawing.xyz", ".png"]),
         ("sample draw 'a red circle' --out drawing", ["drawing", ".png"]),
+        ("sample draw 'a red circle' --out drawing.xbm", ["drawing.xbm", ".png"]),
+        ("sample draw 'a red circle' --out drawing.wmf", ["drawing.wmf", ".png"]),
         ("train --tracker notes", ["unknown tracker 'notes'"]),
         ("train --pairs nowhere", ["no pairs at nowhere"]),
         ("train --resume nowhere", ["nowhere", "cannot resume"]),
@@ -130,6 +134,29 @@ def refuses(capsys, folder, line, *words):
 )
 def test_bad_values_are_named(line, words, capsys, tmp_path):
     refuses(capsys, tmp_path, line, *words)
+
+
+def test_a_run_that_cannot_be_written_to_is_refused_before_the_work(
+    run, capsys, monkeypatch, tmp_path
+):
+    half = tmp_path / "half"
+    shutil.copytree(run, half, ignore=shutil.ignore_patterns("result.json"))
+
+    def refuse(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pairuni_nb.jobs.tempfile.TemporaryDirectory", refuse)
+    refuses(capsys, half, f"report {half}", "report.html' cannot be written", "Read-only")
+    refuses(capsys, half, f"train --resume {half}", f"'{half}", "cannot be written", "Read-only")
+
+
+def test_drawings_without_their_sheet_leave_no_folder(capsys, monkeypatch, tmp_path):
+    def full(part):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sheet = SimpleNamespace(save=full)
+    monkeypatch.setattr("pairuni_nb.run_folder.contact_sheet", lambda *_, **__: sheet)
+    refuses(capsys, tmp_path, "sample draw 'a star' --n 1 --device cpu", "drawing", "No space")
 
 
 def test_a_gpu_that_is_not_there(capsys, tmp_path, monkeypatch):

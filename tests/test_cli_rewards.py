@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pairuni_nb.cli import main
+from pairuni_nb.jobs import own_function
 from pairuni_nb.preference import clip_reward, remote_reward
 from test_preference import drawn, publish
 
@@ -65,3 +66,27 @@ def test_bad_input_is_one_sentence(argv, why, tmp_path, monkeypatch, capsys):
         and said.count("\n") == 1
         and not list(tmp_path.iterdir())
     ), said
+
+
+def test_a_reward_of_yours_says_where_it_went_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = (
+        "def two(prompts, outputs): return [0.0]",
+        "def torn(prompts, outputs, truths): return np.zeros(3) + np.zeros(4)",
+        "def lost(prompts, outputs, truths): return truths[0]['nothing']",
+        "def fine(prompts, outputs, truths, scale=2.0): return [scale]",
+    )
+    Path("mine_0.py").write_text("\n".join(["import numpy as np", *lines]))
+    Path("mine_1.py").write_text("import no_such_package")
+    with pytest.raises(ValueError, match=r"must take \(prompts, outputs, truths\): too many"):
+        own_function("mine_0:two")
+    with pytest.raises(ValueError, match="ValueError .*shapes.* in line 3 of .*mine_0.py: mend"):
+        own_function("mine_0:torn")([], [], [])
+    with pytest.raises(KeyError, match="nothing"):  # no bad input to `main`: the trace is shown
+        own_function("mine_0:lost")([], [], [{}])
+    assert own_function("mine_0:fine")([""], [""], [{}]) == [2.0]
+    with pytest.raises(ValueError, match="'no_such_package'; mine_1 needs it"):
+        own_function("mine_1:fine")
+    with pytest.raises(ValueError, match="'mine_2'; start in the folder"):
+        own_function("mine_2:fine")

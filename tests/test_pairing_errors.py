@@ -439,3 +439,9 @@ def test_a_text_that_is_no_utf8_is_named_by_its_rows(pairs, tmp_path):
     sentence(
         lambda: load_pairs(file), "p.parquet: a text in rows 0 to", "is not UTF-8: write it anew"
     )
+
+
+def test_no_pair_at_all_names_the_cure_that_can_help(u, g):
+    wordless = partial(complete, completer=lambda record: None)
+    with pytest.raises(ValueError, match="top_n 10: let a language model .* --complete llm, or"):
+        pair_records(u, g, PairSettings(mix="aligned", clusters=2), wordless)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from datasets import Image as ImageColumn
+from safetensors import SafetensorError
 
 from pairuni_nb import load
 from pairuni_nb.encoders import pixel_features
 from pairuni_nb.load import load_records, read_records
-from pairuni_nb.records import Store, read_image, save_records, write_whole
+from pairuni_nb.records import Store, new_folder, read_image, save_records, write_whole
 from pairuni_nb.world import records
 from test_load import write_tar
 
@@ -503,3 +504,25 @@ def test_choices_that_are_almost_python(tmp_path, choices):
     rows = [json.loads(line) | dict(choices=choices) for line in file.read_text().splitlines()]
     file.write_text("\n".join(map(json.dumps, rows)))
     sentence(lambda: load_records(tmp_path / "u", "u"), "row 0", "must be a list of texts")
+
+
+@pytest.mark.parametrize("write", ("file", "folder"))
+@pytest.mark.parametrize(
+    "error",
+    (
+        OSError(errno.ENOSPC, "Error writing bytes to file"),  # as Arrow says it
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ),
+)
+def test_a_full_disk_is_named_with_what_did_not_fit(tmp_path, write, error):
+    def fails(part):
+        raise error
+
+    with pytest.raises(OSError, match="out' cannot be written .*No space left.*make room"):
+        if write == "file":
+            write_whole(tmp_path / "out", fails)
+        with new_folder(tmp_path / "out") as part:
+            write_whole(part / "inside", fails)
+    with pytest.raises(FileNotFoundError, match="no/file"):  # another error keeps its own words
+        write_whole(tmp_path / "out", lambda part: (part / "no/file").write_text(""))
+    assert not list(tmp_path.iterdir())

@@ -74,6 +74,9 @@ def test_short_reward_is_refused():
 
     with pytest.raises(ValueError, match="returned 1 values for 4"):
         reward_matrix(lambda p, o, t: [1.0], ["a"], [0] * 4, [{}], 4)
+    for wrong in (np.zeros((4, 1)), torch.zeros(4, 2), ["good"] * 4, [float("-inf")] * 4):
+        with pytest.raises(ValueError, match="returned .* for a rollout: it must return a finite"):
+            reward_matrix(lambda p, o, t: wrong, ["a"], [0] * 4, [{}], 4)
 
 # %% ../nbs/12_rewards.ipynb #6bf4cc28
 def test_exact_words_first_then_folded_then_letters():
