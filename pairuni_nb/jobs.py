@@ -967,6 +967,11 @@ def begin_job(c: Train, out: Path, command: str):
     from pairuni_nb.run_folder import begin_run, made_with
 
     pairs, notes = pairs_of(c)
+    if c.reward == "scene" and not any(pairs["g_scene"]):
+        raise ValueError(
+            "reward scene reads a drawing against its scene, and these pairs have none: "
+            "name another reward, or none to compare with the record's own image"
+        )
     if c.pairs and c.model in TOY_MODELS and not is_toy(pairs):
         print(
             f"{c.model or 'janus-nano'} knows only the words of the toy world: "
