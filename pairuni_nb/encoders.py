@@ -13,6 +13,7 @@ import re
 import sqlite3
 import textwrap
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -360,7 +361,8 @@ def features(
     encoder = load_encoder(encoder, kind)
     db = _open_cache(cache, encoder.key) if cache and encoder.key else None
     out = None
-    with tqdm(total=len(items), desc=encoder.name, unit=f" {kind}s", delay=2) as bar:
+    bar = tqdm(total=len(items), desc=encoder.name, unit=f" {kind}s", delay=2)
+    with bar, closing(db) if db else nullcontext():
         for start in range(0, len(items), batch_size):
             batch = range(start, min(start + batch_size, len(items)))
             names = [f"{kind} {i}" if ids is None else f"the {kind} of {ids[i]}" for i in batch]
@@ -372,8 +374,6 @@ def features(
                 out = np.empty((len(items), rows.shape[1]), np.float32)
             out[start : start + len(rows)] = rows
             bar.update(len(rows))
-    if db is not None:
-        db.close()
     return out
 
 # %% ../nbs/06_encoders.ipynb #59511450
