@@ -1076,7 +1076,8 @@ def resume(
     check_tracker(tracker)
     run, rewards = Path(run), dict(rewards or {})
     check_run(run, True)
-    check_place(run / "metrics.jsonl")
+    if not os.access(run, os.W_OK):  # now, and not when the model is loaded
+        raise ValueError(f"'{run}' cannot be written: copy the run to another place")
     check_device(device)
     from pairuni_nb.processes import join_processes
     from pairuni_nb.run_folder import old_settings

@@ -425,7 +425,7 @@ def test_a_sharded_policy_is_sampled_in_bf16_and_saved_in_float32(tmp_path, alon
     masters = [p.full_tensor() if isinstance(p, DTensor) else p for p in policy.parameters()]
     assert all(torch.equal(m.to(w.dtype), w) for m, w in zip(masters, janus.parameters()))
     log_line(tmp_path, accelerator, 0, dict(eval_score_mean=0.0))
-    finish(tmp_path, made, dict(figures={}, protocol={}), s, accelerator, 0.0)
+    finish(tmp_path, made, dict(figures={}, change_ci={}, protocol={}), s, accelerator, 0.0)
     saved = {p.data_ptr(): n for n, p in janus.model.named_parameters()}
     with safe_open(tmp_path / "checkpoint" / "model.safetensors", "pt") as f:
         for m, w in zip(masters, janus.parameters()):
