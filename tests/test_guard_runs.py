@@ -269,12 +269,14 @@ def test_flags_reach_the_run(s, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pairuni_nb.train.train", stops)
     save_pairs(real_pairs().select(range(5)), "pairs")
-    more = ["--pairs", "pairs", "--out", "run", "--device", "cpu", "--reward", "scene"]
+    more = ["--pairs", "pairs", "--out", "run", "--device", "cpu"]
+    more += ["--reward", "pairuni_nb.rewards:scene_reward"]
     assert main(["train", "--model", "nano-emoji", *more, *words(s)]) == 130
     [call] = calls
     assert call["s"] == old_settings(tmp_path / "run")[0] == s
     assert (len(call["pairs"]), call["device"], call["resume"]) == (5, "cpu", True)
-    assert (call["model"], call["rewards"]) == ("nano-emoji", dict(g=scene_reward))
+    assert (call["model"], list(call["rewards"])) == ("nano-emoji", ["g"])
+    assert call["rewards"]["g"].__wrapped__ is scene_reward
 
 
 def test_those_flags_are_all_that_there_are():
