@@ -294,11 +294,11 @@ def _aligned_rows(records, fill):
     return rows, dict(Counter(reason for _, reason in dropped))
 
 # %% ../nbs/09_pairing.ipynb #52bdceff
-def _retrieved_rows(u, g, compared, chosen, s):
-    "Rows of the images that were not chosen, and how many of G found no partner."
+def _retrieved_rows(u, g, compared, taken, s):
+    "Rows of the images that are not taken, and how many of G found no partner."
     su, sg = compared
-    free_u = np.setdiff1d(np.arange(len(u)), chosen)
-    free_g = np.setdiff1d(np.arange(len(g)), chosen - len(u))
+    free_u = np.setdiff1d(np.arange(len(u)), taken)
+    free_g = np.setdiff1d(np.arange(len(g)), taken - len(u))
     found = []
     if len(free_u) and len(free_g):
         found = retrieve(sg[free_g], su[free_u], s.top_n, s.delta, s.order)
@@ -342,12 +342,15 @@ def _algorithm_1(
     if s.select == "random":
         chosen = np.random.default_rng(s.seed).choice(len(f), len(chosen), replace=False)
         chosen = np.sort(chosen)
-    aligned, dropped = [], {}
+    aligned, dropped, taken = [], {}, chosen
     if s.mix != "retrieved":
         aligned, dropped = _aligned_rows([everyone[i] for i in chosen], fill)
+        done = {(r["origin"], r["u_id"]) for r in aligned}
+        names = [("u", r["id"]) for r in u] + [("g", r["id"]) for r in g]
+        taken = np.array([i for i in chosen if names[i] in done], int)
     retrieved, without_partner = [], 0
     if s.mix != "aligned":
-        retrieved, without_partner = _retrieved_rows(u, g, compared, chosen, s)
+        retrieved, without_partner = _retrieved_rows(u, g, compared, taken, s)
     return aligned + retrieved, dict(
         medoids=len(chosen),
         aligned=len(aligned),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pairuni_nb import pairing
 from pairuni_nb import records as records_module
-from pairuni_nb.completion import complete
+from pairuni_nb.completion import complete, scene_oracle
 from pairuni_nb.evaluate import is_toy
 from pairuni_nb.pairing import (
     COLUMNS,
@@ -132,12 +132,26 @@ def test_extremes_of_delta_are_allowed(u, g):
     )  # above 1 is nothing, identical images included
 
 
-def test_a_medoid_that_cannot_be_completed_is_dropped_and_counted(u, g):
-    never = partial(complete, completer=lambda r: None)
-    _, counts = make_pairs(u, g, never, clusters=4)
-    assert counts["aligned"] == 0 and counts["dropped"] == {"not written": counts["medoids"]}
-    whole = make_pairs(u, g, clusters=4)[1]
-    assert counts["retrieved"] == whole["retrieved"]  # dropped, not put back
+@pytest.mark.parametrize("side", ["u", "g", "both"])
+def test_a_medoid_that_cannot_be_completed_is_left_for_retrieval(side, u, g):
+    def fill(rows):
+        "Records of a side cannot be completed."
+        lost = [r for r in rows if side == "both" or ("question" in r) == (side == "u")]
+        kept, _ = complete([r for r in rows if r not in lost], scene_oracle)
+        return kept, [(r["id"], "not written") for r in lost]
+
+    # one id on both sides must not hide a record
+    u, g = ([r | dict(id=f"{i}") for i, r in enumerate(rows)] for rows in (u, g))
+    pairs, counts = make_pairs(u, g, fill, clusters=8, delta=0)
+    from_u, from_g = (counts[f"aligned_from_{x}"] for x in "ug")
+    assert counts["dropped"]["not written"] == counts["medoids"] - from_u - from_g > 0
+    assert (from_u > 0, from_g > 0) == (side == "g", side == "u")
+    assert counts["retrieved"] + counts["without_partner"] == 12 - from_g
+    rows = list(pairs.select_columns(["kind", "origin", "u_id", "g_id"]))
+    used = [r["u_id"] for r in rows if r["kind"] == "retrieved" or r["origin"] == "u"]
+    assert len(used) == len(set(used))
+    # greedily, at no threshold, the rarer side is used up
+    assert counts["retrieved"] == min(12 - from_u, 12 - from_g)
 
 
 def test_missing_or_empty_pairs(tmp_path, pairs):
