@@ -542,23 +542,25 @@ def load_state(run: Path, policy, opt) -> int:  # steps done
 
 # %% ../nbs/run/01_run_folder.ipynb #5845f77a
 def run_of(
-    name: str,  # a run folder, or a save in one
+    name: str,  # a run folder, or a save or the checkpoint in one
 ) -> Path | None:
     "The run folder that a name means; None where it means none."
     path = Path(name)
-    folder = path.parent if path.suffix == ".pt" else path
+    inside = path.suffix == ".pt" or (path / "config.json").is_file()
+    folder = path.parent if inside else path
     is_run = (folder / "settings.json").is_file() and (folder / "pairs").is_dir()
     return folder if name and is_run else None
 
 # %% ../nbs/run/01_run_folder.ipynb #ab25cbad
 def from_run(
-    name: str,  # a run folder, or a save in one
+    name: str,  # a run folder, or a save or the checkpoint in one
     device: str,
 ) -> tuple:  # model, processor
     "The model that a run has trained so far."
     path = Path(name)
-    if (path / "checkpoint").exists():
-        return load_checkpoint(path / "checkpoint", device)
+    for folder in (path, path / "checkpoint"):
+        if (folder / "config.json").is_file():
+            return load_checkpoint(folder, device)
     file = path if path.suffix == ".pt" else last_save(path)
     if not file or not file.exists():
         raise ValueError(f"the run in '{path}' has saved nothing yet: go on with it, or wait")

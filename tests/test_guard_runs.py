@@ -647,17 +647,21 @@ def test_an_evaluation_samples_as_it_was_told_or_as_the_run_did(toy, tmp_path, m
 def test_a_run_in_bfloat16_scores_again_what_it_scored(tmp_path):
     s = TrainSettings(steps=1, pairs_per_step=2, rollouts=2, eval_items=60, precision="bf16")
     result = train(toy_pairs(), tmp_path / "run", replace(s, agreement_every=0), device="cpu")
-    flags = ["--checkpoint", str(tmp_path / "run"), "--items", "60", "--device", "cpu"]
-    assert main(["evaluate", *flags, "--out", str(tmp_path / "again.json")]) == 0
-    again = json.loads((tmp_path / "again.json").read_text())
-    assert (again["protocol"], again["figures"]) == (result["protocol"], result["after"])
+    for i, name in enumerate(("run", "run/checkpoint")):
+        out, flags = tmp_path / f"{i}.json", ["--items", "60", "--device", "cpu"]
+        assert (
+            main(["evaluate", "--checkpoint", f"{tmp_path}/{name}", *flags, "--out", f"{out}"]) == 0
+        )
+        again = json.loads(out.read_text())
+        assert (again["protocol"], again["figures"]) == (result["protocol"], result["after"])
 
 
-def test_a_run_that_trained_its_eyes_is_judged_by_those_it_began_with(tmp_path):
+@pytest.mark.parametrize("name", ["run", "run/checkpoint"])
+def test_a_run_that_trained_its_eyes_is_judged_by_those_it_began_with(name, tmp_path):
     s = replace(REAL, steps=2, train_vision=True, lr=1e-3)
     in_turn = dict(u=lambda prompts, texts, truths: [i % 2 for i in range(len(texts))])
     result = train(real_pairs(), tmp_path / "run", s, rewards=in_turn, device="cpu")
-    flags = f"--checkpoint {tmp_path}/run --pairs {tmp_path}/run/pairs --items {s.eval_items}"
+    flags = f"--checkpoint {tmp_path}/{name} --pairs {tmp_path}/run/pairs --items {s.eval_items}"
     words = ["evaluate", *flags.split(), "--device", "cpu", "--out", str(tmp_path / "again.json")]
     assert main(words) == 0
     again = json.loads((tmp_path / "again.json").read_text())

@@ -98,3 +98,7 @@ def test_a_damaged_save_is_named():
         (Path(tmp) / "settings.json").touch()
         (Path(tmp) / "pairs").mkdir()
         assert run_of(f"{tmp}/best.pt") == run_of(tmp) == Path(tmp)
+        (Path(tmp) / "checkpoint").mkdir()
+        (Path(tmp) / "checkpoint" / "config.json").touch()
+        assert run_of(f"{tmp}/checkpoint/") == Path(tmp)
+        assert run_of(f"{tmp}/pairs") is None
