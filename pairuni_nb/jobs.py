@@ -10,10 +10,11 @@ __all__ = ['OF_PRESET', 'DEVICES', 'OWN', 'SAID', 'CARD', 'TOY_MODELS', 'WRITTEN
            'check_names', 'check_checkpoint', 'check_tracker', 'placed', 'own_function', 'own_rewards', 'named_rewards',
            'whole_reward', 'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'check_pairs', 'whole_job', 'check_train',
            'check_flags', 'check_gpu', 'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train',
-           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
-           'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked',
-           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'judging_eyes',
-           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'try_answers', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume',
+           'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling',
+           'check_asked', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed',
+           'judging_eyes', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample',
+           'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -956,6 +957,18 @@ def run_train(
         go_on(out, rewards, held, c.device, c.tracker, c.push_to_hub)
     push(out, c.push_to_hub)
 
+# %% ../nbs/run/08_jobs.ipynb #16009f3d
+def try_answers(spec: str, pairs):
+    "A reward of answers of yours judges one: the first evaluation does not call it."
+    from pairuni_nb.rewards import reward_matrix
+    from pairuni_nb.step import side_rows
+
+    for i, question in enumerate(pairs["question"]):
+        if question is not None:
+            (truth,) = side_rows([pairs[i]], "u")
+            reward_matrix(own_function(spec), [question], [truth["answer"]], [truth], 1)
+            return
+
 # %% ../nbs/run/08_jobs.ipynb #183049ea
 TOY_MODELS = ("", "nano-emu3", "nano-diffusion")  # what comes with the package; "": janus-nano
 
@@ -972,6 +985,8 @@ def begin_job(c: Train, out: Path, command: str):
             "reward scene reads a drawing against its scene, and these pairs have none: "
             "name another reward, or none to compare with the record's own image"
         )
+    if c.reward_u:
+        try_answers(c.reward_u, pairs)
     if c.pairs and c.model in TOY_MODELS and not is_toy(pairs):
         print(
             f"{c.model or 'janus-nano'} knows only the words of the toy world: "

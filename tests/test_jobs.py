@@ -77,6 +77,8 @@ def test_a_reward_of_yours_by_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     lines = ["def half(prompts, outputs, truths):", "    return [0.5] * len(outputs)", ""]
     lines += ["def none(prompts, outputs, truths):", "    return [0.0] * len(outputs)", "three = 3"]
+    lines += ["def long(prompts, outputs, truths):", "    return [0.0, 1.0]"]
+    lines += ["def late(prompts, outputs, truths):", "    return [len(truths[0]['answers'])]"]
     Path("judges_of_a_test.py").write_text("\n".join(lines))
     pairs = PairSettings(n_u=40, n_g=40, clusters=8)
     run_pair(Pair("pairs", settings=pairs))
@@ -90,8 +92,10 @@ def test_a_reward_of_yours_by_name(tmp_path, monkeypatch):
         ("judges_of_a_test:three", "has no function three"),
         ("nowhere_to_be_found:f", "start in the folder of that module"),
         ("judges", "not of the form"),
+        ("judges_of_a_test:long", "returned 2 values for 1 rollouts"),
+        ("judges_of_a_test:late", "answers"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((ValueError, KeyError), match=words):
             run_train(replace(job, out="other", reward_u=spec))
     assert not Path("other").exists()
 
