@@ -278,16 +278,17 @@ def change_ci(
     after: list,  # (n,) of the same items
 ) -> float | None:  # None where either has fewer than two
     "Half width of the 95 % interval of how far the mean moved."
-    parts = []
-    for scores in (before, after):
-        x = np.array(scores, float)
-        known = ~np.isnan(x)
-        if known.sum() < 2:
-            return None
-        parts.append(np.where(known, x - x[known].mean(), 0) / known.sum())
-    error = parts[1] - parts[0]
-    n = len(error)
-    return float(1.96 * (error @ error * n / (n - 1)) ** 0.5)
+    x = np.array([before, after], float)
+    known = ~np.isnan(x)
+    count = known.sum(1)
+    if min(count) < 2:
+        return None
+    error = np.where(known, x - np.nanmean(x, 1)[:, None], 0) / count[:, None]
+    error, n = error[1] - error[0], len(before)
+    variance = error @ error * n / (n - 1)
+    if np.isin(x[known], (0, 1)).all():  # right or wrong: one item more rises, and one falls
+        variance += 2 / min(count) ** 2
+    return float(1.96 * variance**0.5)
 
 # %% ../nbs/15_evaluate.ipynb #a7de11d0
 def change_widths(

@@ -64,9 +64,9 @@ def test_two_processes_make_the_update_of_one(folder, precision):
 
 def test_a_policy_goes_back_to_its_state(folder):
     assert json.loads((folder / "said.json").read_text())["resumed"] == dict(zero=0)
-    assert (folder / "state.pt").exists() and [p.name for p in (folder / "state").iterdir()] == [
-        "1"
-    ]  # the last one alone
+    place = folder / "zero"
+    assert (place / "state.pt").exists()
+    assert [p.name for p in (place / "state").iterdir()] == ["1"]  # the last one alone
 
 
 def test_a_run_is_the_run_of_one(folder, one):

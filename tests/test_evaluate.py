@@ -103,8 +103,19 @@ def test_a_change_is_as_sure_as_its_items_agree():
     apart = (mean_ci(a)[1] ** 2 + mean_ci(b)[1] ** 2) ** 0.5
     assert np.isclose(change_ci([*a, *none], [*none, *b]), apart, rtol=0.02)
     assert change_ci(a, none) is None and change_ci(a, a) == 0
+    assert np.isclose(change_ci([True] * 20, [1] * 20), 1.96 * 2**0.5 / 20)
     widths = change_widths(dict(score=a, full=a), dict(score=b, full=b[:10], new=b))
     assert widths == dict(score=change_ci(a, b))
+
+# %% ../nbs/15_evaluate.ipynb #f7db6033
+def test_a_change_holds_the_truth_where_hardly_an_item_changes():
+    rng = np.random.default_rng(2)
+    for n, rises, falls in ((20, 0.05, 0.01), (100, 0.01, 0), (500, 0.01, 0.01)):
+        held, truth = 0, rises - falls
+        for u in rng.random((400, n)):
+            after, before = u < rises, (rises <= u) & (u < rises + falls)
+            held += abs(after.mean() - before.mean() - truth) <= change_ci(before, after)
+        assert held / 400 > 0.92  # 0.70, 0.64 and 0.95 without the two items more
 
 # %% ../nbs/15_evaluate.ipynb #d60ed0b6
 def test_a_change_holds_the_truth_where_scores_are_missing():
