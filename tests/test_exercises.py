@@ -163,6 +163,13 @@ WRONG = {
         ("i + 3", "i + 2"),
         ("range(len(framed) - 2)", "range(len(framed))"),
     ],
+    ("07_similarity.ipynb", "threshold_of"): [
+        ("(S > s)", "(S >= s)"),
+        ("<= share", "< share"),
+        ("min(", "max("),
+        ("(S > s)", "(S < s)"),
+        ("min(s for s in np.unique(S) if (S > s).mean() <= share)", "np.quantile(S, 1 - share)"),
+    ],
     ("07_similarity.ipynb", "joined"): [
         ("(1 - t) ** 0.5 * image, t**0.5 * text", "(1 - t) * image, t * text"),  # counts twice
         ("(1 - t) ** 0.5 * image, t**0.5 * text", "image, text"),

@@ -342,7 +342,7 @@ def test_concepts_that_no_picture_tells_are_not_judged(tmp_path):
 
 
 def test_defaults_are_those_of_the_published_figures():
-    "benchmarks/ablate and the notebooks' outputs were made with these: change both, or none."
+    "Notebooks' outputs were made with these, and presets name what differs: change all, or none."
     trained_with = dict(
         weighting="sqrt",
         steps=90,
