@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pairuni_nb.cli import main
-from pairuni_nb.jobs import own_function
-from pairuni_nb.preference import clip_reward, remote_reward
+from pairuni_nb.preference import clip_reward, remote_reward, reward_from
+from pairuni_nb.settings import own_function
 from test_preference import drawn, publish
 
 
@@ -80,13 +80,43 @@ def test_a_reward_of_yours_says_where_it_went_wrong(tmp_path, monkeypatch):
     Path("mine_0.py").write_text("\n".join(["import numpy as np", *lines]))
     Path("mine_1.py").write_text("import no_such_package")
     with pytest.raises(ValueError, match=r"must take \(prompts, outputs, truths\): too many"):
-        own_function("mine_0:two")
+        own_function("mine_0:two", "reward")
     with pytest.raises(ValueError, match="ValueError .*shapes.* in line 3 of .*mine_0.py: mend"):
-        own_function("mine_0:torn")([], [], [])
+        own_function("mine_0:torn", "reward")([], [], [])
     with pytest.raises(KeyError, match="nothing"):  # no bad input to `main`: the trace is shown
-        own_function("mine_0:lost")([], [], [{}])
-    assert own_function("mine_0:fine")([""], [""], [{}]) == [2.0]
+        own_function("mine_0:lost", "reward")([], [], [{}])
+    assert own_function("mine_0:fine", "reward")([""], [""], [{}]) == [2.0]
+    both = reward_from("0.5*mine_0:fine + scene", "cpu")
+    lists = [""], np.zeros((1, 48, 48, 3), np.uint8), [dict(scene="")]
+    assert both(*lists) == [None]  # where one of them cannot tell
+    assert reward_from("0.5*mine_0:fine+2*mine_0:fine")(*lists) == [5.0]
+    assert reward_from("mine_0:fine")(*lists) == [2.0]
+    with pytest.raises(ValueError, match="reward 'mine_0:gone': the module mine_0 has no function"):
+        reward_from("scene+mine_0:gone")
     with pytest.raises(ValueError, match="'no_such_package'; mine_1 needs it"):
-        own_function("mine_1:fine")
+        own_function("mine_1:fine", "reward")
     with pytest.raises(ValueError, match="'mine_2'; start in the folder"):
-        own_function("mine_2:fine")
+        own_function("mine_2:fine", "reward")
+
+
+def test_a_weighting_of_yours_says_what_is_wrong_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = (
+        "def two(similarity, more): return similarity",
+        "def one(similarity): return similarity.mean()",
+        "def wild(similarity): return 1 / (similarity - 0.6)",
+        "def torn(similarity): raise ValueError('no')",
+    )
+    Path("weights_0.py").write_text("\n".join(lines))
+    for name, why in (
+        ("two", "must take (similarity): missing a required argument"),
+        ("one", "of shape () of similarities of shape (3,): it must make one weight a pair"),
+        ("wild", "makes inf of the similarity 0.6"),
+        ("torn", "raised ValueError (no) in line 4 of "),
+        ("gone", "the module weights_0 has no function gone"),
+    ):
+        assert main(["train", "--weighting", f"weights_0:{name}", "--device", "cpu"]) == 2
+        said = capsys.readouterr().err
+        assert why in said and said.count("\n") == 1, said
+    assert not Path("runs").exists()

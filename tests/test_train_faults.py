@@ -197,10 +197,11 @@ def test_pairs_can_be_drawn_in_proportion_to_their_weight(pairs, tmp_path, monke
 
 
 def test_a_weighting_of_your_own_trains_and_the_bar_ends(pairs, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(pair_grpo.WEIGHTINGS, "cube", lambda s: s**3)
+    (tmp_path / "weights_of_a_test.py").write_text("def cube(similarity): return similarity**3")
+    monkeypatch.syspath_prepend(tmp_path)
     two = pairs.select([i for i, kind in enumerate(pairs["kind"]) if kind == "retrieved"][:2])
     first_wins = lambda prompts, outputs, truths: [1.0 - i % 2 for i in range(len(outputs))]
-    s, rewards = replace(S, weighting="cube"), dict(u=first_wins, g=first_wins)
+    s, rewards = replace(S, weighting="weights_of_a_test:cube"), dict(u=first_wins, g=first_wins)
     train(two, tmp_path / "run", s, rewards=rewards, device="cpu")
     assert "2/2" in capfd.readouterr().err
     # two groups of the rewards 1 and 0: advantages are plus and minus 0.5/sqrt(0.5), times s_p^3
