@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from .evaluate import change_widths, evaluate, held_out, is_toy, split_pairs, unseen_pairs
 from .pair_grpo import check_weighting
-from .prepare import Prepared, merge_lora, prepare
+from .prepare import Prepared, merge_lora, prepare, save_lora
 from .processes import copy_weights, gather, launch
 from .records import check_run, read_json, whole_path, write_json, write_whole
 from .rewards import graded_accuracy, scene_reward, target_similarity
@@ -533,7 +534,9 @@ def finish(
         write_json(folder / "sampling.json", asdict(Sampling.of(s)))
 
     if accelerator.is_main_process:
-        merge_lora(sampler)
+        if s.lora_rank:
+            write_whole(out / "adapter", partial(save_lora, sampler))
+            merge_lora(sampler)
         write_whole(out / "checkpoint", checkpoint)
         first = read_metrics(out)[0].items()
         before = {k.removeprefix("eval_"): v for k, v in first if k.startswith("eval_")}

@@ -152,6 +152,20 @@ def test_a_step_is_saved_before_it_is_scored_and_scored_when_the_run_goes_on(
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
 
 
+def test_a_lora_run_leaves_its_additions_alone_and_added(pairs, tmp_path, need):
+    peft = need("peft")
+    train(pairs, tmp_path / "run", replace(S, lora_rank=4, lr=1e-3), device="cpu")
+    start = load_janus()[0].model.language_model
+    plain = {name: w.clone() for name, w in start.state_dict().items()}
+    thin = peft.PeftModel.from_pretrained(start, tmp_path / "run" / "adapter")
+    merged = thin.merge_and_unload().state_dict()
+    whole = load_janus(tmp_path / "run" / "checkpoint")[0].model.language_model.state_dict()
+    assert all(torch.equal(merged[name], whole[name]) for name in whole)
+    assert sum(not torch.equal(plain[name], whole[name]) for name in whole) > 20
+    kept = sum(f.stat().st_size for f in (tmp_path / "run" / "adapter").iterdir())
+    assert kept < (tmp_path / "run" / "checkpoint" / "model.safetensors").stat().st_size / 5
+
+
 def test_the_additions_of_a_bfloat16_run_on_its_way_are_not_rounded_away(pairs, tmp_path, need):
     need("peft")
     run, s = tmp_path / "run", replace(S, steps=9, precision="bf16", lora_rank=4, lr=1e-5)
