@@ -57,6 +57,7 @@ from .rewards import graded_accuracy, scene_reward
 from .rollout import Sampling
 from .run_folder import locked, old_settings, read_metrics
 from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of, preset
+from .step import check_advantage
 from .train import train
 from .world import records
 
@@ -137,6 +138,7 @@ def check_changes(base: Preset, changes: dict):
     train_settings, pair_settings = settings_of(base, changes, 0)
     check(train_settings)
     check_weighting(train_settings.weighting)
+    check_advantage(train_settings.advantage)
     check(pair_settings)
     if base.data != "toy" and {"n_u", "n_g"} & set(changes):
         raise ValueError("n_u and n_g count toy records, and this preset reads its own from files")

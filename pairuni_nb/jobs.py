@@ -721,6 +721,10 @@ def check_train(c: Train) -> Train:
     from pairuni_nb.pair_grpo import check_weighting
 
     check_weighting(c.settings.weighting)
+    if FUNCTION.fullmatch(c.settings.advantage):
+        from pairuni_nb.step import check_advantage
+
+        check_advantage(c.settings.advantage)
     return c
 
 # %% ../nbs/run/08_jobs.ipynb #b6e81e66

@@ -89,7 +89,8 @@ class TrainSettings:
     # draw pairs in proportion to their weight, instead of weighting advantages
     sample_by_weight: bool = False
     # advantage of a rollout: group, its reward normalised in its group (paper); best, 1 for the
-    # group's best, else 0 (RAFT); unified, group with one reward for answer and drawing (ULM-R1)
+    # group's best, else 0 (RAFT); unified, group with one reward for answer and drawing (ULM-R1);
+    # or module:function of yours
     advantage: str = "group"
     steps: int = 90  # optimiser steps (paper: at most 1200)
     pairs_per_step: int = 16  # pairs per step, P (paper: 16 in all)
@@ -151,7 +152,8 @@ class TrainSettings:
     def method(self) -> str:
         "The run's name, as in the table `instead` of `pairuni ablate`."
         if self.advantage != "group":
-            return dict(best="raft").get(self.advantage, self.advantage)
+            own = self.advantage.partition(":")[2]
+            return own or dict(best="raft").get(self.advantage, self.advantage)
         if self.sample_by_weight:
             return "sampling"
         return "grpo" if self.weighting == "none" else "pair-grpo"
@@ -239,7 +241,9 @@ def visible(text: str) -> str:
 
 # %% ../nbs/00_settings.ipynb #361b8640
 FUNCTION = re.compile(r"(?!(?:hps|clip|concept):)[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
-TAKES = dict(reward=("prompts", "outputs", "truths"), weighting=("similarity",))
+TAKES = dict(
+    reward=("prompts", "outputs", "truths"), weighting=("similarity",), advantage=("rewards",)
+)
 
 
 def own_function(
@@ -306,7 +310,8 @@ def check_train_settings(s: TrainSettings):
     one_of("cfg_scoring", s.cfg_scoring, ("guided", "cond"))
     one_of("precision", s.precision, ("fp32", "bf16"))
     one_of("sides", s.sides, ("ug", "u", "g"))
-    one_of("advantage", s.advantage, ("group", "best", "unified"))
+    if not FUNCTION.fullmatch(s.advantage):
+        one_of("advantage", s.advantage, ("group", "best", "unified", "module:function of yours"))
     one_of("combine", s.combine, ("sum", "balance", "pcgrad", "pcgrad-each", "alternate"))
     if s.lora_rank and (s.shard or s.train_vision):
         raise ValueError(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['rows_of_step', 'side_rows', 'noise_names', 'roll_out', 'Side', 'own_weights', 'softmax_weights', 'reward_weights',
-           'weights_of', 'best_advantage', 'weighted_side', 'unify', 'roll_out_sides', 'Pass', 'halves_of',
-           'side_passes', 'update_passes', 'take_gradient', 'added', 'dots', 'few', 'length', 'cosine_between',
-           'ceiling', 'layer_of', 'agreement', 'without_conflict', 'scaled', 'combined', 'join_sides',
-           'backward_passes', 'put_gradient', 'update', 'gaps_of', 'finite', 'describe_side', 'describe_kinds',
-           'describe', 'score', 'compares', 'train_step']
+           'weights_of', 'best_advantage', 'relative_advantage', 'check_advantage', 'weighted_side', 'unify',
+           'roll_out_sides', 'Pass', 'halves_of', 'side_passes', 'update_passes', 'take_gradient', 'added', 'dots',
+           'few', 'length', 'cosine_between', 'ceiling', 'layer_of', 'agreement', 'without_conflict', 'scaled',
+           'combined', 'join_sides', 'backward_passes', 'put_gradient', 'update', 'gaps_of', 'finite', 'describe_side',
+           'describe_kinds', 'describe', 'score', 'compares', 'train_step']
 
 # %% ../nbs/14_step.ipynb #7e3eeaf7
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -47,7 +47,7 @@ from pairuni_nb.processes import (
 )
 from .rewards import reward_matrix, well_formed
 from .rollout import Policy, Rollouts, Sampling, gap, noise
-from .settings import TrainSettings
+from .settings import FUNCTION, TrainSettings, own_function
 from .world import question_text
 
 # %% ../nbs/14_step.ipynb #1e5f6120
@@ -192,6 +192,33 @@ def best_advantage(
     low = rewards.nan_to_num(math.inf).amin(-1, keepdim=True)
     return ((rewards == high) & (high > low)).float()
 
+# %% ../nbs/14_step.ipynb #ad9a9015
+def relative_advantage(
+    rewards: Tensor,  # (P, K), NaN where missing
+    name: str,  # `TrainSettings.advantage`
+) -> Tensor:  # (P, K)
+    "How much better than its group each rollout is; `unify` makes its own of these."
+    if not FUNCTION.fullmatch(name):
+        return best_advantage(rewards) if name == "best" else group_advantage(rewards)
+    made = torch.as_tensor(own_function(name, "advantage")(rewards), dtype=torch.float32)
+    if made.shape != rewards.shape:
+        raise ValueError(
+            f"advantage '{name}' makes shape {tuple(made.shape)} of rewards of shape "
+            f"{tuple(rewards.shape)}: it must make one number of each"
+        )
+    if not made.isfinite().all():
+        group = (~made.isfinite()).any(1).nonzero()[0, 0]
+        raise ValueError(
+            f"advantage '{name}' makes {made[group].tolist()} of the rewards "
+            f"{rewards[group].tolist()}: it must make finite numbers, 0 where one is missing (nan)"
+        )
+    return made
+
+
+def check_advantage(name: str):
+    "Try an advantage on two groups, before any work."
+    relative_advantage(torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, math.nan]]), name)
+
 # %% ../nbs/14_step.ipynb #70d147e0
 def weighted_side(
     rollouts: Rollouts,
@@ -202,8 +229,7 @@ def weighted_side(
 ) -> Side:
     "Rewards become advantages, and each is multiplied by its pair's weight (Eqs. 3, 4)."
     weights = weights_of(pairs, rewards, s)
-    relative = best_advantage if s.advantage == "best" else group_advantage
-    advantages = modulate(relative(rewards), weights).flatten()
+    advantages = modulate(relative_advantage(rewards, s.advantage), weights).flatten()
     if s.mask_truncated:  # no gradient; its reward stays in its group's mean and std
         rollouts = replace(rollouts, mask=rollouts.mask & rollouts.ended[:, None])
     advantages = advantages.to(rollouts.tokens.device)

@@ -50,7 +50,7 @@ from pairuni_nb.run_folder import (
     save_state,
 )
 from .settings import TrainSettings, check
-from .step import own_weights, rows_of_step, train_step
+from .step import check_advantage, own_weights, rows_of_step, train_step
 from .world import question_text
 
 # %% ../nbs/run/02_train.ipynb #1dbfd76c
@@ -273,6 +273,7 @@ def check_call(
     "All that can be refused before a model is loaded."
     check(s)
     check_weighting(s.weighting)
+    check_advantage(s.advantage)
     if wrong := set(rewards or {}) - {"u", "g"}:
         raise ValueError(
             f"rewards are named {', '.join(sorted(wrong))}: "

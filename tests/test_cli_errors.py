@@ -433,7 +433,7 @@ def test_the_program_itself():
         assert shown.returncode == 0 and "train" in shown.stdout
     bad = python(PROGRAM + "sys.exit(code)", "train", "--weighting", "cubic")
     said = "pairuni: unknown weighting 'cubic': choose one of sqrt, linear, none, square, "
-    said += "softmax, reward\n"
+    said += "softmax, reward, or name a function of yours, module:function\n"
     assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", said)
 
 

@@ -99,24 +99,33 @@ def test_a_reward_of_yours_says_where_it_went_wrong(tmp_path, monkeypatch):
         own_function("mine_2:fine", "reward")
 
 
-def test_a_weighting_of_yours_says_what_is_wrong_before_the_work(tmp_path, monkeypatch, capsys):
+def test_a_weighting_or_an_advantage_of_yours_says_what_is_wrong_before_the_work(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     lines = (
-        "def two(similarity, more): return similarity",
-        "def one(similarity): return similarity.mean()",
-        "def wild(similarity): return 1 / (similarity - 0.6)",
-        "def torn(similarity): raise ValueError('no')",
+        "def two(given, more): return given",
+        "def one(given): return given.mean()",
+        "def wild(given): return 1 / (given - 0.6)",
+        "def torn(given): raise ValueError('no')",
     )
-    Path("weights_0.py").write_text("\n".join(lines))
-    for name, why in (
-        ("two", "must take (similarity): missing a required argument"),
-        ("one", "of shape () of similarities of shape (3,): it must make one weight a pair"),
-        ("wild", "makes inf of the similarity 0.6"),
-        ("torn", "raised ValueError (no) in line 4 of "),
-        ("gone", "the module weights_0 has no function gone"),
+    Path("own_0.py").write_text("\n".join(lines))
+    for flag, name, why in (
+        ("weighting", "two", "must take (similarity): missing a required argument"),
+        ("weighting", "one", "of shape () of similarities of shape (3,): it must make one weight"),
+        ("weighting", "wild", "makes inf of the similarity 0.6"),
+        ("weighting", "torn", "raised ValueError (no) in line 4 of "),
+        ("weighting", "gone", "the module own_0 has no function gone"),
+        ("advantage", "two", "must take (rewards): missing a required argument"),
+        ("advantage", "one", "makes shape () of rewards of shape (2, 3)"),
+        ("advantage", "wild", "of the rewards [1.0, 1.0, nan]: it must make finite numbers"),
+        ("advantage", "torn", "raised ValueError (no) in line 4 of "),
+        ("advantage", "gone", "the module own_0 has no function gone"),
     ):
-        assert main(["train", "--weighting", f"weights_0:{name}", "--device", "cpu"]) == 2
+        assert main(["train", f"--{flag}", f"own_0:{name}", "--device", "cpu"]) == 2
         said = capsys.readouterr().err
-        assert why in said and said.count("\n") == 1, said
+        assert f"{flag} 'own_0:{name}'" in said and why in said and said.count("\n") == 1, said
+    assert main(["train", "--advantage", "worst"]) == 2
+    assert "group, best, unified, module:function" in capsys.readouterr().err
     assert not Path("runs").exists()

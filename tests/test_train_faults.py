@@ -191,6 +191,25 @@ def test_the_additions_of_a_bfloat16_run_on_its_way_are_not_rounded_away(pairs, 
     assert (moved - scale * added).norm() < 0.01 * moved.norm()
 
 
+def test_an_advantage_of_yours_trains_and_its_pair_weighs_it(pairs, tmp_path, monkeypatch):
+    code = "def centred(rewards): return (rewards - rewards.nanmean(1, True)).nan_to_num(0)"
+    (tmp_path / "advantages_of_a_test.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    s, met = replace(S, advantage="advantages_of_a_test:centred", steps=1), {}
+    tenths = lambda prompts, outputs, truths: [i / 10 for i in range(len(outputs))]
+    rewards = dict(u=tenths, g=lambda *lists: [None, *tenths(*lists)[1:]])
+
+    def watch(done, metrics, sides):
+        met.update(sides)
+
+    train(pairs, tmp_path / "run", s, rewards=rewards, device="cpu", callback=watch)
+    assert set(met) == {"u", "g"} and met["g"].rewards[0].isnan().tolist() == [True, False]
+    for side in met.values():
+        left = side.rewards - side.rewards.nanmean(1, keepdim=True)
+        expected = side.weights[:, None] * left.nan_to_num(0)
+        assert torch.allclose(side.advantages.view(expected.shape), expected)
+
+
 def test_pairs_can_be_drawn_in_proportion_to_their_weight(pairs, tmp_path, monkeypatch):
     "Only one pair has a weight, so each step trains on it alone, twice; its advantages are plain."
     monkeypatch.setitem(pair_grpo.WEIGHTINGS, "third", lambda s: s * (s == s.min()))
