@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers.utils import logging
 
 from pairuni_nb.cli import main
 from pairuni_nb.diffusion import (
@@ -18,6 +19,7 @@ from pairuni_nb.diffusion import (
     masked_from,
     masked_loss,
     policy_for,
+    policy_without_weights,
     schedule,
 )
 from pairuni_nb.emu3 import examples, text_examples
@@ -55,6 +57,57 @@ def test_a_schedule_reveals_something_each_step_and_all_in_the_end(T, steps):
     assert len(seen) == min(T, steps) + 1
     assert all(a < b for a, b in zip(seen, seen[1:]))
     assert seen[-1] == T
+
+
+def test_a_masked_model_begins_as_janus_with_a_mask_of_its_seed():
+    first, same, other = (masked_from(seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.mask_embedding, same.mask_embedding)
+    assert not torch.equal(first.mask_embedding, other.mask_embedding)
+    janus, own = load_janus()[0].state_dict(), other.state_dict()
+    assert own.keys() - janus.keys() == {"mask_embedding"}
+    assert all(torch.equal(own[name], weight) for name, weight in janus.items())
+    told = first.generation_config
+    assert (told.max_new_tokens, told.guidance_scale) == (12, 1.0)
+
+
+def test_a_text_has_ended_where_an_end_was_drawn_anywhere():
+    p = DiffusionPolicy(*masked_from())
+    u = noise(0, 0, range(2), 4, 12)
+    asked, sampling = p.text_prompts(["how many?", "why?"]), Sampling(max_new_tokens=12)
+    free = p.sample(asked, 4, u, sampling)
+    p.eos = free.tokens[[1, 6], [3, 0]].unique()
+    r = p.sample(asked, 4, u, sampling)
+    assert torch.equal(r.tokens, free.tokens)  # an end is a token as any other
+    assert torch.equal(r.ended, torch.isin(free.tokens, p.eos).any(1))
+    assert 0 < r.ended.sum() < len(r)
+
+
+def test_every_state_hangs_on_the_prompts_last(monkeypatch):
+    "Else --shard waits for ever: it gathers a layer when the gradient of its output arrives."
+    p, kept, prefill, r = DiffusionPolicy(*masked_from()), [], DiffusionPolicy.prefill, drawings(1)
+
+    def keeps(*args):
+        last, *rest = prefill(*args)
+        last.retain_grad()
+        kept.append(last)
+        return last, *rest
+
+    monkeypatch.setattr(DiffusionPolicy, "prefill", keeps)
+    p(r).sum().backward()
+    assert len(kept) == 1 and kept[0].grad is not None
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_of_loading_are_as_before(shown):
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        policy_without_weights()
+        assert logging.is_progress_bar_enabled() == shown
+        with pytest.raises(ValueError, match="no folder"):
+            policy_without_weights("/nowhere/at/all")
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        logging.enable_progress_bar()
 
 
 def test_equal_drawings_on_two_paths_are_two():
