@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -461,6 +462,54 @@ def test_choices_and_instruction_count_to_a_prompts_length():
     ):
         with pytest.raises(ValueError, match="question of pair 0 needs .* positions"):
             check_lengths(policy, pairs, asked)
+
+
+@pytest.mark.parametrize("task", "ug")
+def test_a_prompt_fits_to_the_last_position_and_one_more_is_refused(task):
+    policy, text = JanusPolicy(*load_janus()), "red" + " red" * 9
+    words = len(policy.processor.tokenizer(text)["input_ids"])
+    # an answer beside a picture of 36 tokens, or a drawing of 36; and the chat's frame
+    needed = words + 32 + (36 + S.max_new_tokens if task == "u" else 36)
+    config = policy.model.config.text_config
+    config.max_position_embeddings = needed
+    loop.check_length(policy, task, text, Sampling.of(S), "text")
+    config.max_position_embeddings -= 1
+    with pytest.raises(ValueError, match=f"text needs {needed} tokens.* {needed - 1} positions"):
+        loop.check_length(policy, task, text, Sampling.of(S), "text")
+
+
+@pytest.mark.parametrize("place", (0, 24))
+@pytest.mark.parametrize("task, column", (("u", "question"), ("g", "prompt")))
+def test_the_longest_of_many_prompts_is_looked_at_wherever_it_stands(task, column, place):
+    rows = [dict(question="how many?", choices=None, prompt="a red star") for _ in range(25)]
+    rows[place][column] = "red " * 2000
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    with pytest.raises(ValueError, match=f"{column} of pair {place} needs"):
+        check_lengths(JanusPolicy(*load_janus()), columns, Sampling.of(S))
+
+
+def test_one_held_out_drawing_has_no_score_and_stops_nothing():
+    def told(n, score):
+        return dict(protocol=dict(n_g=n), figures=dict(score_mean=score))
+
+    for fine in (told(1, None), dict(protocol=dict(n_g=0), figures={}), told(2, 0.0)):
+        loop.check_judged(fine)
+    with pytest.raises(ValueError, match="every reward of the held-out drawings is missing"):
+        loop.check_judged(told(2, None))
+
+
+def test_peak_memory_is_a_gpus_where_one_is_used_and_else_the_process_own(monkeypatch):
+    own = loop.peak_gb()
+    assert 0.1 < own < 100
+    lines = open("/proc/self/status").read() if sys.platform == "linux" else ""
+    if "VmHWM" in lines:
+        told = int(lines.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+        assert own > 0.98 * told  # a parent's that was larger may count
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)  # a run on the CPU
+    assert loop.peak_gb() == pytest.approx(own, rel=0.02)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3e9)
+    assert loop.peak_gb() == 3
 
 
 @pytest.mark.parametrize("side, column", (("u", "question"), ("g", "prompt")))
