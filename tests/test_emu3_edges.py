@@ -242,6 +242,7 @@ def test_the_frame_of_a_prompt():
 
 def test_a_layout_by_hand():
     assert layout(1, 1) == {1: 0, 2: 1, 3: 2, 4: 3}
+    assert layout(2, 3) == {3: 0, 7: 0, 8: 1, 9: 2, 10: 3}
     assert sorted(layout(6, 6)) == [6, 13, 20, 27, 34, 41, 42, 43, 44]
 
 
