@@ -157,6 +157,15 @@ def test_accelerate_reads_the_runs_settings_where_it_left_its_own(monkeypatch, t
         assert told["train_micro_batch_size_per_gpu"] == 5
 
 
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.MEGATRON_LM])
+def test_launchers_that_split_weights_their_own_way_are_refused(kind, monkeypatch, tmp_path):
+    made = SimpleNamespace(distributed_type=kind, num_processes=2)
+    monkeypatch.setattr(T, "join_processes", lambda device: made)
+    monkeypatch.setattr(T, "Accelerator", lambda **_: made)
+    with pytest.raises(ValueError, match=f"asks for {kind.value}: start .* --multi_gpu"):
+        launch(SMALL, tmp_path, "auto", None)
+
+
 @pytest.fixture
 def asked(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
