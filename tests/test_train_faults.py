@@ -499,8 +499,8 @@ def test_a_split_that_was_decided_stays_as_it_is(tmp_path, pairs):
 
 def test_pairs_are_drawn_by_their_own_weights_where_some_are_held_out(pairs):
     kept = [len(pairs) - 1, 3, 1]
-    s = replace(S, weighting="linear", sample_by_weight=True)
-    own = [pairs[i]["similarity"] if pairs[i]["kind"] == "retrieved" else 1.0 for i in kept]
+    s = replace(S, weighting="sqrt", sample_by_weight=True)
+    own = [pairs[i]["similarity"] ** 0.5 if pairs[i]["kind"] == "retrieved" else 1 for i in kept]
     assert loop.drawing_weights(pairs, kept, s).tolist() == pytest.approx(own)
     assert loop.drawing_weights(pairs, kept, replace(s, sample_by_weight=False)) is None
 

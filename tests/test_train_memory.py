@@ -467,6 +467,8 @@ def test_a_sharded_policy_is_sampled_in_bf16_and_saved_in_float32(tmp_path, alon
     assert {w.dtype for w in trunk} == {torch.bfloat16} and all(
         w.dtype == torch.float32 for w in policy.parameters()
     )
+    split = {(isinstance(p, DTensor), p.requires_grad) for p in policy.parameters()}
+    assert split == {(True, True), (False, False)}  # what is frozen stays whole
     places, before = [w.data_ptr() for w in trunk], trunk[0].clone()
     train_step(
         policy,
