@@ -28,6 +28,7 @@ from pairuni_nb.janus import (
     train_vision,
     train_vq,
 )
+from pairuni_nb.rollout import Sampling
 from pairuni_nb.world import ITEMS, STYLES, caption, question, sample_scene, split_of
 
 
@@ -326,6 +327,15 @@ def test_half_of_emu3s_captions_are_of_crammed_scenes(monkeypatch):
     assert {*map(len, told.values())} == {7}
 
 
+def test_examples_end_and_are_scored_without_guidance():
+    policy = policy_of("nano-emu3")
+    tok, ends = policy.processor.tokenizer, int(policy.eos[0])
+    told = emu3.text_examples(policy, ["how many?"] * 2, None, ["two", "a red star"])
+    for row, mask, text in zip(told.tokens, told.mask, ("two", "a red star")):
+        assert row[mask].tolist() == [*tok(text, add_special_tokens=False).input_ids, ends]
+    assert told.sampling == Sampling(1.0, 1.0) and told.ended.all()
+
+
 # the steps
 
 
@@ -374,7 +384,8 @@ def test_a_warm_start_takes_as_many_of_each_kind_as_it_says(family, monkeypatch)
     sizes = dict(questions=5, drawings=7, noise=0.5, steps=3, lr=0.1, pool=9)
     monkeypatch.setattr(emu3, "mean_loss", lambda policy, worth: worth)
     monkeypatch.setattr(diffusion, "masked_loss", lambda policy, worth, rng: worth)
-    monkeypatch.setattr(diffusion, "filled", lambda worth, T, eos: worth)
+    full = []
+    monkeypatch.setattr(diffusion, "filled", lambda worth, T, eos: full.append(T) or worth)
     names = dict(
         janus=("_question_loss", "_caption_loss", "_drawing_loss"),
         emu3=("question_examples", "caption_examples", "pool_examples"),
@@ -395,6 +406,7 @@ def test_a_warm_start_takes_as_many_of_each_kind_as_it_says(family, monkeypatch)
     assert (steps, lr) == (3, 0.1)
     assert asked[names[0]] == [5, 0.5] and asked[names[2]] == [7, 0.5]
     assert losses["questions"] == 1 and losses["drawing"] == 4
+    assert full == ([12] if family == "diffusion" else [])  # places of an answer
     if names[1]:
         assert asked[names[1]] == [6]
         assert losses["captions"] == (1 if family == "janus" else 2)
