@@ -445,9 +445,9 @@ def set_learning_rate(opt, step: int, s: TrainSettings) -> float:
 
 # %% ../nbs/run/02_train.ipynb #b05490ec
 def peak_gb() -> float:
-    "The most memory that this process has held so far: the GPU's, or without one its own."
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+    "The most memory that this process has held so far: a GPU's, or where it uses none its own."
+    if torch.cuda.is_available() and (held := torch.cuda.max_memory_allocated()):
+        return held / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

@@ -95,6 +95,8 @@ def test_the_settings_of_the_run_count():
     [
         ("sets bf16: delete it there", config(bf16=dict(enabled=True)), {}),
         ("sets fp16: delete it there", config(fp16=dict(enabled=True)), {}),
+        ("sets amp: delete it there", config(amp=dict(enabled=True)), {}),
+        ("sets torch_autocast: delete it there", config(torch_autocast=dict(enabled=True)), {}),
         (
             "sets optimizer and scheduler: delete",
             config(optimizer=dict(type="Adam"), scheduler=dict(type="WarmupLR")),
@@ -106,19 +108,41 @@ def test_the_settings_of_the_run_count():
             {},
         ),
         (
+            "sets offload_optimizer, which loses",
+            config(zero_optimization=dict(stage=3, offload_optimizer=dict(device="nvme"))),
+            {},
+        ),
+        (
             "sets overlap_comm, which loses",
             config(zero_optimization=dict(stage=1, overlap_comm=True)),
             {},
         ),
         ("splits nothing at ZeRO stage 0: choose", config(zero_optimization=dict(stage=0)), {}),
+        ("splits nothing at ZeRO stage 0: choose", config(zero_optimization={}), {}),
         ("add --no-shard", config(), dict(shard=True)),
         ("set lora_rank to 0", config(), dict(lora_rank=4)),
+        ("combine balance needs each .* set combine to sum", config(), dict(combine="balance")),
+        ("combine alternate needs each", config(), dict(combine="alternate")),
     ],
 )
 def test_what_deepspeed_cannot_do_is_refused(said, given, changed):
     with pytest.raises(ValueError, match=said) as e:
         zero_config(given, replace(SMALL, **changed))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "zero",
+    [
+        dict(stage=1, overlap_comm=False),
+        dict(stage=2, overlap_comm=True),
+        dict(stage=3, overlap_comm=True, offload_optimizer=None),
+        dict(stage=2, offload_optimizer=dict(device="none")),
+    ],
+)
+def test_what_loses_no_gradient_is_left_alone(zero):
+    given = config(zero_optimization=zero, amp=dict(enabled=False))
+    assert zero_config(given, SMALL)["gradient_accumulation_steps"] == 1
 
 
 def test_accelerate_reads_the_runs_settings_where_it_left_its_own(monkeypatch, tmp_path):
@@ -131,6 +155,15 @@ def test_accelerate_reads_the_runs_settings_where_it_left_its_own(monkeypatch, t
     launch(replace(SMALL, micro_batch=5), tmp_path, "auto", None)
     for told in (plugin.deepspeed_config, plugin.hf_ds_config.config):
         assert told["train_micro_batch_size_per_gpu"] == 5
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.MEGATRON_LM])
+def test_launchers_that_split_weights_their_own_way_are_refused(kind, monkeypatch, tmp_path):
+    made = SimpleNamespace(distributed_type=kind, num_processes=2)
+    monkeypatch.setattr(T, "join_processes", lambda device: made)
+    monkeypatch.setattr(T, "Accelerator", lambda **_: made)
+    with pytest.raises(ValueError, match=f"asks for {kind.value}: start .* --multi_gpu"):
+        launch(SMALL, tmp_path, "auto", None)
 
 
 @pytest.fixture

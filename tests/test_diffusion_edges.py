@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers.utils import logging
 
+from pairuni_nb import diffusion
 from pairuni_nb.cli import main
 from pairuni_nb.diffusion import (
     DiffusionPolicy,
@@ -18,6 +20,7 @@ from pairuni_nb.diffusion import (
     masked_from,
     masked_loss,
     policy_for,
+    policy_without_weights,
     schedule,
 )
 from pairuni_nb.emu3 import examples, text_examples
@@ -57,6 +60,58 @@ def test_a_schedule_reveals_something_each_step_and_all_in_the_end(T, steps):
     assert seen[-1] == T
 
 
+def test_a_masked_model_begins_as_janus_with_a_mask_of_its_seed():
+    first, same, other = (masked_from(seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.mask_embedding, same.mask_embedding)
+    assert not torch.equal(first.mask_embedding, other.mask_embedding)
+    janus, own = load_janus()[0].state_dict(), other.state_dict()
+    assert own.keys() - janus.keys() == {"mask_embedding"}
+    assert all(torch.equal(own[name], weight) for name, weight in janus.items())
+    told = first.generation_config
+    assert (told.max_new_tokens, told.guidance_scale) == (12, 1.0)
+
+
+def test_a_text_has_ended_where_an_end_was_drawn_anywhere():
+    p = DiffusionPolicy(*masked_from())
+    u = noise(0, 0, range(2), 4, 12)
+    asked, sampling = p.text_prompts(["how many?", "why?"]), Sampling(max_new_tokens=12)
+    free = p.sample(asked, 4, u, sampling)
+    p.eos = free.tokens[[1, 6], [3, 0]].unique()
+    r = p.sample(asked, 4, u, sampling)
+    assert torch.equal(r.tokens, free.tokens)  # an end is a token as any other
+    assert torch.equal(r.ended, torch.isin(free.tokens, p.eos).any(1))
+    assert 0 < r.ended.sum() < len(r)
+    assert drawings().ended.all()  # a drawing has no end to miss
+
+
+def test_every_state_hangs_on_the_prompts_last(monkeypatch):
+    "Else --shard waits for ever: it gathers a layer when the gradient of its output arrives."
+    p, kept, prefill, r = DiffusionPolicy(*masked_from()), [], DiffusionPolicy.prefill, drawings(1)
+
+    def keeps(*args):
+        last, *rest = prefill(*args)
+        last.retain_grad()
+        kept.append(last)
+        return last, *rest
+
+    monkeypatch.setattr(DiffusionPolicy, "prefill", keeps)
+    p(r).sum().backward()
+    assert len(kept) == 1 and kept[0].grad is not None
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_of_loading_are_as_before(shown):
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        policy_without_weights()
+        assert logging.is_progress_bar_enabled() == shown
+        with pytest.raises(ValueError, match="no folder"):
+            policy_without_weights("/nowhere/at/all")
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        logging.enable_progress_bar()
+
+
 def test_equal_drawings_on_two_paths_are_two():
     r = drawings().index([0, 0, 1])
     step = r.step.clone()
@@ -82,6 +137,42 @@ def test_an_order_by_lot_knows_nothing_of_the_weights_or_the_prompt():
     again = other.sample(other.image_prompts(DRAW[::-1]), 3, u, Sampling(cfg_weight=1.0))
     assert torch.equal(again.step, r.step)
     assert not torch.equal(again.tokens, r.tokens)
+
+
+def test_an_order_has_nothing_to_do_with_the_numbers_that_draw():
+    "What comes early would else be drawn by small numbers, and so be other tokens."
+    u = noise(0, 0, range(2), 20, 36)
+    told = policy().sample(policy().image_prompts(DRAW), 20, u, Sampling(cfg_weight=1.0))
+    pairs = torch.stack([u.flatten(), told.step.flatten().float()])
+    assert abs(torch.corrcoef(pairs)[0, 1]) < 0.12  # of 1440 pairs: four standard errors
+
+
+@pytest.mark.parametrize("confident", [False, True])
+def test_a_draw_that_may_be_rejected_has_numbers_of_its_own(confident, monkeypatch):
+    p, chances, pick = DiffusionPolicy(*masked_from()), [], diffusion.pick
+
+    def notes(logits, u, sampling):
+        chances.append(u)
+        return pick(logits, u, sampling)
+
+    monkeypatch.setattr(diffusion, "pick", notes)
+    p.confident = confident
+    p.sample(p.image_prompts(DRAW), 1, noise(0, 0, range(2), 1, 36), Sampling(cfg_weight=1.0))
+    assert len(torch.stack(chances).unique(dim=0)) == (9 if confident else 1)
+
+
+def test_the_surest_is_the_likeliest_as_guided():
+    g = torch.Generator().manual_seed(0)
+    cond, uncond = torch.randn(2, 2, 8, 5, generator=g)
+    new = torch.randint(5, (2, 8), generator=g)
+    hidden = torch.rand(2, 8, generator=g) < 0.7
+    logits = torch.cat([cond, uncond])
+    places = policy().surest(logits, new, hidden, Sampling(cfg_weight=3.0))
+    chances = (3 * cond - 2 * uncond).softmax(-1)
+    for row in range(2):
+        sure = {t: chances[row, t, new[row, t]].item() for t in range(8) if hidden[row, t]}
+        wanted = sorted(sure, key=sure.get, reverse=True)
+        assert places[row, : len(wanted)].tolist() == wanted and 2 < len(wanted) < 8
 
 
 def test_confidence_reveals_the_likeliest_draws_and_is_scored_as_drawn():
@@ -174,6 +265,10 @@ def test_a_checkpoint_says_in_how_many_steps_it_draws(tmp_path):
     u = noise(0, 0, range(2), 1, 36)
     drawn = again.sample(again.image_prompts(DRAW), 1, u, Sampling(cfg_weight=1.0))
     assert drawn.step.max() == 3
+    asked = again.text_prompts(["how many?"])
+    said = again.sample(asked, 2, u, Sampling(max_new_tokens=12))
+    assert said.step.max() == 5  # of the six that it answers in
+    assert said.tokens.shape == (2, 12)  # whatever noise there is
 
 
 def test_the_sampler_counts_the_logits_of_all_places():

@@ -372,11 +372,40 @@ def answers(policy):
     return policy.sample(prompts, 2, noise(0, 0, [0], 2, 4), sampling)
 
 
+def test_what_trains_is_float32_whatever_was_saved(tmp_path):
+    "Steps of a small rate would be lost in bfloat16."
+    model, processor = load_janus(dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    m = prepare(str(tmp_path), TrainSettings(), Accelerator(cpu=True))
+    assert {p.dtype for p in m.policy.parameters()} == {torch.float32}
+
+
+def matrices(policy):
+    "Dtypes of the language model's, by whether they are trained."
+    parts = [m for m in policy.language_model.modules() if type(m) is torch.nn.Linear]
+    return {(m.weight.requires_grad, m.weight.dtype) for m in parts}
+
+
+def test_frozen_matrices_are_kept_as_autocast_reads_them(need):
+    need("peft")
+    low, full = torch.bfloat16, torch.float32
+    with_lora = made(precision="bf16", lora_rank=2)
+    assert matrices(with_lora.policy) == {(False, low), (True, full)}
+    with_reference = made(precision="bf16", beta=0.1)
+    assert matrices(with_reference.ref) == {(False, low)}
+    assert matrices(with_reference.policy) == {(True, full)}
+    assert matrices(made(lora_rank=2).policy) == {(False, full), (True, full)}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("asked", [False, True])
-def test_gradient_checkpointing_computes_layers_twice(asked):
-    policy, calls = made(gradient_checkpointing=asked).policy, []
+def test_gradient_checkpointing_computes_layers_twice(asked, rank, need):
+    if rank:
+        need("peft")
+    policy, calls = made(gradient_checkpointing=asked, lora_rank=rank).policy, []
     drawn = answers(policy)
-    mlp = policy.model.model.language_model.layers[1].mlp
+    mlp = policy.language_model.layers[1].mlp
     mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     total = policy(drawn).sum()
     n = len(calls)

@@ -3,12 +3,14 @@
 import copy
 import math
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from hand_made import END, HandMade, Prompts, code, pair, reward, value
+from pairuni_nb import processes
 from pairuni_nb.processes import add_up
 from pairuni_nb.rollout import Rollouts, Sampling
 from pairuni_nb.settings import TrainSettings
@@ -355,6 +357,73 @@ def test_sums_add_up_and_largest_values_do_not():
     for share, clip, ratio in ((0.75, 0.4, 1.5), (0.25, 0.8, 1.2)):
         add_up(stats, "u", dict(clip_low=clip, ratio_max=ratio), share)
     assert stats == dict(clip_low_u=pytest.approx(0.5), ratio_max_u=1.5)
+
+
+# what several processes share out
+
+
+def as_process(monkeypatch, rank, size):
+    monkeypatch.setattr(processes, "rank_and_size", lambda: (rank, size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 7, 12])
+def test_processes_take_every_row_once_and_pass_in_step(size, n, monkeypatch):
+    taken = []
+    for rank in range(size):
+        as_process(monkeypatch, rank, size)
+        taken.append(list(processes.passes(n, 2)))
+    assert {len(own) for own in taken} == {-(-n // (2 * size))}
+    order = []
+    for together in zip(*taken, strict=True):
+        assert len({bool(last) for _, _, last in together}) == 1
+        for rows, counts, _ in together:
+            assert 1 <= len(rows) <= 2
+            order += rows.tolist() if counts else []
+    assert order == list(range(n))
+    assert [bool(last) for *_, last in taken[0]] == [False] * (len(taken[0]) - 1) + [True]
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_gradient_is_a_mean_over_processes_so_each_gives_its_sum(counts, last, monkeypatch):
+    given = SimpleNamespace(sync_gradients=not last, backward=lambda loss: sums.append(loss))
+    sums = []
+    as_process(monkeypatch, 1, 3)
+    processes.backward(torch.tensor(0.5), counts, last, given)
+    assert sums == [1.5 if counts else 0] and given.sync_gradients == last
+
+
+def test_sums_of_all_processes_and_largest_values_of_any(monkeypatch):
+    stats = [
+        dict(loss_u=0.25, ratio_max_u=2.0, gap_g=0.1, gap_seq_g=3.0, gap_mean_g=0.5, grad_norm=1.0),
+        dict(loss_u=0.5, ratio_max_u=1.0, gap_g=0.3, gap_seq_g=2.0, gap_mean_g=0.5, grad_norm=1.0),
+    ]
+    monkeypatch.setattr(processes, "gather", lambda own: stats)
+    assert processes.of_all(stats[0]) == dict(
+        loss_u=0.75, ratio_max_u=2.0, gap_g=0.3, gap_seq_g=3.0, gap_mean_g=1.0, grad_norm=1.0
+    )
+
+
+def test_rollouts_of_processes_are_put_together_without_stand_ins(monkeypatch):
+    drawn = sampled()["u"]["rollouts"]
+    parts = [drawn.index(slice(0, 9)), drawn.index([0]), drawn.index(slice(9, 16))]
+    values, gathered = torch.arange(16.0), []
+    cut = [values[:9], values[:1], values[9:]]
+    texts = [[f"{i}" for i in part.tolist()] for part in cut]
+
+    def gather(mine):  # the first round only collects
+        gathered.append(mine)
+        return gathered[:3]
+
+    monkeypatch.setattr(processes, "gather", gather)
+    as_process(monkeypatch, 0, 3)
+    for counts, *own in zip((True, False, True), parts, cut, texts):
+        whole, told, said = processes.gather_rollouts(*own, counts, pad=0)
+    assert gathered[1] is None
+    for name, x in drawn.by_row().items():
+        assert torch.equal(getattr(whole, name), x), name
+    assert torch.equal(told, values) and said == [f"{float(i)}" for i in range(16)]
 
 
 @pytest.mark.parametrize(("noise_u", "noise_g"), [(1, 1), (2, 0.5), (0.1, 3)])

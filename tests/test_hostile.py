@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_log
 
 from pairuni_nb import jobs
 from pairuni_nb.benchmark import draw_benchmark, read_geneval
@@ -439,6 +440,19 @@ def test_an_incomplete_checkpoint_is_refused(copy, said):
         (copy / "config.json").write_text(json.dumps(config))
     without(copy, "lm_head.weight", "model.generation_head.proj_out.bias")
     assert "lacks 2 of the model's weights, the first lm_head.weight; fetch it" in refusal(copy)
+
+
+def test_loading_leaves_the_log_of_transformers_as_loud_as_it_was(copy):
+    before = transformers_log.get_verbosity()
+    transformers_log.set_verbosity_info()
+    try:
+        load_janus(copy)
+        assert transformers_log.get_verbosity() == logging.INFO
+        without(copy, "lm_head.weight")
+        refusal(copy)
+        assert transformers_log.get_verbosity() == logging.INFO
+    finally:
+        transformers_log.set_verbosity(before)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

@@ -1,8 +1,10 @@
 """Edge cases of sampling and scoring that would interrupt the lesson in nbs/11_rollout.ipynb."""
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaModel
 
 import pairuni_nb.rollout as R
-from pairuni_nb.rollout import JanusPolicy, Sampling, gap, noise, unconditional
+from pairuni_nb.rollout import JanusPolicy, Sampling, gap, join, noise, unconditional
 from test_rollout import ASK, DRAW, nano_policy, random_nano, rollouts
 from test_train_memory import WAITS
 
@@ -55,7 +57,10 @@ def test_greedy_rollouts_are_not_scored():
     [
         dict(temperature=-1.0),
         dict(temperature=float("nan")),
+        dict(temperature=float("inf")),
         dict(cfg_weight=-1.0),
+        dict(cfg_weight=float("nan")),
+        dict(cfg_weight=float("inf")),
         dict(max_new_tokens=0),
         dict(cfg_scoring="Guided"),
         dict(cfg_scoring="none"),
@@ -88,6 +93,28 @@ def test_first_tokens_follow_the_whole_softmax(task, fresh):
         2 * n
     ) ** 0.5  # chi-square has mean n and variance 2n
     assert (seen > 0).sum() > 0.95 * len(want)  # all of them, but for the rare miss
+
+
+def test_no_number_of_the_noise_is_used_twice():
+    "In another rollout, prompt, step or seed it is another, at other places too."
+    parts = [noise(seed, step, ["a", "b"], 3, 40) for seed in (0, 1) for step in (0, 1)]
+    numbers = torch.cat(parts).flatten()
+    assert len(numbers.unique()) == len(numbers) == 4 * 2 * 3 * 40
+
+
+# guidance
+
+
+@pytest.mark.parametrize("w", [0.0, 0.5])
+def test_less_than_no_guidance_leaves_the_prompt_behind(w):
+    r = rollouts("g", Sampling(1.0, w))
+    with torch.no_grad():
+        assert gap(r, nano_policy()(r)) < 1e-4
+        one, two, less = (
+            nano_policy().logits(replace(r, sampling=Sampling(1.0, x))) for x in (1.0, 2.0, w)
+        )
+    assert (less - one - (1 - w) * (one - two)).abs().max() < 1e-3  # along one line
+    assert (less - one).abs().max() > 0.1
 
 
 # the unconditional prompt
@@ -155,6 +182,31 @@ def test_sampling_stops_when_all_rows_have_ended(fresh):
     r = sample_text(fresh, Sampling(max_new_tokens=20))
     assert r.tokens.shape[1] == 1 and r.mask.all()
     assert gap(r, fresh(r)) < 1e-4
+
+
+def test_no_step_is_made_for_nobody(fresh, monkeypatch):
+    "Rows may end one by one: when the last has, nothing is drawn, and nothing is read for it."
+    drawn, read, pick, further = [], [], R.pick, R.through_layers
+
+    def a_pick(*args):
+        drawn.append(1)
+        return pick(*args)
+
+    def a_step(*args):
+        read.append(1)
+        return further(*args)
+
+    monkeypatch.setattr(R, "pick", a_pick)
+    monkeypatch.setattr(R, "through_layers", a_step)
+    for ends in (False, True):
+        drawn.clear()
+        read.clear()
+        r = sample_text(fresh, Sampling(max_new_tokens=20))
+        longest = int(r.mask.sum(1).max())
+        assert len(drawn) == longest == len(read) + 1
+        assert (longest < 8) == ends
+        row = torch.arange(len(r))
+        fresh.eos = r.tokens[row, row % 7].unique()  # some end with their first token
 
 
 def test_images_know_no_eos(fresh):
@@ -248,6 +300,27 @@ def test_gradient_checkpointing_is_refused(fresh):
         fresh.train()(r)
 
 
+def test_rows_take_along_all_that_is_theirs():
+    r = rollouts("g", Sampling(cfg_scoring="cond")).index(slice(0, 5))
+    r = replace(r, step=torch.arange(len(r))[:, None].expand(r.tokens.shape))
+    names = [f.name for f in fields(r) if isinstance(getattr(r, f.name), torch.Tensor)]
+    some, again = r.index([3, 1]), join([r.index([0, 1]), r.index([2, 3, 4])], pad=0)
+    for name in names:
+        assert torch.equal(getattr(some, name), getattr(r, name)[[3, 1]]), name
+        assert torch.equal(getattr(again, name), getattr(r, name)), name
+    assert len(names) == 7
+
+
+@pytest.mark.parametrize("task", ["u", "g"])
+def test_the_same_words_after_another_prompt_have_another_score(task):
+    policy, r = nano_policy(), rollouts(task, Sampling()).index([0, 4, 8])
+    same = replace(r, tokens=r.tokens[:1].repeat(3, 1), mask=r.mask[:1].repeat(3, 1))
+    with torch.no_grad():
+        together, alone = policy(same), torch.cat([policy(same.index([i])) for i in range(3)])
+    assert (together - alone).abs().max() < 1e-4
+    assert (together[0] - together[1:]).abs().amax(1).min() > 0.01
+
+
 # precision
 
 
@@ -290,6 +363,26 @@ def test_images_are_clamped_not_wrapped(fresh):
     )  # they cut, we round
 
 
+def test_answers_are_read_as_they_were_said():
+    policy = nano_policy()
+    tok, said = policy.processor.tokenizer, "is it so ? it 's not , no .\n  a  b <|User|>"
+    tokens = torch.tensor([tok(said, add_special_tokens=False).input_ids])
+    r = rollouts("u", Sampling()).index([0])
+    r = replace(r, tokens=tokens, mask=torch.ones_like(tokens, dtype=torch.bool))
+    assert policy.texts(r) == [said]
+
+
+def test_a_photograph_is_scaled_as_the_processor_scales(fresh):
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (96, 80, 3), np.uint8))
+    processor = fresh.processor.image_processor
+    theirs, ours = (
+        processor([image], return_tensors="pt")["pixel_values"]
+        for image in (photo, fresh.to_size(photo))
+    )
+    assert torch.equal(ours, theirs)
+
+
 # what a user may hand over
 
 
@@ -300,9 +393,10 @@ def test_noise_of_a_wrong_shape_is_named():
             policy.sample(policy.image_prompts(DRAW), 4, torch.rand(shape), Sampling())
 
 
-def test_questions_without_their_images_are_named():
-    with pytest.raises(ValueError, match="3 questions but 1 images"):
-        nano_policy().text_prompts(ASK, [Image.new("RGB", (48, 48))])
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_questions_and_images_of_another_number_are_named(n):
+    with pytest.raises(ValueError, match=f"3 questions but {n} images"):
+        nano_policy().text_prompts(ASK, [Image.new("RGB", (48, 48))] * n)
 
 
 def without_boi(model, processor):
@@ -313,8 +407,15 @@ def without_boi(model, processor):
 
 def test_the_token_that_begins_an_image_may_be_the_tokenizers():
     model, processor = random_nano()
-    boi = JanusPolicy(model, processor).boi
-    model.generation_config.generation_kwargs.clear()
+    told = model.generation_config
+    boi = told.generation_kwargs["boi_token_id"]
+    told.generation_kwargs.clear()
+    assert JanusPolicy(model, processor).boi == boi
+    processor.tokenizer.boi_token_id = None
+    told.boi_token_id = boi  # or stand beside the others
+    assert JanusPolicy(model, processor).boi == boi
+    told.boi_token_id = boi + 1
+    told.generation_kwargs = dict(boi_token_id=boi)  # where it counts most
     assert JanusPolicy(model, processor).boi == boi
 
 
@@ -335,12 +436,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(harm, words):
         JanusPolicy(model, processor)
 
 
-def test_a_tokenizer_that_adds_no_bos_is_refused():
-    model, processor = random_nano()
-    policy = JanusPolicy(model, processor)
-    policy.bos = policy.boi
-    with pytest.raises(ValueError, match="BOS"):
-        policy.image_prompts(DRAW)
+@pytest.mark.parametrize("name", ["bos", "boi"])
+def test_a_tokenizer_that_frames_a_prompt_otherwise_is_refused(fresh, name):
+    setattr(fresh, name, fresh.pad)
+    with pytest.raises(ValueError, match="BOS .. BOI"):
+        fresh.image_prompts(DRAW)
 
 
 def test_several_eos_ids(fresh):
@@ -480,3 +580,13 @@ def test_weights_that_ran_away_are_told(fresh, task):
     u = noise(0, 0, range(len(prompts)), 2, fresh.length(task, sampling))
     with pytest.raises(ValueError, match="not numbers.*lower --lr"):
         fresh.sample(prompts, 2, u, sampling)
+
+
+def test_one_drawing_that_ran_away_is_told(fresh):
+    prompts = fresh.image_prompts(DRAW)
+    only = set(prompts.input_ids[1].tolist()) - set(prompts.input_ids[[0, 2]].flatten().tolist())
+    fresh.model.get_input_embeddings().weight.data[only.pop()] = torch.nan
+    drawn = partial(fresh.sample, prompts, 2, noise(0, 0, range(3), 2, 36), Sampling())
+    assert not drawn(torch.tensor([0, 1, 4, 5])).logp.isnan().any()
+    with pytest.raises(ValueError, match="not numbers"):
+        drawn()

@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -495,6 +497,125 @@ def test_choices_and_instruction_count_to_a_prompts_length():
     ):
         with pytest.raises(ValueError, match="question of pair 0 needs .* positions"):
             check_lengths(policy, pairs, asked)
+
+
+@pytest.mark.parametrize("task", "ug")
+def test_a_prompt_fits_to_the_last_position_and_one_more_is_refused(task):
+    policy, text = JanusPolicy(*load_janus()), "red" + " red" * 9
+    words = len(policy.processor.tokenizer(text)["input_ids"])
+    # an answer beside a picture of 36 tokens, or a drawing of 36; and the chat's frame
+    needed = words + 32 + (36 + S.max_new_tokens if task == "u" else 36)
+    config = policy.model.config.text_config
+    config.max_position_embeddings = needed
+    loop.check_length(policy, task, text, Sampling.of(S), "text")
+    config.max_position_embeddings -= 1
+    with pytest.raises(ValueError, match=f"text needs {needed} tokens.* {needed - 1} positions"):
+        loop.check_length(policy, task, text, Sampling.of(S), "text")
+
+
+@pytest.mark.parametrize("place", (0, 24))
+@pytest.mark.parametrize("task, column", (("u", "question"), ("g", "prompt")))
+def test_the_longest_of_many_prompts_is_looked_at_wherever_it_stands(task, column, place):
+    rows = [dict(question="how many?", choices=None, prompt="a red star") for _ in range(25)]
+    rows[place][column] = "red " * 2000
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    with pytest.raises(ValueError, match=f"{column} of pair {place} needs"):
+        check_lengths(JanusPolicy(*load_janus()), columns, Sampling.of(S))
+
+
+def test_a_split_that_was_decided_stays_as_it_is(tmp_path, pairs):
+    "Another version may decide otherwise: a run that goes on must not train on what it held out."
+    decided = dict(held=[0, 5], kept=[7, 2])
+    (tmp_path / "split.json").write_text(json.dumps(decided))
+    assert read_split(tmp_path, not_toy(pairs), None, Accelerator(cpu=True)) == decided
+    assert json.loads((tmp_path / "split.json").read_text()) == decided
+
+
+def test_pairs_are_drawn_by_their_own_weights_where_some_are_held_out(pairs):
+    kept = [len(pairs) - 1, 3, 1]
+    s = replace(S, weighting="sqrt", sample_by_weight=True)
+    own = [pairs[i]["similarity"] ** 0.5 if pairs[i]["kind"] == "retrieved" else 1 for i in kept]
+    assert loop.drawing_weights(pairs, kept, s).tolist() == pytest.approx(own)
+    assert loop.drawing_weights(pairs, kept, replace(s, sample_by_weight=False)) is None
+
+
+# asked to stop: after the step, or in its evaluation; what is wrong with its rewards; what is made
+AFTER_A_STEP = [
+    (1, (False, False), "", []),
+    (2, (False, False), "", ["save", "score"]),  # evaluations every 2 steps
+    (3, (False, False), "", ["save"]),  # saves every 3
+    (1, (True, True), "", ["save", "stopped"]),
+    (2, (True, True), "", ["save", "stopped"]),  # nobody waits for the evaluation
+    (2, (False, True), "", ["save", "score", "stopped"]),
+    (7, (True, True), "", ["save"]),  # the last: only its end is left
+    (7, (False, False), "", ["save"]),
+    (1, (False, False), "no rewards", ["save", "no rewards; step 1 is saved"]),
+    (7, (False, False), "no rewards", ["no rewards"]),
+]
+
+
+@pytest.mark.parametrize("done, asked, fault, made", AFTER_A_STEP)
+def test_what_follows_a_step(done, asked, fault, made, monkeypatch):
+    s, seen, answers = replace(S, steps=7, eval_every=2, save_every=3), [], list(asked)
+    monkeypatch.setattr(loop, "save_state", lambda *_: seen.append("save"))
+    monkeypatch.setattr(loop, "score_on_the_way", lambda *_: seen.append("score"))
+    stop = SimpleNamespace(by_anyone=lambda: answers.pop(0))
+    parts = SimpleNamespace(policy=None, opt=None)
+    try:
+        loop.save_and_score(parts, None, None, done, s, None, None, fault, stop)
+    except loop.Stopped:
+        seen.append("stopped")
+    except ValueError as e:
+        seen.append(str(e))
+    assert seen == made
+
+
+@pytest.mark.parametrize("name", ("before", "", "after"))
+def test_only_the_first_evaluation_may_refuse_a_judge_that_knows_nothing(name, monkeypatch):
+    result = dict(protocol=dict(n_g=9), figures=dict(score_mean=None), items={})
+    monkeypatch.setattr(loop, "evaluate", lambda *_: dict(result))
+    for other in ("save_samples", "read_items", "change_widths", "log_line"):
+        monkeypatch.setattr(loop, other, lambda *_: {})
+    args = None, ([], []), Path("out"), 1, S, None, Accelerator(cpu=True), name
+    if name == "before":
+        with pytest.raises(ValueError, match="every reward of the held-out drawings"):
+            loop.measure(*args)
+    else:
+        assert loop.measure(*args)["figures"] == dict(score_mean=None)
+
+
+def test_the_bar_shows_the_last_step_and_one_process_alone_warns():
+    shown, said = [], []
+    bar = SimpleNamespace(set_postfix=shown.append, write=lambda text, file: said.append(text))
+    lines = [dict(flat_g=1.0, reward_g=0.1 * i) for i in range(5)]
+    for quiet in (True, False):
+        loop.tell(bar, lines, quiet)
+        assert len(said) == (not quiet)
+    assert shown == [dict(reward_g="0.40")] * 2
+
+
+def test_one_held_out_drawing_has_no_score_and_stops_nothing():
+    def told(n, score):
+        return dict(protocol=dict(n_g=n), figures=dict(score_mean=score))
+
+    for fine in (told(1, None), dict(protocol=dict(n_g=0), figures={}), told(2, 0.0)):
+        loop.check_judged(fine)
+    with pytest.raises(ValueError, match="every reward of the held-out drawings is missing"):
+        loop.check_judged(told(2, None))
+
+
+def test_peak_memory_is_a_gpus_where_one_is_used_and_else_the_process_own(monkeypatch):
+    own = loop.peak_gb()
+    assert 0.1 < own < 100
+    lines = open("/proc/self/status").read() if sys.platform == "linux" else ""
+    if "VmHWM" in lines:
+        told = int(lines.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+        assert own > 0.98 * told  # a parent's that was larger may count
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)  # a run on the CPU
+    assert loop.peak_gb() == pytest.approx(own, rel=0.02)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3e9)
+    assert loop.peak_gb() == 3
 
 
 @pytest.mark.parametrize("side, column", (("u", "question"), ("g", "prompt")))

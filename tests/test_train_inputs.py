@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pairuni_nb.jobs import Train, resume, run_train
 from pairuni_nb.pairing import make_pairs
@@ -83,6 +85,22 @@ def test_a_device_is_the_one_that_was_named_or_it_is_said(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="has begun to compute on cpu"):
         train(toy, tmp_path / "run", S, device="cuda")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "device, there, on_cpu", [("cpu", True, True), ("auto", True, False), ("auto", False, True)]
+)
+def test_a_gpu_is_left_alone_where_the_cpu_is_named(device, there, on_cpu, monkeypatch):
+    asked = []
+
+    def state(cpu, timeout):
+        asked.append(cpu)
+        return SimpleNamespace(device=torch.device("cpu" if cpu else "cuda"))
+
+    monkeypatch.setattr("pairuni_nb.processes.PartialState", state)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    join_processes(device)
+    assert asked == [on_cpu]
 
 
 def test_a_job_that_names_no_device_takes_what_its_process_has(tmp_path, monkeypatch):

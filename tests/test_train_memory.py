@@ -137,6 +137,27 @@ def test_a_budget_changes_nothing(task):
     )
 
 
+@pytest.mark.parametrize("precision, size", [("fp32", 4), ("bf16", 2)])
+@pytest.mark.parametrize(
+    "task, rows, logits, sampling",
+    [
+        ("u", 1, 1, Sampling(max_new_tokens=7)),
+        ("g", 1, 1, Sampling(1.0, 1.0)),
+        ("g", 2, 1, Sampling(1.0, 0.5)),
+        ("g", 2, 2, Sampling(1.0, 5.0, "cond")),
+    ],
+)
+def test_a_rollouts_bytes_by_hand(task, rows, logits, sampling, precision, size):
+    policy = JanusPolicy(*random_nano(), precision)
+    policy.model.config.text_config.num_key_value_heads = 2  # of 4
+    prompts = policy.image_prompts(DRAW) if task == "g" else policy.text_prompts(ASK)
+    tokens = prompts.input_ids.shape[1] + (36 if task == "g" else 7)
+    a_token = 2 * 4 * 64 * size  # keys and values, layers, half of the width
+    words = 128 if task == "g" else len(policy.processor.tokenizer)
+    each = rows * a_token * tokens + logits * 6 * 4 * words  # float32, six copies
+    assert policy.rows_that_fit(0.25, prompts, sampling) == int(0.25e9 / each)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_prompt_leaves_as_its_rollouts_take_over(monkeypatch, precision):
     policy, there, seen = JanusPolicy(*random_nano(), precision), WeakSet(), []
@@ -169,6 +190,15 @@ def test_images_are_decoded_in_pieces():
         abs(nano_policy().images(r).astype(int) - nano_policy().images(r, chunk=5 * 48 * 48)).max()
         <= 1
     )
+
+
+def test_no_more_pixels_are_decoded_at_a_time_than_asked_for(monkeypatch):
+    decoded, decode = [], JanusPolicy.decode
+    monkeypatch.setattr(
+        JanusPolicy, "decode", lambda self, x: decoded.append(len(x)) or decode(self, x)
+    )
+    nano_policy().images(rollouts("g", Sampling()), chunk=5 * 48 * 48)
+    assert decoded == [5, 5, 2]
 
 
 @pytest.mark.parametrize("task", ["u", "g"])
@@ -218,6 +248,23 @@ def test_the_cache_holds_what_attention_reads():
     tensors = [x for slots in kept[:4] for x in slots.buffers]
     tensors += [x for shared in kept[4:] for x in shared.prompt + shared.own]
     assert {x.dtype for x in tensors} == {torch.bfloat16} and len(tensors) == 24
+
+
+def test_what_a_gradient_goes_through_is_not_rounded():
+    "Rollouts add their gradients to their prompt's keys: in bfloat16 small ones would be lost."
+    for kept, asks in ((torch.float32, True), (torch.bfloat16, False)):
+        x = torch.randn(1, 1, 2, 4, requires_grad=asks)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer = rollout.Prompt()
+            layer.update(x, 2 * x)
+        assert layer.keys.dtype == layer.values.dtype == kept
+
+
+def test_frozen_eyes_see_in_the_precision_of_the_trunk():
+    asked = ASK, [Image.new("RGB", (48, 48), c) for c in ("red", "green", "blue")]
+    low, full = (policy.text_prompts(*asked).features for policy in (bf16_policy(), nano_policy()))
+    assert not (low.requires_grad or full.requires_grad)
+    assert 1e-3 < (low - full).abs().max() < 0.3
 
 
 def test_old_log_probs_are_recomputed_in_bf16(tmp_path):
@@ -377,6 +424,18 @@ def test_lora_casts_no_frozen_matrix_and_computes_the_same(need):
     assert large - small == 2 * matrices(shape) and round(planned * 1e9) == small
 
 
+def test_a_trained_matrix_is_cast_once_for_many_steps_and_kept_for_no_gradient():
+    policy = bf16_policy()
+    trunk = policy.model.model.language_model.modules()
+    trained = {m.weight.data_ptr() for m in trunk if isinstance(m, torch.nn.Linear)}
+    with Casts() as casts:
+        r = policy.sample(policy.image_prompts(DRAW), 2, noise(0, 0, range(3), 2, 36), Sampling())
+    assert sum(at in trained for at in casts.of) == len(trained) == 28
+    with Casts() as casts, torch.no_grad():
+        policy(r)
+    assert sum(at in trained for at in casts.of) == 2 * len(trained)  # the prompt, the drawings
+
+
 @pytest.fixture
 def alone():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -408,6 +467,8 @@ def test_a_sharded_policy_is_sampled_in_bf16_and_saved_in_float32(tmp_path, alon
     assert {w.dtype for w in trunk} == {torch.bfloat16} and all(
         w.dtype == torch.float32 for w in policy.parameters()
     )
+    split = {(isinstance(p, DTensor), p.requires_grad) for p in policy.parameters()}
+    assert split == {(True, True), (False, False)}  # what is frozen stays whole
     places, before = [w.data_ptr() for w in trunk], trunk[0].clone()
     train_step(
         policy,
@@ -425,7 +486,10 @@ def test_a_sharded_policy_is_sampled_in_bf16_and_saved_in_float32(tmp_path, alon
     masters = [p.full_tensor() if isinstance(p, DTensor) else p for p in policy.parameters()]
     assert all(torch.equal(m.to(w.dtype), w) for m, w in zip(masters, janus.parameters()))
     log_line(tmp_path, accelerator, 0, dict(eval_score_mean=0.0))
+    (tmp_path / "state").mkdir()  # what only a run that goes on needs
+    (tmp_path / "state.pt").touch()
     finish(tmp_path, made, dict(figures={}, change_ci={}, protocol={}), s, accelerator, 0.0)
+    assert not list(tmp_path.glob("state*"))
     saved = {p.data_ptr(): n for n, p in janus.model.named_parameters()}
     with safe_open(tmp_path / "checkpoint" / "model.safetensors", "pt") as f:
         for m, w in zip(masters, janus.parameters()):
