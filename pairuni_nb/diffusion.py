@@ -85,7 +85,7 @@ def schedule(T: int, steps: int) -> list:  # of at most T numbers
     seen = []
     for s in range(1, steps + 1):
         wanted = T - round(T * math.cos(math.pi / 2 * s / steps))
-        seen.append(min(max(wanted, s), T - steps + s))
+        seen.append(max(wanted, s))
     return seen
 
 # %% ../nbs/18_diffusion.ipynb #8f2669cb
