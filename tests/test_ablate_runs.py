@@ -611,7 +611,7 @@ def test_compare_takes_the_difference_item_by_item(tmp_path):
     one = ended_run(tmp_path / "one", "scene", [1, 0, 1, 0], [0.5, 0.25, 1.0])
     two = ended_run(tmp_path / "two", "scene", [1, 1, 1, 0], [0.75, 0.5, 1.25])
     told = a.above(two, one)
-    assert told["understanding, above the first"].replace("\xa0", " ") == "+25.0 ± 49.0 points"
+    assert told["understanding, above the first"].replace("\xa0", " ") == "+25.0 ± 84.9 points"
     assert told["drawing, above the first"].replace("\xa0", " ") == "+25.0 ± 0.0 points"
     other = ended_run(tmp_path / "other", "clip:x", [1, 1, 1, 0], [0.75, 0.5, 1.25])
     assert list(a.above(other, one)) == ["understanding, above the first"]
