@@ -13,7 +13,7 @@ from PIL import Image
 
 from pairuni_nb import paper_data
 from pairuni_nb.evaluate import held_out
-from pairuni_nb.jobs import Evaluate, held_of, open_pairs
+from pairuni_nb.jobs import Evaluate, Pair, check_made, held_of, open_pairs, read_made, run_pair
 from pairuni_nb.pair_grpo import pair_weight
 from pairuni_nb.pairing import as_dataset, load_pairs, pair_row, save_pairs
 from pairuni_nb.paper_data import (
@@ -287,6 +287,22 @@ def test_the_tag_of_an_aligned_pair_is_its_origin_where_it_is_a_text():
         told = line(g="a.png")
         told["generate_ann"]["tag"] = tag
         assert pair_of(told, "data")["origin"] == origin
+
+
+def test_pairs_that_are_made_are_counted_by_kind_and_take_the_flags_that_count():
+    box = line("where is it?", "[1, 2, 3, 4]", tag="detection")
+    file = write(line(), line(g="a.png"), box)
+    rows, _, counts, _ = read_made(file, Pair(""))
+    assert (len(rows), counts["aligned"], counts["retrieved"]) == (2, 1, 1)
+    taken = dict(images_u="data", images_g="data", max_bad=0.5, limit=1, max_side=4)
+    for name, value in (taken | dict(pairug="new", licence_u="mit", licence_g="mit")).items():
+        check_made(Pair("out", file, **{name: value}))
+    with pytest.raises(ValueError, match="give no flags but --out, --images-u"):
+        check_made(Pair("out", file, columns_u="image=picture"))
+    run_pair(Pair("out", file, max_side=4))
+    told = json.loads(Path("out/pairs.json").read_text())["settings"]
+    assert "complete" not in told and told["pairug"] == file
+    assert load_pairs("out")[0]["g_image"].size == (4, 4)
 
 
 # ---- any JSON
