@@ -2,21 +2,29 @@
 
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pairuni_nb import jobs
 from pairuni_nb.jobs import (
+    Ablate,
+    Model,
     Pair,
     Plan,
     Train,
     begin_job,
     build_pairs,
+    check_asked,
     check_pair,
     check_train,
+    free_name,
     own_function,
     own_held,
+    own_sampling,
     read_both,
+    run_ablate,
     show_result,
     whole_reward,
 )
@@ -595,3 +603,27 @@ def test_the_scene_reward_wants_the_scenes_that_are_drawn(u, g, refused, monkeyp
     else:
         job()
     assert bool(begun) != refused
+
+
+def test_a_zero_is_given_and_not_ignored():
+    for name in "steps", "pairs_per_step", "rollouts", "eval_items":
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            run_ablate(Ablate("data", **{name: 0}))
+    check_asked(Model(seed=0))
+    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+        check_asked(Model(seed=-1))
+
+
+def test_runs_of_one_second_are_numbered(monkeypatch):
+    monkeypatch.setattr(jobs.time, "strftime", lambda form: "now")
+    for name in "now-raft", "now-raft-2", "now-raft-3":
+        assert free_name("raft") == Path("runs", name)
+        Path("runs", name).mkdir(parents=True)
+
+
+def test_a_file_of_sampling_where_you_stand_is_not_the_checkpoints():
+    Path("sampling.json").write_text('{"temperature": 0.5}')
+    own = SimpleNamespace(guidance_scale=2.0, max_new_tokens=9)
+    policy = SimpleNamespace(model=SimpleNamespace(generation_config=own))
+    assert own_sampling(Model(), policy) == dict(cfg_weight=2.0, max_new_tokens=9)
+    assert own_sampling(Model(checkpoint="."), policy) == dict(temperature=0.5)
