@@ -82,7 +82,10 @@ def test_a_row_about_boxes_is_left_out_by_what_it_says_of_itself(changed):
     "question, options",
     [
         ("which? A. Mr. B. St.", ["Mr.", "St."]),  # a full stop belongs to the words
-        ("I. Look. II: " + " ".join(f"{x}. {x}x" for x in "ABCDEFGH"), [f"{x}x" for x in "ABCDEFGH"]),
+        (
+            "I. Look. II: " + " ".join(f"{x}. {x}x" for x in "ABCDEFGH"),
+            [f"{x}x" for x in "ABCDEFGH"],
+        ),
         (" ".join(f"{x}. {x}x" for x in "ABCDEFGHI"), []),  # nine are too many
     ],
 )
