@@ -605,7 +605,8 @@ def test_the_scene_reward_wants_the_scenes_that_are_drawn(u, g, refused, monkeyp
     assert bool(begun) != refused
 
 
-def test_a_zero_is_given_and_not_ignored():
+def test_a_zero_is_given_and_not_ignored(monkeypatch):
+    monkeypatch.setattr("pairuni_nb.ablate.ablate", lambda *_: pytest.fail("it would train"))
     for name in "steps", "pairs_per_step", "rollouts", "eval_items":
         with pytest.raises(ValueError, match=f"{name} must be"):
             run_ablate(Ablate("data", **{name: 0}))
