@@ -2,15 +2,37 @@
 
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pairuni_nb.jobs import Pair, build_pairs, show_result, whole_reward
+from pairuni_nb import jobs
+from pairuni_nb.jobs import (
+    Ablate,
+    Model,
+    Pair,
+    Plan,
+    Train,
+    begin_job,
+    build_pairs,
+    check_asked,
+    check_pair,
+    check_train,
+    free_name,
+    own_function,
+    own_held,
+    own_sampling,
+    read_both,
+    run_ablate,
+    show_result,
+    whole_reward,
+)
 from pairuni_nb.language_model import ToyEndpoint, read_journal
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.preference import tiny_clip
 from pairuni_nb.records import save_records
-from pairuni_nb.settings import PRESETS, PairSettings
+from pairuni_nb.settings import PRESETS, PairSettings, TrainSettings
 from pairuni_nb.world import records
 from program import pairuni
 
@@ -513,3 +535,96 @@ def test_your_own_records_that_repeat_are_dropped_and_said(flags, copies, capsys
     counts = json.loads((tmp_path / "pairs/pairs.json").read_text())["counts"]
     assert counts["copies_u"] == copies and f"copies u {copies}" in said, said
     assert f"| copies_u | {copies} |" in (tmp_path / "pairs/README.md").read_text()
+
+
+def test_only_what_was_not_given_comes_from_the_preset():
+    told = PRESETS["janus-pro-1b"]
+    assert Train(preset="janus-pro-1b").settings == told.train != TrainSettings()
+    assert Train(preset="janus-pro-1b", settings=TrainSettings()).settings == TrainSettings()
+    given = Plan(preset="janus-pro-1b", card="L4", devices=told.devices + 1)
+    assert (given.card, given.devices) == ("L4", told.devices + 1)
+
+
+def test_the_toy_records_of_both_sides_are_the_seeds():
+    u, g, _ = read_both(Pair("", settings=PairSettings(n_u=3, n_g=4, seed=5)))
+    for rows, side, n in (u, "u", 3), (g, "g", 4):
+        wanted = [row["scene"] for row in records(side, n, 5)]
+        assert [row["scene"] for row in rows] == wanted
+
+
+def test_one_side_may_be_held_out_alone(tmp_path):
+    save_records(records("u", 2, 0), tmp_path / "u")
+    assert own_held("", "") is None
+    u, g = own_held(str(tmp_path / "u"), "")
+    assert len(u) == 2 and g == []
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        (dict(complete="llm", dry_run=True, price_out=-1.0), "prices must be at least 0"),
+        (dict(complete="llm", dry_run=True, price_out=float("inf")), "prices must be at least 0"),
+        (dict(complete="llm", dry_run=True, price_in=float("nan")), "prices must be at least 0"),
+        (dict(pairug="./new"), "--pairug and --out are both 'new'"),
+        (dict(licence_g="CC BY"), "--licence-g is 'CC BY'"),
+    ],
+)
+def test_what_pair_refuses_before_a_record_is_read(changed, words):
+    with pytest.raises(ValueError, match=words):
+        check_pair(Pair("new", **changed))
+
+
+@pytest.mark.parametrize("name", ["device", "reward_device"])
+def test_both_devices_of_train_are_looked_at_before_the_work(name):
+    with pytest.raises(ValueError, match="unknown device 'tpu'"):
+        check_train(Train(**{name: "tpu"}))
+
+
+def test_a_module_that_is_missing_is_told_from_one_that_it_needs(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("import not_there_at_all\n")
+    for spec, cure in (
+        ("no_such_folder.inside:f", "start in the folder of that module"),
+        ("no_such_module:f", "start in the folder of that module"),
+        ("mine:f", "mine needs it"),
+    ):
+        with pytest.raises(ValueError, match=cure):
+            own_function(spec)
+
+
+@pytest.mark.parametrize("u, g, refused", [("x", "", True), ("", "x", False), ("", "", True)])
+def test_the_scene_reward_wants_the_scenes_that_are_drawn(u, g, refused, monkeypatch, tmp_path):
+    pairs, begun = dict(u_scene=["", u], g_scene=["", g]), []
+    monkeypatch.setattr(jobs, "pairs_of", lambda c: (pairs, {}))
+    monkeypatch.setattr("pairuni_nb.run_folder.begin_run", lambda *told: begun.append(told))
+    job = lambda: begin_job(Train(reward="scene"), tmp_path / "run", "")
+    if refused:
+        with pytest.raises(ValueError, match="reward scene reads a drawing against its scene"):
+            job()
+    else:
+        job()
+    assert bool(begun) != refused
+
+
+def test_a_zero_is_given_and_not_ignored(monkeypatch):
+    monkeypatch.setattr("pairuni_nb.ablate.ablate", lambda *_: pytest.fail("it would train"))
+    for name in "steps", "pairs_per_step", "rollouts", "eval_items":
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            run_ablate(Ablate("data", **{name: 0}))
+    check_asked(Model(seed=0))
+    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+        check_asked(Model(seed=-1))
+
+
+def test_runs_of_one_second_are_numbered(monkeypatch):
+    monkeypatch.setattr(jobs.time, "strftime", lambda form: "now")
+    for name in "now-raft", "now-raft-2", "now-raft-3":
+        assert free_name("raft") == Path("runs", name)
+        Path("runs", name).mkdir(parents=True)
+
+
+def test_a_file_of_sampling_where_you_stand_is_not_the_checkpoints():
+    Path("sampling.json").write_text('{"temperature": 0.5}')
+    own = SimpleNamespace(guidance_scale=2.0, max_new_tokens=9)
+    policy = SimpleNamespace(model=SimpleNamespace(generation_config=own))
+    assert own_sampling(Model(), policy) == dict(cfg_weight=2.0, max_new_tokens=9)
+    assert own_sampling(Model(checkpoint="."), policy) == dict(temperature=0.5)

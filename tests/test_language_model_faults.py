@@ -10,31 +10,45 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from io import BytesIO
+from types import SimpleNamespace
 
 import pytest
 
 from pairuni_nb import language_model
 from pairuni_nb.language_model import (
     FORMS,
+    Journal,
+    Question,
+    Refused,
     ToyEndpoint,
+    Unanswered,
     chat,
     check_completion,
     complete_by_llm,
     complete_one,
     connect,
     digest,
+    guess,
+    hidden,
     image_tokens,
     item_key,
     measured,
+    outgrown,
     price,
     prompt,
     read_journal,
     read_reply,
     request,
+    schema,
     send,
+    short,
+    status_error,
+    to_completion,
     totals,
 )
+from pairuni_nb.language_model import endpoint as endpoint_of
 from pairuni_nb.settings import CompletionSettings
 from pairuni_nb.world import records
 
@@ -414,6 +428,7 @@ def test_a_picture_counts_as_openai_shrinks_it():
         ((1536, 1536), 1536, 4),
         ((1024, 1024), 768, 4),
         ((1024, 512), 768, 2),
+        ((4096, 512), 4096, 4),  # 2,048 pixels, however many we send
         ((48, 48), 768, 1),
     ):
         assert image_tokens(size, side) == 75 + 150 * tiles, (size, side)
@@ -597,3 +612,131 @@ def test_a_journal_that_is_something_else(tmp_path):
     with pytest.raises(ValueError, match="line 2 is not JSON.*remove that line"):
         complete_by_llm(ROWS[:1], tmp_path / "j", CompletionSettings())
     assert (tmp_path / "j").read_text() == '{"end_of": "x"}\nhello\n'
+
+
+def test_the_address_that_is_named_is_asked(monkeypatch):
+    named, bare = CompletionSettings(base_url="http://h/v1"), CompletionSettings(base_url="")
+    assert endpoint_of(bare) == "https://api.openai.com/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere/v1")
+    assert (endpoint_of(named), endpoint_of(bare)) == ("http://h/v1", "http://elsewhere/v1")
+
+
+@pytest.mark.parametrize(
+    "key, told",
+    [
+        ("sk-12345", "a (the key) here"),  # the shortest that is one
+        ("sunflowers", "a sunflowers here"),  # a word, as a local server is given
+        ("sk-1234", "a sk-1234 here"),
+        ("", "a  here"),
+    ],
+)
+def test_a_key_is_told_nowhere_and_a_word_stays(key, told, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert hidden(f"a {key} here") == told
+
+
+def test_a_text_is_cut_after_the_key_has_gone(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-12345678")
+    assert short("x" * 195 + "\nsk-12345678") == "x" * 195 + " (the"
+
+
+@pytest.mark.parametrize("key", ["sk-1234 5678", "sk-1234\n", "sk-\u00e9678"])
+def test_a_key_with_a_character_that_no_key_has(key, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match="set it anew"):
+        connect(CompletionSettings(base_url="http://127.0.0.1:9/v1"))
+
+
+def test_every_number_has_its_least():
+    least = dict(concurrency=1, requests_per_minute=0, retries=0, rewrites=0, max_tokens=1)
+    for name, n in (least | dict(image_side=1)).items():
+        s = CompletionSettings(base_url="http://h/v1")
+        check_completion(replace(s, **{name: n}))
+        with pytest.raises(ValueError, match=f"{name} must be at least {n}, got {n - 1}"):
+            check_completion(replace(s, **{name: n - 1}))
+    with pytest.raises(ValueError, match="name a host"):
+        check_completion(CompletionSettings(base_url="http://h:0/v1"))
+
+
+def test_a_client_is_as_the_settings_say(monkeypatch):
+    s = CompletionSettings(base_url="http://[::1]:9/v1", timeout=7.5, retries=5)
+    monkeypatch.setenv("HTTP_PROXY", "http://no.such.host.invalid:1")
+    with connect(s) as client:
+        assert (client.timeout, client.max_retries) == (7.5, 5)
+        assert client.default_headers["Connection"] == "close"
+        assert not client._client.trust_env  # no proxy stands between this machine and itself
+    with connect(replace(s, base_url="http://h/v1")) as client:
+        assert client._client.trust_env
+
+
+def test_choices_are_bare_and_dealt_by_their_words():
+    fields = dict(evidence="", question=" what? ", wrong_1="b ", wrong_2=" c", wrong_3="d")
+    places = set()
+    for answer in "a", " e\n", "f", "g", "h", "i", "j", "k":
+        got = to_completion(Question(answer=answer, **fields))
+        assert got["question"] == "what?" and got["answer"] == answer.strip()
+        assert sorted(got["choices"]) == sorted([answer.strip(), "b", "c", "d"])
+        places.add(got["choices"].index(got["answer"]))
+    assert len(places) > 2
+
+
+@pytest.mark.parametrize(
+    "status, code, kind",
+    [
+        (401, None, ValueError),
+        (403, None, ValueError),
+        (404, None, ValueError),
+        (429, "insufficient_quota", ValueError),
+        (400, None, Refused),
+        (413, None, Refused),  # a picture too large for this server: the other records may go on
+        (422, None, Refused),
+        (429, None, Unanswered),
+        (500, None, Unanswered),
+    ],
+)
+def test_a_status_ends_the_run_the_record_or_this_try(status, code, kind):
+    told = SimpleNamespace(status_code=status, code=code, message=f"Error code: {status} - oh no")
+    fault = status_error(told, CompletionSettings(base_url="http://h/v1"))
+    assert type(fault) is kind and f"HTTP {status}: oh no" in str(fault)
+
+
+@pytest.mark.parametrize("ends", ["length", "stop", "content_filter", None])
+def test_a_refusal_is_a_reply_and_only_a_cut_one_is_cut(ends):
+    message = dict(content=None, refusal="I cannot \ud83d")  # half a character
+    raw = json.dumps(dict(choices=[dict(message=message, finish_reason=ends)], usage=None))
+    told = dict(reply="I cannot ?", tokens_in=0, tokens_out=0)
+    assert read_reply(raw, 9) == told | (dict(cut=9) if ends == "length" else {})
+
+
+def test_only_a_reply_that_was_cut_with_less_room_is_asked_again():
+    s = CompletionSettings(max_tokens=100)
+    lines = [dict(reply="x"), dict(cut=99), dict(cut=100), dict(cut=101)]
+    assert [outgrown(line, s) for line in lines] == [False, True, False, False]
+
+
+def test_one_journal_under_two_names_has_one_owner(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with Journal(tmp_path / "j"), pytest.raises(ValueError, match="in use by another run"):
+        Journal(tmp_path / "link" / "j").__enter__()
+
+
+def test_what_a_record_takes_is_this_models_and_of_those_that_ended():
+    line = lambda item, model, n: dict(item=item, model=model, tokens_in=n, tokens_out=n, reply="")
+    lines = [line("a", "toy", 5), line("a", "toy", 7), line("b", "toy", 9), line("c", "other", 11)]
+    lines += [line("d", "toy", 100), dict(step="probe", tokens_in=3, tokens_out=3, reply="")]
+    lines += [dict(end_of=item, id=item, end="accepted") for item in "abc"]
+    assert measured(lines, "toy") == (2, 10.5, 10.5)
+
+
+@pytest.mark.parametrize("record", [ROWS[0], ROWS[20]])
+def test_a_guess_counts_all_that_is_sent(record):
+    s, toy, sent = CompletionSettings(), ToyEndpoint(), []
+
+    def ask(name, **fields):
+        text = prompt(name, **fields)
+        sent.append(len(text) + len(json.dumps(schema(name))))
+        return FORMS[name](**toy.reply(name, text, record["image"]))
+
+    complete_one(ask, record, 0)
+    pictures = 2 * image_tokens(record["image"].size)
+    assert guess(record, s)[0] - pictures == pytest.approx(sum(sent) / 4, rel=0.05)

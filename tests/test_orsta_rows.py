@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pairuni_nb.paper_data import orsta_fields, read_source
+from pairuni_nb.paper_data import (
+    BLIP3O,
+    ORSTA,
+    about_boxes,
+    orsta_fields,
+    read_source,
+    split_options,
+)
 from pairuni_nb.world import records
 
 ASKED = dict(role="user", content="<image>how long?")
@@ -47,10 +54,62 @@ def test_what_is_clear_is_read():
     for truth, answer in ((4, "4"), (0, "0"), (0.5, "0.5"), (r"\boxed{4}", "4"), (None, "")):
         told = orsta_fields(ROW | dict(reward_model=dict(ground_truth=truth)))
         assert told["answer"] == answer and told["question"] == "how long?"
+    told = orsta_fields(ROW | dict(reward_model=dict(ground_truth="", answer="5")))
+    assert told["answer"] == "5"
     assert orsta_fields(ROW | dict(reward_model=None, prompt=None))["question"] == ""
     assert orsta_fields(ROW | dict(prompt=ASKED))["question"] == "how long?"
     for one in ("1.png", dict(bytes=b"x", path=None)):
         assert orsta_fields(ROW | dict(images=one))["image"] == one
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(ability="Object Detection"),
+        dict(ability="visual grounding"),
+        dict(reward_model=dict(ground_truth="4", verifier="detection")),
+        dict(reward_model=dict(ground_truth='[{"bbox": [1, 2, 3, 4]}]', verifier="mathverify")),
+    ],
+    ids=str,
+)
+def test_a_row_about_boxes_is_left_out_by_what_it_says_of_itself(changed):
+    assert orsta_fields(ROW | changed) == f"boxes ({changed.get('ability', 'math')})"
+    kept = orsta_fields(ROW | changed, keep_boxes=True)
+    assert about_boxes(kept) and kept["answer"] == "yes"
+
+
+@pytest.mark.parametrize(
+    "question, options",
+    [
+        ("which? A. Mr. B. St.", ["Mr.", "St."]),  # a full stop belongs to the words
+        (
+            "I. Look. II: " + " ".join(f"{x}. {x}x" for x in "ABCDEFGH"),
+            [f"{x}x" for x in "ABCDEFGH"],
+        ),
+        (" ".join(f"{x}. {x}x" for x in "ABCDEFGHI"), []),  # nine are too many
+    ],
+)
+def test_options_are_read_whole_or_not_at_all(question, options):
+    assert split_options(question)[1] == options
+
+
+def test_a_name_of_the_papers_data_is_a_folder_of_yours_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = records("g", 1, seed=4)[0]
+    for folder in ORSTA, BLIP3O:
+        (tmp_path / folder).mkdir(parents=True)
+        row["image"].save(tmp_path / folder / "1.png")
+    told = dict(image="1.png", prompt="a cat", question="how many?", answer="4")
+    for folder in ORSTA, BLIP3O:
+        Path(folder, "records.jsonl").write_text(json.dumps(told))
+    assert read_source(BLIP3O, "g")[0][0]["prompt"] == "a cat"
+    assert read_source(ORSTA, "u", columns="choices=")[0][0]["question"] == "how many?"
+    rows = [ROW] * 39 + [ROW | dict(prompt="how long?")]
+    Path(ORSTA, "records.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    kept, counts = read_source(ORSTA, "u", max_side=16)
+    assert counts["bad"] == 1 and kept[0]["image"].size == (16, 16)
+    with pytest.raises(ValueError, match="1 of 40 rows is bad"):  # where none may be
+        read_source(ORSTA, "u", max_bad=0)
 
 
 def test_rows_of_another_form_are_skipped_as_bad(tmp_path, monkeypatch):

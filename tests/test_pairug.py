@@ -13,10 +13,17 @@ from PIL import Image
 
 from pairuni_nb import paper_data
 from pairuni_nb.evaluate import held_out
-from pairuni_nb.jobs import Evaluate, held_of, open_pairs
+from pairuni_nb.jobs import Evaluate, Pair, check_made, held_of, open_pairs, read_made, run_pair
 from pairuni_nb.pair_grpo import pair_weight
 from pairuni_nb.pairing import as_dataset, load_pairs, pair_row, save_pairs
-from pairuni_nb.paper_data import TRAINED_ON, is_pairug, pair_of, read_pairug, write_pairug
+from pairuni_nb.paper_data import (
+    TRAINED_ON,
+    is_pairug,
+    pair_of,
+    pairug_line,
+    read_pairug,
+    write_pairug,
+)
 from program import pairuni
 
 ASK = "\nAnswer with the option's letter from the given choices directly."
@@ -206,6 +213,7 @@ def without(*path):
         (line(answer=""), "no answer"),
         (line(question=3), "the question is|needs two to eight|no question"),
         (line(answer="E"), "the answer E is the letter of none of the 2 options"),
+        (line(answer="(K)"), r"the answer \(K\) is the letter of none of the 2 options"),
     ],
 )
 def test_a_bad_line_is_one_sentence(told, words):
@@ -269,6 +277,32 @@ def test_each_side_has_a_folder_of_images_of_its_own():
     assert row["kind"] == "aligned"
     with pytest.raises(ValueError, match="there is no folder 'nowhere'"):
         read_pairug(file, images_g="nowhere")
+    Path("u/2.png").symlink_to("1.png")  # two names, one file
+    (row,), _ = read_pairug(write(line(u="1.png", g="2.png")), images_u="u", images_g="u")
+    assert row["kind"] == "aligned"
+
+
+def test_the_tag_of_an_aligned_pair_is_its_origin_where_it_is_a_text():
+    for tag, origin in (("geneval", "geneval"), (7, ""), ("\ud83d", ""), (None, ""), ([], "")):
+        told = line(g="a.png")
+        told["generate_ann"]["tag"] = tag
+        assert pair_of(told, "data")["origin"] == origin
+
+
+def test_pairs_that_are_made_are_counted_by_kind_and_take_the_flags_that_count():
+    box = line("where is it?", "[1, 2, 3, 4]", tag="detection")
+    file = write(line(), line(g="a.png"), box)
+    rows, _, counts, _ = read_made(file, Pair(""))
+    assert (len(rows), counts["aligned"], counts["retrieved"]) == (2, 1, 1)
+    taken = dict(images_u="data", images_g="data", max_bad=0.5, limit=1, max_side=4)
+    for name, value in (taken | dict(pairug="new", licence_u="mit", licence_g="mit")).items():
+        check_made(Pair("out", file, **{name: value}))
+    with pytest.raises(ValueError, match="give no flags but --out, --images-u"):
+        check_made(Pair("out", file, columns_u="image=picture"))
+    run_pair(Pair("out", file, max_side=4))
+    told = json.loads(Path("out/pairs.json").read_text())["settings"]
+    assert "complete" not in told and told["pairug"] == file
+    assert load_pairs("out")[0]["g_image"].size == (4, 4)
 
 
 # ---- any JSON
@@ -372,6 +406,18 @@ def test_what_is_written_comes_back_or_is_left_out(name):
         assert sum(left_out.values()) == 1 and len(rows) == 1
         assert [file.name for file in Path("out/images").iterdir()] == ["000001-g.png"]
     assert bool(left_out) == (name != "request")
+
+
+def test_a_line_says_which_half_each_picture_brings():
+    for kind, tags in ("retrieved", ["g", "u"]), ("aligned", ["caption", "caption"]):
+        row = pair_row(kind, 0.6, record(), record(), "caption")
+        told = pairug_line(row, "u.png", "g.png")
+        halves = told["generate_ann"], told["understand_ann"]
+        assert [half["tag"] for half in halves] == tags
+        assert [half["image_path"] for half in halves] == ["g.png", "u.png"]
+        both = kind == "aligned"
+        assert [bool(half["question"]) for half in halves] == [both, True]
+        assert [bool(half["prompt"]) for half in halves] == [True, both]
 
 
 def test_photos_stay_encoded_and_pairs_without_a_place_are_left_out():

@@ -1,13 +1,19 @@
 """Rewards that fail: servers that hang, lie or are gone, files that are no HPSv2, models that are no CLIP; and a SigLIP."""
 
 import http.server
+import json
 import socket
 import threading
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
@@ -18,7 +24,21 @@ from transformers import (
     SiglipModel,
 )
 
-from pairuni_nb.preference import clip_reward, convert_hps, remote_reward, reward_server, tiny_clip
+from pairuni_nb import preference
+from pairuni_nb.preference import (
+    RewardHandler,
+    clip_reward,
+    convert_hps,
+    from_png,
+    hps_config,
+    load_clip,
+    opener,
+    plain_truth,
+    remote_reward,
+    reward_server,
+    tiny_clip,
+    to_png,
+)
 from pairuni_nb.rewards import reward_matrix
 
 IMAGES = np.zeros((3, 8, 8, 3), np.uint8)
@@ -291,3 +311,94 @@ def test_a_siglip_scores_its_own_cosine(tmp_path):
         assert np.allclose(
             clip_reward(tmp_path, batch=batch)(texts, images, [{}] * 3), want, atol=1e-5
         )
+
+
+def test_a_judge_learns_nothing_and_a_model_without_texts_is_none(tmp_path):
+    clip, _, _ = load_clip(tiny_clip(tmp_path / "clip"))
+    assert not clip.training and not any(p.requires_grad for p in clip.parameters())
+    with pytest.raises(ValueError, match="JanusModel.* does not compare texts with images"):
+        load_clip(str(files("pairuni_nb") / "assets" / "janus-nano"))
+
+
+def test_a_tokenizer_whose_last_token_does_not_end_a_text_is_refused():
+    state = {
+        "token_embedding.weight": torch.zeros(5, 2),
+        "positional_embedding": torch.zeros(4, 2),
+        "visual.conv1.weight": torch.zeros(2, 3, 8, 8),
+        "visual.positional_embedding": torch.zeros(10, 2),
+    }
+
+    class Words(SimpleNamespace):
+        __len__ = lambda self: 5
+
+    with pytest.raises(ValueError, match="the tokenizer has 5 tokens"):
+        hps_config(state, Words(eos_token_id=3))
+
+
+def test_an_image_travels_as_png_alone():
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert np.array_equal(from_png(to_png(image)), image)
+    file = BytesIO()
+    Image.fromarray(image).save(file, "JPEG")
+    with pytest.raises(OSError, match="cannot identify"):  # no other decoder of a stranger's bytes
+        from_png(b64encode(file.getvalue()).decode())
+
+
+def test_a_truth_travels_without_what_json_cannot_hold():
+    truth = dict(id="1", choices=["a"], answer=None, s=0.5, n=1, yes=True, image=IMAGES, raw=b"x")
+    assert plain_truth(truth) == {k: truth[k] for k in truth if k not in ("image", "raw")}
+
+
+def test_a_client_that_waits_is_given_its_time_back():
+    waits = []
+
+    def nothing_yet(*_):
+        raise BlockingIOError
+
+    handler = object.__new__(RewardHandler)
+    handler.connection = SimpleNamespace(settimeout=waits.append, recv=nothing_yet)
+    assert not handler.hung_up() and waits == [0, RewardHandler.timeout]
+
+
+def test_of_the_servers_faults_only_a_client_that_has_gone_is_not_told(capsys):
+    with reward_server(None, 0) as server:
+        for error, told in ((ConnectionResetError("gone"), ""), (KeyError("ours"), "KeyError")):
+            try:
+                raise error
+            except Exception:
+                server.handle_error(None, ("127.0.0.1", 1))
+            assert bool(told) == bool(said := capsys.readouterr().err) and told in said
+
+
+def test_a_socks_proxy_is_in_the_way_of_other_machines_alone(monkeypatch):
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "socks5://p:1")
+    with pytest.raises(ValueError, match="HTTP_PROXY is a SOCKS proxy.*NO_PROXY=box"):
+        opener("http://box:8000")
+    assert opener("http://localhost:8000") and opener("https://box:8000")
+    monkeypatch.setenv("NO_PROXY", "box")
+    assert opener("http://box:8000")
+
+
+@pytest.mark.parametrize("n", [0, 2, 4])
+def test_too_few_or_too_many_rewards_are_none(n):
+    with Server(lambda h: reply(h, json.dumps(dict(rewards=[0.5] * n)).encode())) as server:
+        ask = remote_reward(server.url, retries=0)
+        assert ask(list("abc"), IMAGES, [{}] * 3) == [None] * 3
+        assert ask.missing.total() == 3
+
+
+def test_a_star_a_plus_or_a_colon_may_stand_in_a_folder(monkeypatch):
+    made = []
+    for name in "clip_reward", "remote_reward":
+        monkeypatch.setattr(preference, name, lambda *a, n=name, **k: made.append((n, a, k)) or n)
+    for spec in "clip:a*b:c", "clip:a+the scene", "hps:a/b*c", "http://h:1/a*b":
+        preference.reward_from(spec, "cuda", 7)
+    assert made == [
+        ("clip_reward", ("a*b:c", "cuda", 7), {}),
+        ("clip_reward", ("a+the scene", "cuda", 7), {}),
+        ("clip_reward", ("a/b*c", "cuda", 7), {}),
+        ("remote_reward", ("http://h:1/a*b",), dict(batch=7)),
+    ]
+    assert preference.weight_and_reward("a/b*scene") == ("1", "a/b*scene")

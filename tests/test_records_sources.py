@@ -5,6 +5,7 @@ import io
 import json
 import os
 import struct
+import tarfile
 from contextlib import suppress
 
 import numpy as np
@@ -76,6 +77,8 @@ def bad_ones(path, source="g", **how):
         ("a.csv", 'image,prompt\nx.png,"a, cat"\nx.png,"two\nlines"\n'),
         ("a.CSV", '\ufeffimage, prompt\r\nx.png, "a, cat"\r\n\r\nx.png,"two\nlines"\r\n,\r\n'),
         ("a.csv", 'file_name;prompt;\nx.png;"a, cat";\nx.png;"two\nlines";\n'),
+        ("a.csv", 'image;prompt;a, b, c\nx.png;"a, cat";1\nx.png;"two\nlines";2\n'),
+        ("a.csv", 'image,prompt,,\nx.png,"a, cat",,\nx.png,"two\nlines",,\n'),
         ("a.tsv", 'image_path\tprompt\nx.png\ta, cat\nx.png\t"two\nlines"\n'),
         ("a.json", json.dumps([dict(path="x.png", prompt=p) for p in ("a, cat", "two\nlines")])),
         ("a.ndjson", lines(*[dict(image=["x.png"], prompt=p) for p in ("a, cat", "two\nlines")])),
@@ -195,6 +198,22 @@ def test_images_in_base64(image):
     refused(lambda: prompts("b.jsonl"), "row 0", "in base64")
 
 
+def test_base64_may_be_broken_into_lines():
+    broken = "\r\n".join(IN_BASE64[i : i + 76] for i in range(0, len(IN_BASE64), 76))
+    put("a.jsonl", lines(dict(image=broken, prompt="a")))
+    assert load_records("a.jsonl", "g")[0]["image"].size == (300, 200)
+
+
+def test_images_are_found_again_from_another_folder(tmp_path, monkeypatch):
+    put("pictures/y.png", PNG)
+    put("a.jsonl", lines(dict(image="x.png", prompt="a")))
+    put("b.jsonl", lines(dict(image="y.png", prompt="b")))
+    (a,), (b,) = load_records("a.jsonl", "g"), load_records("b.jsonl", "g", images="pictures")
+    os.mkdir("elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert a["image"].size == b["image"].size == (20, 10)
+
+
 def test_images_as_a_list_of_one():
     struct_ = dict(bytes=PNG, path=None)
     for i, cell in enumerate(([struct_], [PNG], struct_, PNG)):
@@ -210,6 +229,11 @@ def test_a_missing_column_names_its_cure():
     refused(lambda: load_records("a.csv", "u"), "lacks the columns choices", "--columns-u choices=")
     assert prompts("a.csv", columns="prompt=text") == ["a"]
     assert load_records("a.csv", "u", columns="choices=")[0]["matcher"] == "number"
+    put("c.csv", "path,picture,prompt\nnone.png,x.png,a\n")
+    assert prompts("c.csv", columns="image=picture") == ["a"]  # what is named is not guessed
+    put("d.csv", "image,question,answer,how\nx.png,q,7,text\nx.png,q,7,\n")
+    rows = load_records("d.csv", "u", columns="choices=,matcher=how")
+    assert [row["matcher"] for row in rows] == ["text", "number"]
     put("b.csv", "path,filename,prompt\nx.png,x.png,a\n")
     refused(lambda: prompts("b.csv"), "lacks the columns image; it has path, filename")  # no guess
 
@@ -232,6 +256,28 @@ def test_a_folder_with_several_tables_is_no_guess():
     refused(lambda: prompts("d"), "several tables", "g.csv, u.csv")
 
 
+def test_what_datasets_writes_beside_a_table_is_no_table():
+    put("d/a.csv", "image,prompt\nx.png,a\n")
+    put("d/x.png", PNG)
+    for name in "dataset_info", "dataset_infos", "dataset_dict":
+        put(f"d/{name}.json", "{}")
+    assert prompts("d") == ["a"]
+    put("e/stats.json", '{"rows": 1}')
+    os.makedirs("e/data")
+    rows = pa.table(dict(image=[PNG], prompt=["b"]))
+    pq.write_table(rows, "e/data/train-00000-of-00001.parquet")
+    assert prompts("e") == ["b"]
+
+
+@pytest.mark.parametrize(
+    "answer, text", [(2.0, "2"), (-3, "-3"), (0.5, "0.5"), (1e300, "1e+300"), (0, "0")]
+)
+def test_a_number_is_its_shortest_text(answer, text):
+    put("a.jsonl", lines(dict(image="x.png", question="q", answer=answer, id=answer)))
+    (row,) = load_records("a.jsonl", "u", columns="choices=")
+    assert (row["answer"], row["id"], row["matcher"]) == (text, text, "number")
+
+
 # files that share a name
 
 
@@ -240,6 +286,7 @@ def test_pictures_with_their_texts_in_a_folder():
         put(name, PNG)
         put(os.path.splitext(name)[0] + ".txt", f"\ufeff{name}\n")
     put("a/README.md", "hello")
+    put("a/old.txt/0.md", "a folder with the name of a text")
     got = {r["id"]: r["prompt"] for r in load_records("a", "g")}
     ids = dict.fromkeys(("0", "cat_v1.0_3", "sub/1"))
     assert got.keys() == ids.keys() and all(text.startswith(f"a/{id}.") for id, text in got.items())
@@ -270,6 +317,28 @@ def test_names_with_dots_in_a_tar():
     tar_of("t.tar", files)
     assert [r["id"] for r in load_records("t.tar", "g")] == [f"t/{n}" for n in names]
     assert prompts("t.tar") == names
+
+
+def test_a_text_beside_a_json_is_the_prompt_and_names_begin_at_the_tar():
+    told = json.dumps(dict(prompt="from the json", scene=None))
+    files = [("./0.png", PNG), ("./0.json", told), ("./0.txt", "from the text")]
+    (row,) = load_records(tar_of(".cache/t.tar", files), "g")
+    assert (row["id"], row["prompt"]) == ("t/0", "from the text")
+    assert [r["id"] for r in load_records(os.path.abspath(".cache"), "g")] == ["t/0"]
+
+
+def test_a_member_that_is_all_holes_is_passed_over():
+    "A few bytes may claim any size, and reading it would fill the memory."
+    info = tarfile.TarInfo("1.txt")
+    info.type = tarfile.GNUTYPE_SPARSE
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    head[483:495] = b"%011o\0" % (1 << 20)  # its size with the holes
+    head[148:156] = b" " * 8
+    head[148:155] = b"%06o\0" % sum(head)
+    tar_of("t.tar", [("0.png", PNG), ("0.txt", "a cat"), ("1.png", PNG)])
+    whole = open("t.tar", "rb").read().rstrip(b"\0")
+    put("t.tar", whole + b"\0" * (-len(whole) % 512) + bytes(head) + b"\0" * 1024)
+    assert "has .png" in bad_ones("t.tar")[1] and prompts("t.tar", max_bad=0.5) == ["a cat"]
 
 
 def test_further_pictures_of_a_sample_are_no_samples():
@@ -313,6 +382,18 @@ def test_a_tar_does_not_end_early_without_a_word():
         refused(lambda: prompts(f"{name}.tar"), f"{name}.tar cannot be read past row", "at byte")
     tar_of("t.tar", files[::2] + files[1::2])  # texts behind all pictures
     refused(lambda: prompts("t.tar"), "60 of 60 rows", "next to it a .txt")
+
+
+def test_the_share_that_may_be_bad():
+    good, bad = dict(image="x.png", prompt="a"), dict(image="x.png", prompt="")
+    put("a.jsonl", lines(*[bad] * 29, *[good] * 71))
+    assert len(prompts("a.jsonl", max_bad=0.29)) == 71  # 0.29 * 100 is 28.999..
+    refused(lambda: prompts("a.jsonl", max_bad=0.28), "29 of 100 rows")
+    put("b.jsonl", lines(*[bad] * 110, *[good] * 110))  # not given up before its end
+    assert len(prompts("b.jsonl", max_bad=0.6)) == 110
+    files = [(f"{i}{end}", c) for i in range(20) for end, c in ((".png", PNG), (".txt", "c"))]
+    tar_of("d/t.tgz", files[:-1], "w:gz")  # of all tars a twentieth, however they are named
+    assert len(prompts("d")) == len(prompts("d/*.tgz")) == len(prompts("d/t.tgz")) == 19
 
 
 # texts
