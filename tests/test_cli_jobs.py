@@ -588,7 +588,7 @@ def test_a_module_that_is_missing_is_told_from_one_that_it_needs(tmp_path, monke
         ("mine:f", "mine needs it"),
     ):
         with pytest.raises(ValueError, match=cure):
-            own_function(spec)
+            own_function(spec, "reward")
 
 
 @pytest.mark.parametrize("u, g, refused", [("x", "", True), ("", "x", False), ("", "", True)])
