@@ -274,6 +274,7 @@ def own_function(
     except ImportError as e:
         itself = e.name and f"{module}.".startswith(f"{e.name}.")
         cure = "start in the folder of that module" if itself else f"{module} needs it"
+        cure = "leave .py out" if itself and module.endswith(".py") else cure
         raise ValueError(f"{kind} '{spec}': {e}; {cure}") from e
     except (SyntaxError, ValueError, OSError) as e:
         raise ValueError(f"{kind} '{spec}' {raised(e)}") from e
