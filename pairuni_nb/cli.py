@@ -65,6 +65,7 @@ def misplaced(
     word, here = found[1], help_of(argv).removesuffix(" --help")
     entry = re.search(rf" {word} [A-Z{{[].*?(?= --(?!help)[\w-]+ [A-Z{{[]|$)", flat)
     owners = re.findall(r"in (pairuni [a-z ]+) --help", entry[0] if entry else "")
+    owners += ["others"] if owners and "[...]" in entry[0] else []  # tyro names four at most
     belongs = f", which belongs to {', '.join(dict.fromkeys(owners))}" if owners else ""
     return [f"{here} takes no {word}{belongs}"]
 

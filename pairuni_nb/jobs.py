@@ -931,11 +931,13 @@ TOY_MODELS = ("", "nano-emu3", "nano-diffusion")  # what comes with the package;
 def begin_job(c: Train, out: Path, command: str):
     "A run folder before its first step, with what it takes to go on from any folder."
     from pairuni_nb.evaluate import is_toy
+    from pairuni_nb.preference import read_term, split_reward
     from pairuni_nb.records import whole_path
     from pairuni_nb.run_folder import begin_run, made_with
 
     pairs, notes = pairs_of(c)
-    if c.reward == "scene" and not any(pairs["g_scene"]):
+    terms = [read_term(term)[1] for term in split_reward(c.reward) if term]
+    if "scene" in terms and not any(pairs["g_scene"]):  # alone, or in a sum
         raise ValueError(
             "reward scene reads a drawing against its scene, and these pairs have none: "
             "name another reward, or none to compare with the record's own image"

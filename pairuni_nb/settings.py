@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIXES', 'PRO', 'PRO_7B', 'PRO_24GB', 'MASKED', 'EMU3_8B', 'PRESETS', 'OBEYED', 'FUNCTION', 'TAKES', 'MOST',
            'MOST_SEED', 'MAY_BE_ZERO', 'PairSettings', 'CompletionSettings', 'TrainSettings', 'Preset', 'one_of',
-           'preset', 'visible', 'own_function', 'placed', 'check_pair_settings', 'check_train_settings', 'at_most',
-           'check', 'check_family']
+           'preset', 'visible', 'raised', 'own_function', 'placed', 'check_pair_settings', 'check_train_settings',
+           'at_most', 'check', 'check_family']
 
 # %% ../nbs/00_settings.ipynb #ce25738f
 import math
@@ -246,6 +246,19 @@ TAKES = dict(
 )
 
 
+def raised(e: Exception) -> str:
+    "What an error in a file of yours says, and where it arose."
+    steps = [at for at in extract_tb(e.__traceback__) if "importlib" not in at.filename]
+    file, line = steps[:2][-1].filename, steps[:2][-1].lineno  # the first is this file
+    if isinstance(e, SyntaxError):  # its file never ran, so it is in no trace
+        file, line = e.filename, e.lineno
+    why = " ".join(str(getattr(e, "msg", e)).split())
+    return (
+        f"raised {type(e).__name__} ({why}) in line {line} of {file}: "
+        "mend it there; PAIRUNI_DEBUG=1 shows all of it"
+    )
+
+
 def own_function(
     spec: str,  # module:function
     kind: str,  # a key of `TAKES`: with what it is called
@@ -261,7 +274,10 @@ def own_function(
     except ImportError as e:
         itself = e.name and f"{module}.".startswith(f"{e.name}.")
         cure = "start in the folder of that module" if itself else f"{module} needs it"
+        cure = "leave .py out" if itself and module.endswith(".py") else cure
         raise ValueError(f"{kind} '{spec}': {e}; {cure}") from e
+    except (SyntaxError, ValueError, OSError) as e:
+        raise ValueError(f"{kind} '{spec}' {raised(e)}") from e
     found = getattr(found, name, None)
     if not callable(found):
         raise ValueError(f"{kind} '{spec}': the module {module} has no function {name}")
@@ -282,12 +298,7 @@ def placed(function, spec: str, kind: str):
         try:
             return function(*given)
         except (ValueError, OSError) as e:  # `main` takes these for bad input and drops the trace
-            at = extract_tb(e.__traceback__)[:2][-1]
-            why = " ".join(str(e).split())
-            raise ValueError(
-                f"{kind} '{spec}' raised {type(e).__name__} ({why}) in line {at.lineno} "
-                f"of {at.filename}: mend it there; PAIRUNI_DEBUG=1 shows all of it"
-            ) from e
+            raise ValueError(f"{kind} '{spec}' {raised(e)}") from e
 
     return called
 

@@ -30,6 +30,7 @@ def test_bad_flags_are_named():
         ("", ("pair",)),
         ("sample", ("ask", "draw")),
         ("train --delta 0.5", ("train takes no --delta, which belongs to pairuni pair; see",)),
+        ("ablate lr=1,2 --device cpu", ("pair, pairuni sample, pairuni serve, others; see",)),
         ("evaluate --steps 3 --foo", ("takes no --steps", "plan, pairuni train")),
         ("sample draw x --choices a b", ("draw takes no --choices", "to pairuni sample ask;")),
     ]:

@@ -326,8 +326,9 @@ def test_pictures_of_yours_train_the_laptop_model_with_a_word_of_warning_and_a_s
     assert "janus-nano knows only the words of the toy world" in capsys.readouterr().out
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["protocol"]["n_g"] == 2 and result["after"]["score_mean"] is not None
-    said = sentence(capsys, f"train --pairs pairs --out other --reward scene {flags}")
-    assert "these pairs have none" in said and not (tmp_path / "other").exists()
+    for reward in ("scene", "math:hypot+0.3*scene"):
+        said = sentence(capsys, f"train --pairs pairs --out other --reward {reward} {flags}")
+        assert "these pairs have none" in said and not (tmp_path / "other").exists()
 
 
 def test_a_stopped_job_goes_on_from_its_journal(tmp_path, capsys):

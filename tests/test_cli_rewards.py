@@ -97,6 +97,14 @@ def test_a_reward_of_yours_says_where_it_went_wrong(tmp_path, monkeypatch):
         own_function("mine_1:fine", "reward")
     with pytest.raises(ValueError, match="'mine_2'; start in the folder"):
         own_function("mine_2:fine", "reward")
+    with pytest.raises(ValueError, match="leave .py out"):
+        own_function("mine_0.py:fine", "reward")
+    Path("mine_3.py").write_text("import math\n\ndef fine(x:\n")
+    with pytest.raises(ValueError, match="SyntaxError .* in line 3 of .*mine_3.py: mend"):
+        own_function("mine_3:fine", "weighting")
+    Path("mine_4.py").write_text("import math\nmath.sqrt(-1)\n")
+    with pytest.raises(ValueError, match="ValueError .* in line 2 of .*mine_4.py: mend"):
+        own_function("mine_4:fine", "weighting")
 
 
 def test_a_weighting_or_an_advantage_of_yours_says_what_is_wrong_before_the_work(
