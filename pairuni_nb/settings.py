@@ -258,7 +258,7 @@ def raised(e: Exception) -> str:
         "mend it there; PAIRUNI_DEBUG=1 shows all of it"
     )
 
-
+# %% ../nbs/00_settings.ipynb #0029bda7
 def own_function(
     spec: str,  # module:function
     kind: str,  # a key of `TAKES`: with what it is called

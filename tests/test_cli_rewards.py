@@ -9,9 +9,10 @@ from socket import create_server
 import numpy as np
 import pytest
 
+from pairuni_nb import jobs
 from pairuni_nb.cli import main
 from pairuni_nb.preference import clip_reward, remote_reward, reward_from
-from pairuni_nb.settings import own_function
+from pairuni_nb.settings import TrainSettings, own_function
 from test_preference import drawn, publish
 
 
@@ -137,3 +138,28 @@ def test_a_weighting_or_an_advantage_of_yours_says_what_is_wrong_before_the_work
     assert main(["train", "--advantage", "worst"]) == 2
     assert "group, best, unified, module:function" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_a_run_that_goes_on_says_that_a_module_of_yours_has_changed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in "rwa":
+        Path(f"goes_on_{name}.py").write_text("def f(*given): return given[-1]")
+    judge = "goes_on_r:f"
+    s = TrainSettings(weighting="goes_on_w:f", advantage="goes_on_a:f")
+    monkeypatch.setattr(jobs, "pairs_of", lambda c: (dict(g_scene=["x"]), {}))
+    begun = []
+    monkeypatch.setattr("pairuni_nb.run_folder.begin_run", lambda *told: begun.append(told))
+    jobs.begin_job(jobs.Train(settings=s, reward=f"0.5*{judge}+0.5*scene"), tmp_path, "")
+    said = begun[0][3]
+    assert set(said["own_code"]) == {"goes_on_r", "goes_on_w", "goes_on_a"}
+    for module in ("pairuni_nb.records.check_run", "pairuni_nb.jobs.go_on"):
+        monkeypatch.setattr(module, lambda *given: None)
+    monkeypatch.setattr("pairuni_nb.run_folder.old_settings", lambda run: (s, said))
+    jobs.resume(tmp_path, device="cpu")
+    assert "changed" not in capsys.readouterr().out
+    Path("goes_on_w.py").write_text("def f(similarity): return similarity**30")
+    Path("goes_on_r.py").write_text("def f(*given): return [0] * len(given[0])")
+    jobs.resume(tmp_path, device="cpu")
+    words = "changed since the run began, and taken as it is now: goes_on_w, goes_on_r"
+    assert words in capsys.readouterr().out
