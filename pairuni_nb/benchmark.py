@@ -266,7 +266,7 @@ def draw_benchmark(
 ) -> int:  # pictures written
     "Draw what is missing in a benchmark's folder."
     for job in benchmark.jobs:
-        check_length(policy, "g", job.prompt, sampling, f"prompt of {job.key}")
+        check_length(policy, policy.image_prompts([job.prompt]), sampling, f"prompt of {job.key}")
     out, protocol = Path(out), protocol_of(benchmark, policy, sampling, seed, checkpoint)
     open_folder(out, protocol)
     with locked(out):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .pairing import stored_rows
 from .records import to_rgb
-from .rewards import answer_accuracy, reward_matrix, scene_reward, well_formed
+from .rewards import answer_accuracy, reward_columns, scene_reward, well_formed
 from .rollout import Policy, Sampling, noise
 from .step import side_rows
 from .world import question_text, records
@@ -226,7 +226,7 @@ def evaluate_g(
     reward=scene_reward,
     chunk: int = 64,  # prompts at a time
     gb: float = 8.0,  # as in `evaluate_u`
-) -> dict:  # score, full (scene_reward's), diversity (mean and ci each), items, images (n, H, W, 3)
+) -> dict:  # score, a sum's parts, full (scene_reward's), diversity (mean, ci), items, images
     "Draw held-out prompts twice each, score the first, compare the two."
     first, second = [], []
     for i in range(0, len(rows), chunk):
@@ -237,11 +237,13 @@ def evaluate_g(
         first.append(drawn[0::2])
         second.append(drawn[1::2])
     first, second = np.concatenate(first), np.concatenate(second)
-    rewards = reward_matrix(reward, [r["prompt"] for r in rows], first, rows, 1)[:, 0].tolist()
-    scores = [None if np.isnan(score) else score for score in rewards]
-    items = dict(score=scores)
+    columns = reward_columns(reward, [r["prompt"] for r in rows], first, rows).T.tolist()
+    names = ["score", *(f"score/{part}" for part in getattr(reward, "parts", []))]
+    items = {}
+    for name, column in zip(names, columns):
+        items[name] = [None if np.isnan(score) else score for score in column]
     if reward is scene_reward:
-        items["full"] = [score if score is None else score == 1 for score in scores]
+        items["full"] = [score if score is None else score == 1 for score in items["score"]]
     both = zip(first.astype(np.int16), second)
     items["diversity"] = [float(np.abs(a - b).mean()) / 255 for a, b in both]
     figures = {name: mean_ci(values) for name, values in items.items()}

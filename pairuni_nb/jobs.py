@@ -7,14 +7,13 @@ __all__ = ['OF_PRESET', 'DEVICES', 'SAID', 'CARD', 'TOY_MODELS', 'WRITTEN', 'JOB
            'Model', 'Evaluate', 'Ask', 'Draw', 'Sample', 'Report', 'Ablate', 'Compare', 'Convert', 'Serve', 'tell_gone',
            'read_side', 'read_both', 'read_made', 'no_boxes', 'build_pairs', 'filler', 'completed_by', 'check_place',
            'when_stopped', 'check_pairug', 'check_made', 'check_licences', 'check_pair', 'run_pair', 'check_device',
-           'check_names', 'check_checkpoint', 'check_tracker', 'own_rewards', 'named_rewards', 'whole_reward',
-           'notes_of', 'open_pairs', 'pairs_of', 'own_held', 'check_pairs', 'whole_job', 'check_train', 'check_flags',
-           'check_gpu', 'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train', 'try_answers',
-           'terms_of', 'own_code', 'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given',
-           'resume', 'show_result', 'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling',
-           'own_sampling', 'check_asked', 'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of',
-           'check_obeyed', 'judging_eyes', 'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt',
-           'run_sample', 'run_convert', 'run_serve']
+           'names_in', 'check_names', 'check_checkpoint', 'check_tracker', 'named_rewards', 'whole_reward', 'notes_of',
+           'open_pairs', 'pairs_of', 'own_held', 'check_pairs', 'whole_job', 'check_train', 'check_flags', 'check_gpu',
+           'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train', 'try_answers', 'own_code',
+           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
+           'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked',
+           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'judging_eyes',
+           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
@@ -48,6 +47,8 @@ from pairuni_nb.settings import (
     one_of,
     own_function,
     preset,
+    read_reward,
+    split_reward,
     visible,
 )
 
@@ -138,7 +139,8 @@ class Train(FromPreset):
     # module:function of yours, or a weighted sum of these; by default the preset's; "": scene, or
     # for pairs without scenes similarity to the record's own image
     reward: str | None = None
-    # reward of answers: module:function of yours; by default, whether they are right
+    # reward of answers: accuracy, module:function of yours, or a weighted sum of these; by
+    # default accuracy, whether they are right
     reward_u: str = ""
     reward_device: str = "cpu"  # where a clip or hps reward runs: auto, cpu or cuda
     out: str = ""  # new run folder; by default runs/<time>-<method>
@@ -570,6 +572,11 @@ def check_device(name: str) -> str:  # "cpu" or "cuda"
         raise ValueError("device 'cuda' is not there: PyTorch sees no GPU, use cpu")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
+# %% ../nbs/run/08_jobs.ipynb #0799d035
+def names_in(reward: str, task: str) -> list:  # e.g. "0.7*my:reward+0.3*scene" -> both names
+    "The rewards that a sum joins, without their weights."
+    return [name for _, name in read_reward(reward, task)] if reward else []
+
 # %% ../nbs/run/08_jobs.ipynb #c2b52b44
 def check_names(
     devices: tuple,
@@ -579,7 +586,9 @@ def check_names(
     "Words that may be mistyped; asked before torch is imported, which takes seconds."
     for device in devices:
         one_of("device", device, DEVICES)
-    own_rewards(reward_u, reward)
+    for name in names_in(reward_u, "u") + names_in(reward, "g"):
+        if FUNCTION.fullmatch(name):
+            own_function(name, "reward")
 
 # %% ../nbs/run/08_jobs.ipynb #9e29fc30
 def check_checkpoint(name: str):
@@ -600,17 +609,20 @@ def check_tracker(name: str):
             f"tracker '{name}' is not installed: pip install {name}, or leave --tracker out"
         )
 
-# %% ../nbs/run/08_jobs.ipynb #34a3c3d3
-def own_rewards(u: str, g: str) -> dict:  # {"u": function, "g": function}
-    "Those that are functions of yours."
-    rewards = dict(u=own_function(u, "reward")) if u else {}
-    return rewards | (dict(g=own_function(g, "reward")) if FUNCTION.fullmatch(g) else {})
-
 # %% ../nbs/run/08_jobs.ipynb #41464ad7
-def named_rewards(u: str, g: str, device: str) -> dict:  # {"u": function, "g": function}
+def named_rewards(
+    u: str,
+    g: str,
+    device: str,  # of judges
+    plain: float = 0.0,  # what a right answer without the form earns
+) -> dict:  # {"u": function, "g": function}
     "The rewards that were asked for, checked now; none for a side where none was."
-    device, rewards = check_device(device), own_rewards(u, g)
-    if g and "g" not in rewards:
+    device, rewards = check_device(device), {}
+    if u:
+        from pairuni_nb.rewards import answers_from
+
+        rewards["u"] = answers_from(u, plain)
+    if g:
         from pairuni_nb.preference import reward_from
 
         rewards["g"] = reward_from(g, device)
@@ -619,7 +631,6 @@ def named_rewards(u: str, g: str, device: str) -> dict:  # {"u": function, "g": 
 # %% ../nbs/run/08_jobs.ipynb #303d3beb
 def whole_reward(spec: str) -> str:
     "A reward with the paths of its folders from the root, so that a run goes on from any folder."
-    from pairuni_nb.preference import split_reward
     from pairuni_nb.records import whole_path
 
     def whole(found):
@@ -905,7 +916,7 @@ def run_train(
     # now, so that a wrong name or a bad record leaves no run folder
     check_start(c)
     held = own_held(c.held_u, c.held_g)
-    rewards = named_rewards(c.reward_u, c.reward, c.reward_device)
+    rewards = named_rewards(c.reward_u, c.reward, c.reward_device, c.settings.plain_reward)
     if group.is_main_process:
         begin_job(c, out, "pairuni " + shlex.join(argv))
     group.wait_for_everyone()
@@ -914,8 +925,8 @@ def run_train(
     push(out, c.push_to_hub)
 
 # %% ../nbs/run/08_jobs.ipynb #16009f3d
-def try_answers(spec: str, pairs):
-    "A reward of answers of yours judges one: the first evaluation does not call it."
+def try_answers(reward, pairs):
+    "A reward of answers judges one: the first evaluation does not call it."
     from pairuni_nb.rewards import reward_matrix
     from pairuni_nb.step import side_rows
 
@@ -923,15 +934,8 @@ def try_answers(spec: str, pairs):
         if question is not None:
             (truth,) = side_rows([pairs[i]], "u")
             asked = [question], [truth["answer"]], [truth]
-            reward_matrix(own_function(spec, "reward"), *asked, 1)
+            reward_matrix(reward, *asked, 1)
             return
-
-# %% ../nbs/run/08_jobs.ipynb #95aaf522
-def terms_of(reward: str) -> list:  # e.g. "0.7*my:reward+0.3*scene"
-    "The rewards that a sum joins, without their weights."
-    from pairuni_nb.preference import read_term, split_reward
-
-    return [read_term(term)[1] for term in split_reward(reward) if term]
 
 # %% ../nbs/run/08_jobs.ipynb #5aad4259
 def own_code(s: TrainSettings, rewards: list) -> dict:  # module -> digest of its file
@@ -955,17 +959,18 @@ def begin_job(c: Train, out: Path, command: str):
     "A run folder before its first step, with what it takes to go on from any folder."
     from pairuni_nb.evaluate import is_toy
     from pairuni_nb.records import whole_path
+    from pairuni_nb.rewards import answers_from
     from pairuni_nb.run_folder import begin_run, made_with
 
     pairs, notes = pairs_of(c)
-    terms = terms_of(c.reward)
-    if "scene" in terms and not any(pairs["g_scene"]):  # alone, or in a sum
+    names = names_in(c.reward_u, "u") + names_in(c.reward, "g")
+    if "scene" in names and not any(pairs["g_scene"]):  # alone, or in a sum
         raise ValueError(
             "reward scene reads a drawing against its scene, and these pairs have none: "
             "name another reward, or none to compare with the record's own image"
         )
     if c.reward_u:
-        try_answers(c.reward_u, pairs)
+        try_answers(answers_from(c.reward_u, c.settings.plain_reward), pairs)
     if c.pairs and c.model in TOY_MODELS and not is_toy(pairs):
         print(
             f"{c.model or 'janus-nano'} knows only the words of the toy world: "
@@ -974,7 +979,7 @@ def begin_job(c: Train, out: Path, command: str):
     said = {name: whole_path(getattr(c, name)) for name in ("model", "held_u", "held_g")}
     said["model"] = said["model"] or None
     said |= dict(reward_u=c.reward_u, reward=whole_reward(c.reward), command=command)
-    said |= made_with(c.device) | dict(own_code=own_code(c.settings, [c.reward_u, *terms]))
+    said |= made_with(c.device) | dict(own_code=own_code(c.settings, names))
     begin_run(out, pairs, c.settings, said, notes)
 
 # %% ../nbs/run/08_jobs.ipynb #4d221cba
@@ -1082,8 +1087,8 @@ def resume(
     check_given(run, saved, rewards, held)
     specs = {} if saved.get("own_rewards") else saved
     words = specs.get("reward_u", ""), specs.get("reward", "")
-    rewards = named_rewards(*words, reward_device) | rewards
-    now = own_code(s, [words[0], *terms_of(words[1])])
+    rewards = named_rewards(*words, reward_device, s.plain_reward) | rewards
+    now = own_code(s, names_in(words[0], "u") + names_in(words[1], "g"))
     changed = [m for m, digest in saved.get("own_code", {}).items() if now.get(m, digest) != digest]
     if changed and group.is_main_process:
         print(f"changed since the run began, and taken as it is now: {', '.join(changed)}")
@@ -1098,12 +1103,12 @@ def show_result(
     reward: str = None,  # as settings.json has it
 ):
     "Scores before and after, and where to look."
-    from pairuni_nb.report import HELD_OUT, Rise, judge, rises, write_report
+    from pairuni_nb.report import HELD_OUT, PART, Rise, judge, rises, write_report
 
     by = judge(reward, result["after"])
     for found in rises(result["before"], result["after"], result.get("change_ci", {})):
         rise = Rise(*found, by, result["protocol"])
-        if rise.name in HELD_OUT.values():
+        if rise.name in HELD_OUT.values() or rise.name.startswith(PART):
             print(
                 f"{rise.title:14} {rise.before_text} -> {rise.after_text}, "
                 f"change {rise.change_text} (95 % intervals; {rise.basis})"
@@ -1385,8 +1390,8 @@ def answer_question(c: Sample):
 
     policy, sampling = load_model(c.model)
     asked = question_text(c.what.question, choices, sampling.instruction)
-    check_length(policy, "u", asked, sampling, "question")
     prompts = policy.text_prompts([asked], [image])
+    check_length(policy, prompts, sampling, "question")
     uniforms = noise(c.model.seed, 0, [0], c.n, sampling.max_new_tokens)
     answers = policy.texts(policy.sample(prompts, c.n, uniforms, sampling))
     print(*map(visible, answers), sep="\n")
@@ -1423,8 +1428,8 @@ def draw_prompt(c: Sample):
     from pairuni_nb.train import check_length
 
     policy, sampling = load_model(c.model)
-    check_length(policy, "g", c.what.prompt, sampling, "prompt")
     prompts = policy.image_prompts([c.what.prompt])
+    check_length(policy, prompts, sampling, "prompt")
     uniforms = noise(c.model.seed, 0, [0], c.n, policy.image_tokens)
     drawn = policy.sample(prompts, c.n, uniforms, sampling)
     images = policy.images(drawn)

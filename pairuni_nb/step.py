@@ -7,8 +7,8 @@ __all__ = ['rows_of_step', 'side_rows', 'noise_names', 'roll_out', 'Side', 'own_
            'weights_of', 'best_advantage', 'relative_advantage', 'check_advantage', 'weighted_side', 'unify',
            'roll_out_sides', 'Pass', 'halves_of', 'side_passes', 'update_passes', 'take_gradient', 'added', 'dots',
            'few', 'length', 'cosine_between', 'ceiling', 'layer_of', 'agreement', 'without_conflict', 'scaled',
-           'combined', 'join_sides', 'backward_passes', 'put_gradient', 'update', 'gaps_of', 'finite', 'describe_side',
-           'describe_kinds', 'describe', 'score', 'compares', 'train_step']
+           'combined', 'join_sides', 'backward_passes', 'put_gradient', 'update', 'gaps_of', 'finite', 'group_ranges',
+           'describe_side', 'describe_adds', 'describe_kinds', 'describe', 'score', 'compares', 'train_step']
 
 # %% ../nbs/14_step.ipynb #7e3eeaf7
 # P pairs, K rollouts a prompt, R = P*K rows, T tokens; suffixes _u and _g for the two tasks
@@ -17,7 +17,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ from pairuni_nb.processes import (
     wait_for_gpu,
     whole,
 )
-from .rewards import reward_matrix, well_formed
+from .rewards import reward_columns, well_formed
 from .rollout import Policy, Rollouts, Sampling, gap, noise
 from .settings import FUNCTION, TrainSettings, own_function
 from .world import question_text
@@ -130,6 +130,8 @@ class Side:
     old_logp: Tensor  # (R, T) under the policy that drew them
     ref_logp: Tensor | None = None  # (R, T) under the reference, when there is a KL
     importance: Tensor | None = None  # (R, T) policy over sampler, where that is corrected
+    # name -> (P, K), what each part of a summed reward adds
+    adds: dict = field(default_factory=dict)
 
     def part(self, rows: Tensor) -> "Side":  # rows (m,)
         "Some of the rows; rewards and outputs stay whole."
@@ -273,11 +275,13 @@ def roll_out_sides(
         # a row's own record judges it; with several processes its groups may be cut in two
         judged_by = [truths[group] for group in rollouts.group.tolist()]
         prompts = [t["question" if task == "u" else "prompt"] for t in judged_by]
-        values = reward_matrix(rewards[task], prompts, outputs, judged_by, 1)[:, 0]
-        rollouts, values, outputs = gather_rollouts(rollouts, values, outputs, counts, policy.pad)
-        values = values.view(len(truths), s.rollouts)
+        columns = reward_columns(rewards[task], prompts, outputs, judged_by)
+        rollouts, columns, outputs = gather_rollouts(rollouts, columns, outputs, counts, policy.pad)
+        values, *adds = columns.T.reshape(-1, len(truths), s.rollouts)
         pairs = [rows[t["pair"]] for t in truths]
-        sides[task] = weighted_side(rollouts, values, pairs, outputs, s)
+        side = weighted_side(rollouts, values, pairs, outputs, s)
+        side.adds = dict(zip(getattr(rewards[task], "parts", {}), adds))
+        sides[task] = side
         seconds["sec_rollout"] += drawn - start
         seconds["sec_reward"] += time.perf_counter() - drawn
     if s.advantage == "unified":
@@ -534,24 +538,39 @@ def finite(norm: float) -> float:
     return norm
 
 # %% ../nbs/14_step.ipynb #acbee1b0
+def group_ranges(rewards: Tensor) -> Tensor:  # (P, K), NaN where missing -> (P,)
+    "How far apart the rewards of each group lie; 0 where fewer than two are there."
+    high = rewards.nan_to_num(-math.inf).amax(1)
+    low = rewards.nan_to_num(math.inf).amin(1)
+    return (high - low).clamp(min=0)
+
+# %% ../nbs/14_step.ipynb #74fa6bd9
 def describe_side(
     task: str,  # "u" or "g"
     side: Side,
 ) -> dict:  # metrics
     "Rewards, missing ones, flat groups, spreads, entropy."
     r, there = side.rewards, ~side.rewards.isnan()
-    high = r.nan_to_num(-math.inf).amax(1)
-    low = r.nan_to_num(math.inf).amin(1)
+    ranges = group_ranges(r)
     mask = side.rollouts.mask
     surprise = -(side.rollouts.sample_logp * mask).sum() / mask.sum().clamp(min=1)
     return {
         f"reward_{task}": r[there].mean().item(),
         f"missing_{task}": 1 - there.float().mean().item(),
-        f"flat_{task}": (high <= low).float().mean().item(),
-        f"spread_{task}": (high - low).clamp(min=0).mean().item(),
+        f"flat_{task}": (ranges == 0).float().mean().item(),
+        f"spread_{task}": ranges.mean().item(),
         f"adv_std_{task}": side.advantages.std().item(),
         f"entropy_{task}": surprise.item(),
     }
+
+# %% ../nbs/14_step.ipynb #18dc8d41
+def describe_adds(task: str, side: Side) -> dict:  # metrics
+    "Mean and spread of what each part of a summed reward adds."
+    told = {}
+    for name, part in side.adds.items():
+        told[f"reward_{task}/{name}"] = part.nanmean().item()
+        told[f"spread_{task}/{name}"] = group_ranges(part).mean().item()
+    return told
 
 # %% ../nbs/14_step.ipynb #40426f25
 def describe_kinds(task: str, side: Side) -> dict:  # metrics
@@ -573,7 +592,7 @@ def describe(
     "Figures of each side, and of the answers their form and length."
     told = {}
     for task, side in sides.items():
-        told |= describe_side(task, side) | describe_kinds(task, side)
+        told |= describe_side(task, side) | describe_adds(task, side) | describe_kinds(task, side)
     if "u" in sides:
         answers = sides["u"].rollouts
         told["well_formed"] = float(np.mean([well_formed(t) for t in sides["u"].outputs]))

@@ -31,7 +31,7 @@ from .prepare import Prepared, merge_lora, prepare, save_lora
 from .processes import copy_weights, gather, launch
 from .records import check_run, read_json, whole_path, write_json, write_whole
 from .rewards import graded_accuracy, scene_reward, target_similarity
-from .rollout import Policy, Sampling
+from .rollout import ImagePrompts, Policy, Sampling, TextPrompts
 from pairuni_nb.run_folder import (
     Watch,
     begin_run,
@@ -469,22 +469,22 @@ def as_columns(held: tuple) -> dict:  # held: U records, G records
     return dict(
         question=[record["question"] for record in u],
         choices=[record["choices"] for record in u],
+        u_image=[record["image"] for record in u],
         prompt=[record["prompt"] for record in g],
     )
 
 # %% ../nbs/run/02_train.ipynb #3817a47b
 def check_length(
     policy: Policy,
-    task: str,  # "u" or "g"
-    asked: str,  # question or prompt, as the model will read it
+    prompt: TextPrompts | ImagePrompts,  # one, as the model will read it
     sampling: Sampling,
     what: str,  # which text it is, for the sentence
 ):
     "A prompt fits into the model's positions, with its image and with what completes it."
+    task = "u" if isinstance(prompt, TextPrompts) else "g"
     room = policy.model.config.text_config.max_position_embeddings
     new = policy.length(task, sampling)
-    n = len(policy.processor.tokenizer(asked)["input_ids"]) + new + 32  # the chat's frame
-    n += policy.image_tokens if task == "u" else 0
+    n = prompt.input_ids.shape[1] + new
     if n > room:
         cure = "shorten it, or lower max_new_tokens" if task == "u" else "shorten it"
         raise ValueError(
@@ -502,7 +502,11 @@ def check_lengths(
     "`check_length` of the twenty longest prompts of each side."
     for task, column in (("u", "question"), ("g", "prompt")):
         for asked, i in asked_texts(pairs, task, sampling.instruction)[-20:]:
-            check_length(policy, task, asked, sampling, f"{column} of {what} {i}")
+            if task == "u":
+                prompt = policy.text_prompts([asked], [pairs["u_image"][i]])
+            else:
+                prompt = policy.image_prompts([asked])
+            check_length(policy, prompt, sampling, f"{column} of {what} {i}")
 
 # %% ../nbs/run/02_train.ipynb #198cd85d
 def tell(bar: tqdm, lines: list, quiet: bool):

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,12 @@ class Python:
         "The exit code; None while it runs."
         return self.process.exitcode
 
+    def until(self, holds):
+        "Wait for something that it brings about; an end before that is an error."
+        while not holds():
+            assert self.poll() is None, self.said()
+            time.sleep(0.02)
+
     def send(self, number):
         "A signal."
         os.kill(self.process.pid, number)
@@ -101,11 +108,12 @@ def interpreter(folder):
         server.listen()
         process = FORK.Process(target=serve, args=(server,))
         process.start()
-        try:
-            yield program
-        finally:
-            process.terminate()
-            process.join()
+    # it has the socket now and nobody else: if it dies, calls are refused instead of waiting
+    try:
+        yield program
+    finally:
+        process.terminate()
+        process.join()
 
 
 def serve(server):

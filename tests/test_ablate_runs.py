@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -550,10 +549,7 @@ def test_ctrl_c_or_a_kill_saves_what_is_on_its_way(tmp_path, how):
     job = Python(CLI, *words.split(), cwd=tmp_path)
     run = tmp_path / "tables/runs/reference,seed=0"
     try:
-        until = time.monotonic() + 300
-        while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < 3:
-            assert job.poll() is None and time.monotonic() < until
-            time.sleep(0.2)
+        job.until(lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run)) >= 3)
     finally:
         job.send(how)
         code, said = job.wait(120), job.said()[1]

@@ -1,5 +1,6 @@
 """`pairuni convert` and `pairuni serve`: a judge from its published file to a run on another machine."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -138,6 +139,36 @@ def test_a_weighting_or_an_advantage_of_yours_says_what_is_wrong_before_the_work
     assert main(["train", "--advantage", "worst"]) == 2
     assert "group, best, unified, module:function" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_of_a_sum_a_run_tells_what_each_part_adds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = (
+        "def light(prompts, images, truths): return [float(x.mean()) / 255 for x in images]",
+        "def brief(prompts, texts, truths): return [-float(len(text)) for text in texts]",
+    )
+    Path("sum_0.py").write_text("\n".join(lines))
+    words = "train --device cpu --steps 2 --pairs-per-step 3 --rollouts 3 --eval-items 8 --out run"
+    sums = ["--reward", "0.5*sum_0:light+scene", "--reward-u", "accuracy+0.01*sum_0:brief"]
+    assert main(words.split() + sums) == 0
+    said = capsys.readouterr().out
+    assert "of it, light" in said and "of it, scene_reward" in said
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    for line in metrics:
+        if "reward_u" in line:
+            parts = line["reward_u/answer_accuracy"] + line["reward_u/brief"]
+            assert line["reward_u"] == pytest.approx(parts, abs=1e-6) and line["reward_u/brief"] < 0
+            parts = line["reward_g/light"] + line["reward_g/scene_reward"]
+            assert line["reward_g"] == pytest.approx(parts, abs=1e-6)
+            assert 0.25 < line["reward_g/light"] < 0.5
+        if "eval_score_mean" in line:
+            parts = line["eval_score/light_mean"] + line["eval_score/scene_reward_mean"]
+            assert line["eval_score_mean"] == pytest.approx(parts, abs=1e-6)
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["change_ci"]["score/light"] is not None
+    page = Path("run/report.html").read_text()
+    assert "of it, light" in page and "what this part adds" in page
 
 
 def test_a_run_that_goes_on_says_that_a_module_of_yours_has_changed(tmp_path, monkeypatch, capsys):

@@ -40,6 +40,7 @@ from pairuni_nb.preference import (
     to_png,
 )
 from pairuni_nb.rewards import reward_matrix
+from pairuni_nb.settings import weight_and_reward
 
 IMAGES = np.zeros((3, 8, 8, 3), np.uint8)
 
@@ -401,4 +402,4 @@ def test_a_star_a_plus_or_a_colon_may_stand_in_a_folder(monkeypatch):
         ("clip_reward", ("a/b*c", "cuda", 7), {}),
         ("remote_reward", ("http://h:1/a*b",), dict(batch=7)),
     ]
-    assert preference.weight_and_reward("a/b*scene") == ("1", "a/b*scene")
+    assert weight_and_reward("a/b*scene") == ("1", "a/b*scene")

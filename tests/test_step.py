@@ -300,6 +300,27 @@ def test_a_side_can_be_left_out():
     pairs, policy, s = tiny_setup(sides="u")
     assert list(first_sides(policy, pairs, s)) == ["u"]
 
+# %% ../nbs/14_step.ipynb #19bd0464
+def test_each_part_of_a_sum_is_told():
+    from types import SimpleNamespace
+
+    from pairuni_nb.step import describe_adds, group_ranges
+
+    told = describe_adds("g", SimpleNamespace(adds={}))
+    assert told == {}
+    nan = float("nan")
+    parts = dict(
+        facts=torch.tensor([[0.5, 1, 0], [1, 1, 1]]), red=torch.tensor([[nan, 2, 4], [nan] * 3])
+    )
+    told = describe_adds("g", SimpleNamespace(adds=parts))
+    assert told == {
+        "reward_g/facts": 0.75,
+        "spread_g/facts": 0.5,
+        "reward_g/red": 3.0,
+        "spread_g/red": 1.0,
+    }
+    assert group_ranges(torch.tensor([[nan, 3, nan], [-1, nan, -4]])).tolist() == [0, 3]
+
 # %% ../nbs/14_step.ipynb #e3f8dde5
 def test_the_plain_step_and_the_exported_one_move_the_weights_alike():
     pairs, plain, s = tiny_setup()

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 
 from pairuni_nb import pair_grpo, records
 from pairuni_nb import train as loop
-from pairuni_nb.diffusion import policy_for
+from pairuni_nb.diffusion import load_checkpoint, policy_for
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import as_dataset, make_pairs, pair_row
 from pairuni_nb.rewards import answer_accuracy, reward_matrix, scene_reward
@@ -502,21 +503,44 @@ def test_choices_and_instruction_count_to_a_prompts_length():
 @pytest.mark.parametrize("task", "ug")
 def test_a_prompt_fits_to_the_last_position_and_one_more_is_refused(task):
     policy, text = JanusPolicy(*load_janus()), "red" + " red" * 9
-    words = len(policy.processor.tokenizer(text)["input_ids"])
+    picture = Image.new("RGB", (48, 48))
+    u, g = policy.text_prompts([text], [picture]), policy.image_prompts([text])
+    prompt = u if task == "u" else g
     # an answer beside a picture of 36 tokens, or a drawing of 36; and the chat's frame
-    needed = words + 32 + (36 + S.max_new_tokens if task == "u" else 36)
+    words = len(policy.processor.tokenizer(text)["input_ids"])
+    frame = prompt.input_ids.shape[1] - words - (36 if task == "u" else 0)
+    assert 0 < frame < 32
+    needed = prompt.input_ids.shape[1] + (S.max_new_tokens if task == "u" else 36)
     config = policy.model.config.text_config
     config.max_position_embeddings = needed
-    loop.check_length(policy, task, text, Sampling.of(S), "text")
+    loop.check_length(policy, prompt, Sampling.of(S), "text")
     config.max_position_embeddings -= 1
     with pytest.raises(ValueError, match=f"text needs {needed} tokens.* {needed - 1} positions"):
-        loop.check_length(policy, task, text, Sampling.of(S), "text")
+        loop.check_length(policy, prompt, Sampling.of(S), "text")
+
+
+def test_a_picture_that_an_emu3_reads_counts_as_it_is_read():
+    policy = policy_for(*load_checkpoint("nano-emu3"))
+    sizes = []
+    for size in ((48, 48), (480, 40)):
+        columns = dict(question=["how many?"], choices=[None], prompt=[None])
+        columns["u_image"] = [Image.new("RGB", size)]
+        (prompt,) = policy.text_prompts(["how many?"], columns["u_image"]).input_ids
+        sizes.append(len(prompt))
+        config = policy.model.config.text_config
+        config.max_position_embeddings = len(prompt) + S.max_new_tokens
+        check_lengths(policy, columns, Sampling.of(S))
+        config.max_position_embeddings -= 1
+        with pytest.raises(ValueError, match="question of pair 0 needs"):
+            check_lengths(policy, columns, Sampling.of(S))
+    assert sizes[0] > sizes[1]  # a strip of 10 to 1 has fewer tokens
 
 
 @pytest.mark.parametrize("place", (0, 24))
 @pytest.mark.parametrize("task, column", (("u", "question"), ("g", "prompt")))
 def test_the_longest_of_many_prompts_is_looked_at_wherever_it_stands(task, column, place):
-    rows = [dict(question="how many?", choices=None, prompt="a red star") for _ in range(25)]
+    asked = dict(question="how many?", choices=None, u_image=Image.new("RGB", (48, 48)))
+    rows = [asked | dict(prompt="a red star") for _ in range(25)]
     rows[place][column] = "red " * 2000
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     with pytest.raises(ValueError, match=f"{column} of pair {place} needs"):

@@ -1,7 +1,6 @@
 """A run that is asked to stop finishes its step, saves, says the truth, and goes on to the same end."""
 
 import signal
-import time
 
 import pytest
 from program import CLI, Python
@@ -28,18 +27,17 @@ def train(folder, run):
     return f"train --device cpu --pairs {folder}/pairs --out {run} {SMALL}".split()
 
 
-def wait_for_lines(run, n):
-    """Until the run has written n lines of metrics."""
+def lines(run):
+    """How many lines of metrics the run has written."""
     file = run / "metrics.jsonl"
-    while not file.exists() or file.read_text().count("\n") < n:
-        time.sleep(0.02)
+    return file.read_text().count("\n") if file.exists() else 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_step_is_finished_and_saved(folder, tmp_path, number):
     run = tmp_path / "run"
     process = Python(CLI, *train(folder, run))
-    wait_for_lines(run, 2)  # an evaluation and a step
+    process.until(lambda: lines(run) >= 2)  # an evaluation and a step
     process.send(number)
     code = process.wait()
     out, said = process.said()
@@ -56,7 +54,7 @@ def test_what_was_saved_can_be_scored(folder, tmp_path, capsys):
     run = tmp_path / "run"
     words = [*train(folder, run), "--keep", "2", "--save-every", "1"]
     process = Python(CLI, *words)
-    wait_for_lines(run, 5)  # three steps and the evaluation after the second
+    process.until(lambda: lines(run) >= 5)  # three steps and the evaluation after the second
     process.send(signal.SIGKILL)
     process.wait()
     saves = sorted(p.name for p in run.glob("*.pt"))
@@ -70,7 +68,7 @@ def test_what_was_saved_can_be_scored(folder, tmp_path, capsys):
 def test_changed_pairs_and_settings_are_noticed(folder, tmp_path, capsys):
     run = tmp_path / "run"
     process = Python(CLI, *train(folder, run), "--steps", "3")
-    wait_for_lines(run, 2)
+    process.until(lambda: lines(run) >= 2)
     process.send(signal.SIGKILL)
     process.wait()
     pairs = run / "pairs" / "pairs.parquet"
