@@ -1274,11 +1274,12 @@ def draw_prompts(c: Evaluate):
 
 # %% ../nbs/run/08_jobs.ipynb #92ef321f
 def show_scores(kept: dict):  # what `pairuni evaluate` writes
-    "The two scores, with the items and the judge behind them."
-    from pairuni_nb.report import HELD_OUT, SCORES, amount, basis
+    "The two scores, and a sum's parts, with the items and the judge behind them."
+    from pairuni_nb.report import HELD_OUT, PART, about, amount, basis, scores_in
 
     figures, reward = kept["figures"], kept["reward"]
-    for name in HELD_OUT.values():
+    parts = [name for name in scores_in(figures) if name.startswith(PART)]
+    for name in [*HELD_OUT.values(), *parts]:
         if f"{name}_mean" not in figures:
             continue
         value = figures[f"{name}_mean"], figures[f"{name}_ci"]
@@ -1286,7 +1287,7 @@ def show_scores(kept: dict):  # what `pairuni evaluate` writes
         if None not in value:
             told = amount(name, value, reward)
         items = basis(name, kept["protocol"], reward)
-        print(f"{SCORES[name][1]:14} {told} (95 % interval; {items})")
+        print(f"{about(name)[1]:14} {told} (95 % interval; {items})")
 
 # %% ../nbs/run/08_jobs.ipynb #6fe0ecf0
 def held_of(c: Evaluate) -> tuple:  # U records, G records

@@ -149,7 +149,9 @@ def test_of_a_sum_a_run_tells_what_each_part_adds(tmp_path, monkeypatch, capsys)
         "def brief(prompts, texts, truths): return [-float(len(text)) for text in texts]",
     )
     Path("sum_0.py").write_text("\n".join(lines))
-    words = "train --device cpu --steps 2 --pairs-per-step 3 --rollouts 3 --eval-items 8 --out run"
+    assert main("pair --n-u 60 --n-g 60 --clusters 12 --out pairs".split()) == 0
+    words = "train --device cpu --pairs pairs --steps 2 --pairs-per-step 3 --rollouts 3"
+    words += " --eval-items 8 --out run"
     sums = ["--reward", "0.5*sum_0:light+scene", "--reward-u", "accuracy+0.01*sum_0:brief"]
     assert main(words.split() + sums) == 0
     said = capsys.readouterr().out
@@ -169,6 +171,10 @@ def test_of_a_sum_a_run_tells_what_each_part_adds(tmp_path, monkeypatch, capsys)
     assert result["change_ci"]["score/light"] is not None
     page = Path("run/report.html").read_text()
     assert "of it, light" in page and "what this part adds" in page
+    words = "evaluate --checkpoint run --items 8 --device cpu --out scores.json"
+    assert main(words.split() + sums[:2]) == 0
+    assert "of it, light" in capsys.readouterr().out
+    assert "score/light_mean" in json.loads(Path("scores.json").read_text())["figures"]
 
 
 def test_a_run_that_goes_on_says_that_a_module_of_yours_has_changed(tmp_path, monkeypatch, capsys):
