@@ -91,7 +91,7 @@ def test_a_reward_of_yours_by_name(tmp_path, monkeypatch):
     for spec, words in (
         ("judges_of_a_test:three", "has no function three"),
         ("nowhere_to_be_found:f", "start in the folder of that module"),
-        ("judges", "not of the form"),
+        ("judges", "unknown reward of answers"),
         ("judges_of_a_test:long", "returned 2 values for 1 rollouts"),
         ("judges_of_a_test:late", "answers"),
     ):
