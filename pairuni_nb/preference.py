@@ -12,7 +12,6 @@ __all__ = ['HF_START', 'HF_INSIDE', 'HPS_NEEDS', 'LARGEST', 'tiny_tokenizer', 't
 import json
 import math
 import re
-import socket
 import sys
 import time
 from collections import Counter
@@ -323,6 +322,7 @@ def convert_hps(
 # %% ../nbs/data/04_preference.ipynb #7c0f0954
 import json
 import re
+import socket
 import sys
 from base64 import b64decode, b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

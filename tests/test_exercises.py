@@ -389,6 +389,7 @@ WRONG = {
         (".std(1).mean()", ".mean()"),
         (".std(1).mean()", ".std(1).max()"),
         (".std(1)", ".std(0)"),
+        (".std(1)", ".std(1, correction=0)"),  # the exercise says ddof 1
     ],
     ("learn/00_one_pair.ipynb", "better_than_others"): [
         (" / (rewards.std() + 1e-4)", ""),
