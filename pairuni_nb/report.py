@@ -376,6 +376,7 @@ def panel_picture(draw: Callable, metrics: list, name: str) -> Picture:
     height = 2.3 if name == "seconds" else 2.7
     fig, file = new_figure(4.6, height), BytesIO()
     finish_panel(draw(metrics, fig.subplots()))
+    fig.draw_without_rendering()  # a legend of two rows has its place only the second time
     fig.savefig(file, format="svg", metadata={"Date": None})
     return Picture(f"{name} over the run", "svg+xml", b64encode(file.getvalue()).decode())
 
