@@ -402,7 +402,7 @@ def agreement(
     if len(parts) < 4:
         return {}
     u, g = (added(parts[task, 0], parts[task, 1]) for task in "ug")
-    shared = list(dots(u, g))
+    shared = [name for name in u if name in g]
     told = dict(cos_ug=cosine_between(u, g, shared))
     for task, side in dict(u=u, g=g).items():
         told[f"cos_{task}{task}"] = cosine_between(parts[task, 0], parts[task, 1], shared)
