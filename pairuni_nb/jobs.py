@@ -1232,7 +1232,6 @@ def load_model(m: Model) -> tuple:  # Policy, Sampling
     from pairuni_nb.rollout import FORM_WANTED, Sampling
     from pairuni_nb.run_folder import from_run, old_settings, run_of
 
-    check_asked(m)
     names = ("temperature", "cfg_weight", "max_new_tokens", "instruction")
     asked = {name: getattr(m, name) for name in names if getattr(m, name) is not None}
     if asked.get("instruction") == "form":
