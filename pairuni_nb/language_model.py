@@ -579,7 +579,7 @@ def wait_for_answers(
     jobs: list,  # futures of `complete_item`
     journal: Journal,
     patience: int,  # so many records in a row may go unanswered
-    excuse=None,  # () -> bool: whether such a row is the records' fault; None: it is not
+    excuse,  # () -> bool: whether such a row is the records' fault; None: it is not
 ) -> list:  # ends of the unanswered, not written down
     "Write down how each record ends, as it ends."
     silent, row = [], 0

@@ -695,7 +695,7 @@ def _listed(rows, file, n: int):  # n: the number of their first
         ) from e
 
 # %% ../nbs/09_pairing.ipynb #ae63e3c6
-def _few_rows(file, look=True):
+def _few_rows(file, look):
     "A pair file's rows as Arrow tables of a few, checked."
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
     names, n = parquet.schema_arrow.names, 0

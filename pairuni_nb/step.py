@@ -312,7 +312,7 @@ def halves_of(group: Tensor) -> list:  # (R,) prompt of each row -> row numbers 
 def side_passes(
     rollouts: Rollouts,
     micro_batch: int,
-    halves: bool = False,  # one half of the prompts after the other
+    halves: bool,  # one half of the prompts after the other
 ) -> Iterator[
     tuple
 ]:  # half, this process's rows, whether they count, what they end: "half", "side"
@@ -329,7 +329,7 @@ def side_passes(
 def update_passes(
     sides: dict,  # {task: Side}
     s: TrainSettings,
-    halves: bool = False,  # one half of each side's prompts after the other
+    halves: bool,  # one half of each side's prompts after the other
 ) -> Iterator[Pass]:
     "All passes of an update: the rows of U, then the rows of G."
     for task, side in sides.items():
