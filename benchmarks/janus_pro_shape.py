@@ -437,7 +437,6 @@ def child(args):
     zero, full = torch.zeros(rows, T, device=args.device), torch.ones_like(tokens, dtype=torch.bool)
     r = Rollouts(
         prompts,
-        rows,
         torch.zeros(rows, dtype=torch.long, device=args.device),
         tokens,
         full,

@@ -885,8 +885,6 @@ def write_summary(out: Path, table: str, lines: list, rows: list):
 # %% ../nbs/run/07_ablate.ipynb #1cb9f38c
 def said_of(run: Path) -> dict:
     "What a run was started with."
-    if not (run / "settings.json").is_file():
-        raise ValueError(f"'{run}' is no run folder: it holds no settings.json")
     s, saved = old_settings(run)
     names = ("model", "reward", "pairs", "pairs_sha256")
     told = asdict(s) | {name: saved.get(name) for name in names}

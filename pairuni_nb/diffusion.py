@@ -211,14 +211,14 @@ def _decode(
 
 # %% ../nbs/18_diffusion.ipynb #9ac65aef
 @patch_to(DiffusionPolicy)
-def _sample_rows(self, prompts, k, group, u, sampling) -> Rollouts:  # as Policy's
+def _sample_rows(self, prompts, group, u, sampling) -> Rollouts:  # as Policy's
     "Draw some rows at once."
     with self.autocast(True):
         tokens, logp, sample_logp, step = self._decode(prompts, group, u, sampling)
     ended = torch.isin(tokens, self.eos).any(1) | (prompts.task == "g")
     everything = torch.ones_like(tokens, dtype=torch.bool)
     scores = logp, sample_logp
-    return Rollouts(prompts, k, group, tokens, everything, ended, *scores, sampling, step)
+    return Rollouts(prompts, group, tokens, everything, ended, *scores, sampling, step)
 
 
 @patch_to(DiffusionPolicy)

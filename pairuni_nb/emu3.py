@@ -428,7 +428,7 @@ def examples(
     "Completions to learn, one per prompt, as if they had been drawn without guidance."
     n, none = len(tokens), torch.zeros(mask.shape)
     rows, ended = torch.arange(n), torch.ones(n, dtype=torch.bool)
-    return Rollouts(prompts, 1, rows, tokens, mask, ended, none, none, Sampling(1.0, 1.0))
+    return Rollouts(prompts, rows, tokens, mask, ended, none, none, Sampling(1.0, 1.0))
 
 
 def mean_loss(policy: Policy, told: Rollouts) -> Tensor:  # scalar

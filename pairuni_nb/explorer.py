@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'HEADS', 'TABLE', 'FLAT', 'OPPOSITES', 'PAGE', 'softmax_step', 'Numbers', 'explore', 'draw_advantages',
            'to_png', 'numbers_table', 'Explorer', 'TwoPairs', 'climb', 'two_pairs', 'module_page', 'in_frame',
-           'two_pairs_page', 'two_pairs_frame', 'draw_run', 'best_drawing', 'live']
+           'two_pairs_page', 'draw_run', 'best_drawing', 'live']
 
 # %% ../nbs/03_explorer.ipynb #e9ecfe58
 # K rollouts a side; suffixes _u and _g for the two tasks
@@ -363,11 +363,6 @@ def in_frame(page: str, height: int = 640) -> str:  # HTML
 def two_pairs_page(x: TwoPairs = TwoPairs()) -> str:
     "The page of two pairs."
     return module_page("two_pairs.js", asdict(x), "Two pairs, one policy")
-
-
-def two_pairs_frame(x: TwoPairs = TwoPairs()) -> str:  # HTML
-    "The page inside another one."
-    return in_frame(two_pairs_page(x))
 
 # %% ../nbs/03_explorer.ipynb #567ee243
 def draw_run(

@@ -996,7 +996,7 @@ def go_on(run: Path, rewards: dict, held: tuple, device: str, tracker: str, hub:
         if first:
             print(f"run folder {run}")
         # whoever wrote this copy has looked at it, and `train` compares its digest
-        pairs = load_pairs(run / "pairs", look="pairs_sha256" not in saved)
+        pairs = load_pairs(run / "pairs", look=False)
         more = dict(resume=True, ready=lambda: make_place(hub))
         result = train(
             pairs, run, s, saved["model"], rewards, device, tracker or None, held, **more
@@ -1232,7 +1232,6 @@ def load_model(m: Model) -> tuple:  # Policy, Sampling
     from pairuni_nb.rollout import FORM_WANTED, Sampling
     from pairuni_nb.run_folder import from_run, old_settings, run_of
 
-    check_asked(m)
     names = ("temperature", "cfg_weight", "max_new_tokens", "instruction")
     asked = {name: getattr(m, name) for name in names if getattr(m, name) is not None}
     if asked.get("instruction") == "form":

@@ -561,8 +561,8 @@ def complete_item(client, journal: Journal, s: CompletionSettings, item: str, re
     return {"end_of": item, "id": record["id"]} | end
 
 # %% ../nbs/data/02_language_model.ipynb #c4f8151a
-def is_unanswered(end: dict) -> bool:  # end: a line of a journal, or from `complete_item`
-    "Whether a record was dropped because the endpoint failed; older journals hold such ends."
+def is_unanswered(end: dict) -> bool:  # end: from `complete_item`
+    "Whether a record was dropped because the endpoint failed."
     return end.get("reason", "").startswith("unanswered")
 
 # %% ../nbs/data/02_language_model.ipynb #c9f36592
@@ -579,7 +579,7 @@ def wait_for_answers(
     jobs: list,  # futures of `complete_item`
     journal: Journal,
     patience: int,  # so many records in a row may go unanswered
-    excuse=None,  # () -> bool: whether such a row is the records' fault; None: it is not
+    excuse,  # () -> bool: whether such a row is the records' fault; None: it is not
 ) -> list:  # ends of the unanswered, not written down
     "Write down how each record ends, as it ends."
     silent, row = [], 0
@@ -608,8 +608,7 @@ def ends_in(
 ) -> dict:  # keys of records to how they ended
     "The records that are done."
     ends = {line["end_of"]: line for line in lines if "end_of" in line}
-    done = {key: end for key, end in ends.items() if not outgrown(end, s)}
-    return {key: end for key, end in done.items() if not is_unanswered(end)}
+    return {key: end for key, end in ends.items() if not outgrown(end, s)}
 
 # %% ../nbs/data/02_language_model.ipynb #299b9687
 def run_jobs(records: dict, path, s: CompletionSettings) -> dict:  # keys to records -> keys to ends

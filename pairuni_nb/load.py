@@ -497,7 +497,7 @@ def _file_bytes(file):
     return Path(file).read_bytes()
 
 
-def _placed(value, base, store, images="") -> dict:  # bytes: a function that returns them; path
+def _placed(value, base, store, images) -> dict:  # bytes: a function that returns them; path
     "A local file stays where it is; other images are kept in the store."
     value = _one_image(value)
     raw, path = value.get("bytes"), _cell(value.get("path"))
@@ -632,8 +632,8 @@ def keep_good(
     path,  # what they come from, for messages
     convert: Callable,  # a row and its number -> a dict with an id, or a reason to leave it out
     max_bad: float,  # share of rows that may be bad and skipped
-    limit: int = 0,  # of what to keep; 0: all
-    doing: str = "reading",  # for the bar
+    limit: int,  # of what to keep; 0: all
+    doing: str,  # for the bar
 ) -> tuple:  # what was converted, counts
     "Convert rows; count what is left out and list what is bad."
     bar = tqdm(each_row(rows, path), doing, unit=" rows", delay=2)

@@ -654,12 +654,6 @@ def _check_pair(row, where):
     if has_g:
         _check_image(row, "g_image", where)
 
-# %% ../nbs/09_pairing.ipynb #1d3f05c5
-def _with_matcher(rows):
-    "Rows that were written before there were matchers, when every question had choices."
-    matchers = [None if q is None else "choice" for q in rows["question"].to_pylist()]
-    return rows.append_column("matcher", pa.array(matchers, pa.string()))
-
 # %% ../nbs/09_pairing.ipynb #cf4b50c9
 def _with_scenes(rows):
     "A side that is there and names no scene has an empty one; None would say that it is not there."
@@ -701,19 +695,14 @@ def _listed(rows, file, n: int):  # n: the number of their first
         ) from e
 
 # %% ../nbs/09_pairing.ipynb #ae63e3c6
-def _few_rows(file, look=True):
+def _few_rows(file, look):
     "A pair file's rows as Arrow tables of a few, checked."
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
     names, n = parquet.schema_arrow.names, 0
-    old = "matcher" not in names and "question" in names
-    fault = columns_fault(names + ["matcher"] * old, COLUMNS)
-    if fault:
+    if fault := columns_fault(names, COLUMNS):
         raise ValueError(f"{file} {fault}")
-    for batch in parquet.iter_batches(GROUP, columns=[c for c in COLUMNS if c in names]):
-        rows = pa.Table.from_batches([batch])
-        if old:
-            rows = _with_matcher(rows)
-        rows = _with_scenes(_typed(rows, file))
+    for batch in parquet.iter_batches(GROUP, columns=list(COLUMNS)):
+        rows = _with_scenes(_typed(pa.Table.from_batches([batch]), file))
         for i, row in enumerate(_listed(rows, file, n) if look else (), n):
             _check_pair(row, f"{file}, row {i} (u_id {row['u_id']}, g_id {row['g_id']})")
         n += len(rows)

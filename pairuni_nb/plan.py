@@ -529,7 +529,7 @@ CARDS = {  # those that compute in bfloat16; a T4 does not
 # %% ../nbs/run/04_plan.ipynb #2a28a208
 def card_named(
     name: str,  # its name, or a part of one name alone
-    **changes,  # fields of Card; None keeps the data sheet's
+    **changes,  # fields of Card
 ) -> Card:
     "A card of `CARDS`, with your own numbers where you give some."
     names = [full for full in CARDS if name and name.lower() in full.lower()]
@@ -540,7 +540,7 @@ def card_named(
             f"unknown card '{name}': choose one of {', '.join(CARDS)}; "
             "in Python, card_named('4090', gb=12) takes your card's own numbers"
         )
-    card = replace(found[0], **{k: v for k, v in changes.items() if v is not None})
+    card = replace(found[0], **changes)
     for f in fields(Card):
         if not getattr(card, f.name) > 0:
             raise ValueError(f"{f.name} of a card must be positive, got {getattr(card, f.name)}")

@@ -204,7 +204,6 @@ def first_line(error: Exception) -> str:
 # %% ../nbs/04_records.ipynb #da40a96b
 def read_bytes(
     value,  # path, bytes, or dict(bytes=, path=); bytes may be a function that returns them
-    base="",  # folder that a path is relative to
 ) -> tuple:  # bytes, the file's name
     "An image as its file holds it, or a ValueError that says why not."
     if isinstance(value, str):
@@ -222,7 +221,7 @@ def read_bytes(
     try:
         if raw:
             return raw() if callable(raw) else raw, name
-        with fsspec.open(name) if "://" in name else open(Path(base) / name, "rb") as file:
+        with fsspec.open(name) if "://" in name else open(name, "rb") as file:
             return file.read(), name
     except Exception as e:
         reason = getattr(e, "strerror", None) or first_line(e)
@@ -246,12 +245,11 @@ def check_sides(width: int, height: int):
 # %% ../nbs/04_records.ipynb #a2ef2197
 def read_image(
     value,  # see read_bytes
-    base="",  # folder that a path is relative to
     max_side: int = 0,  # longest side to keep, in pixels; 0: as it is
     whole: bool = False,  # whether its size in the file must pass too: other code decodes it whole
 ) -> Image.Image:
     "A decoded RGB image, or a ValueError that says why not."
-    raw, name = read_bytes(value, base)
+    raw, name = read_bytes(value)
     try:
         # Pillow's warnings name no file
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(raw)) as image:
@@ -304,12 +302,11 @@ class StoredImage(Image.Image):
     def __init__(
         self,
         value,  # as in read_bytes
-        base="",  # folder that a path is relative to
         max_side: int = 0,  # longest side to keep, in pixels; 0: as it is
     ):
         super().__init__()
-        self.raw = partial(read_bytes, value, base)
-        self.decode = partial(read_image, value, base, max_side)
+        self.raw = partial(read_bytes, value)
+        self.decode = partial(read_image, value, max_side)
         image = self.decode()  # once now, so that a broken file is found now
         self._mode, self._size = image.mode, image.size
         self.readonly = 1  # a change goes to a copy

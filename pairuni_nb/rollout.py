@@ -159,7 +159,6 @@ class Rollouts:
     "K completions of each prompt, and what the sampler knew when it drew them."
 
     prompts: TextPrompts | ImagePrompts
-    k: int
     group: Tensor  # (R,) the prompt of each row
     tokens: Tensor  # (R, T) text ids or image ids, by the task
     mask: Tensor  # (R, T) bool: through the first EOS; all of an image
@@ -861,7 +860,6 @@ def rows_that_fit(
 def _sample_rows(
     self,
     prompts: TextPrompts | ImagePrompts,
-    k: int,
     group: Tensor,  # (R,) the prompt that each row continues
     u: Tensor,  # (R, T or more) uniform in [0, 1)
     sampling: Sampling,
@@ -881,7 +879,7 @@ def _sample_rows(
         mask[:, place] = False
     columns = (tokens, mask, logp * mask, sample_logp * mask)
     tokens, mask, logp, sample_logp = (x[:, :longest] for x in columns)
-    return Rollouts(prompts, k, group, tokens, mask, ended, logp, sample_logp, sampling)
+    return Rollouts(prompts, group, tokens, mask, ended, logp, sample_logp, sampling)
 
 # %% ../nbs/11_rollout.ipynb #f3d20c60
 @patch_to(Policy)
@@ -909,7 +907,7 @@ def sample(
     parts = []
     for part in rows.split(self.rows_that_fit(gb, prompts, sampling)):
         mine, u = group[part].to(self.device), noise[part].to(self.device)
-        parts.append(self._sample_rows(prompts, k, mine, u, sampling))
+        parts.append(self._sample_rows(prompts, mine, u, sampling))
     drawn = join(parts, self.pad)
     if drawn.sample_logp.isnan().any():
         raise ValueError(

@@ -166,7 +166,7 @@ def check_same(run: Path, s: TrainSettings, model: str | None, pairs):
             changed.append(f"{f.name} was {was}, now {now}")
     if changed:
         raise ValueError(f"cannot resume '{run}' with other settings: {'; '.join(changed)}")
-    same = "pairs_sha256" not in saved or saved["pairs_sha256"] == digest(run / "pairs")
+    same = saved.get("pairs_sha256") == digest(run / "pairs")
     if same:
         own = pq.read_table(run / "pairs" / "pairs.parquet", columns=list(TOLD))
         same = all(own[name].to_pylist() == list(pairs[name]) for name in TOLD)

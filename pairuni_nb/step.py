@@ -312,7 +312,7 @@ def halves_of(group: Tensor) -> list:  # (R,) prompt of each row -> row numbers 
 def side_passes(
     rollouts: Rollouts,
     micro_batch: int,
-    halves: bool = False,  # one half of the prompts after the other
+    halves: bool,  # one half of the prompts after the other
 ) -> Iterator[
     tuple
 ]:  # half, this process's rows, whether they count, what they end: "half", "side"
@@ -329,7 +329,7 @@ def side_passes(
 def update_passes(
     sides: dict,  # {task: Side}
     s: TrainSettings,
-    halves: bool = False,  # one half of each side's prompts after the other
+    halves: bool,  # one half of each side's prompts after the other
 ) -> Iterator[Pass]:
     "All passes of an update: the rows of U, then the rows of G."
     for task, side in sides.items():
@@ -402,7 +402,7 @@ def agreement(
     if len(parts) < 4:
         return {}
     u, g = (added(parts[task, 0], parts[task, 1]) for task in "ug")
-    shared = list(dots(u, g))
+    shared = [name for name in u if name in g]
     told = dict(cos_ug=cosine_between(u, g, shared))
     for task, side in dict(u=u, g=g).items():
         told[f"cos_{task}{task}"] = cosine_between(parts[task, 0], parts[task, 1], shared)

@@ -323,7 +323,7 @@ def take_steps(
     s: TrainSettings,
     rewards: dict,
     accelerator: Accelerator,
-    callback=None,  # called after each step: (steps done, metrics, {task: Side})
+    callback,  # None, or called after each step: (steps done, metrics, {task: Side})
 ):
     "The loop: pairs of a step, the step, a line of metrics; now and then an evaluation and a save."
     lines = read_metrics(out) if start else []

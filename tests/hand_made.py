@@ -79,6 +79,11 @@ class Prompts:
         return len(self.numbers)
 
 
+def place_in_group(rollouts):
+    "Of each row, how many rows before it are of the same prompt."
+    return [int((rollouts.group[:r] == g).sum()) for r, g in enumerate(rollouts.group)]
+
+
 class HandMade(torch.nn.Module):
     "What a step and an evaluation ask of a JanusPolicy, over three small tables of logits."
 
@@ -124,7 +129,7 @@ class HandMade(torch.nn.Module):
         tokens, mask = tokens.masked_fill(~mask, self.pad)[:, :longest], mask[:, :longest]
         group = torch.arange(len(prompts)).repeat_interleave(k)
         none = torch.zeros(mask.shape)
-        drawn = Rollouts(prompts, k, group, tokens, mask, ended, none, none, sampling)
+        drawn = Rollouts(prompts, group, tokens, mask, ended, none, none, sampling)
         drawn = self.recorded(drawn)
         self.calls.append(dict(noise=noise, sampling=sampling, gb=gb, rollouts=drawn))
         return drawn
@@ -157,6 +162,6 @@ class HandMade(torch.nn.Module):
         "The same in two colours, and in the third which drawing of its prompt it is."
         numbers = rollouts.prompts.numbers[rollouts.group].tolist()
         pixels = []
-        for r, (i, row) in enumerate(zip(numbers, rollouts.tokens)):
-            pixels.append((i, code(row), r % rollouts.k))
+        for i, row, n in zip(numbers, rollouts.tokens, place_in_group(rollouts)):
+            pixels.append((i, code(row), n))
         return np.array(pixels, np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)

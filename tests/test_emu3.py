@@ -70,7 +70,7 @@ def test_log_probs_are_those_of_generate():
     mask = torch.ones(tokens.shape, dtype=torch.bool)
     mask[:, list(policy.forced("g"))] = False
     rows, none = torch.arange(3), torch.zeros(tokens.shape)
-    given = Rollouts(prompts, 1, rows, tokens, mask, mask.any(1), none, none, Sampling())
+    given = Rollouts(prompts, rows, tokens, mask, mask.any(1), none, none, Sampling())
     with torch.no_grad():
         logp = policy(given)
     assert (logp - scores).abs().max() < 2e-4
@@ -202,7 +202,7 @@ def sample(self, prompts, k, noise, sampling, rows=None, gb=8.0):
     probs = (self.logits(prompts) / sampling.temperature).softmax(-1)[group]  # (R, T, ..)
     tokens = torch.stack([draw(p, u) for p, u in zip(probs.unbind(1), noise.T)], 1)
     mask, none = torch.ones(tokens.shape, dtype=torch.bool), torch.zeros(tokens.shape)
-    drawn = Rollouts(prompts, k, group, tokens, mask, mask[:, 0], none, none, sampling)
+    drawn = Rollouts(prompts, group, tokens, mask, mask[:, 0], none, none, sampling)
     drawn = replace(drawn, **dict.fromkeys(("logp", "sample_logp"), self(drawn)))
     return drawn if rows is None else drawn.index(rows)
 

@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from dataclasses import replace
-from pairuni_nb.explorer import Explorer, FLAT, TwoPairs, _title, best_drawing, draw_advantages, draw_run, explore, numbers_table, softmax_step, to_png, two_pairs, two_pairs_frame, two_pairs_page
+from pairuni_nb.explorer import Explorer, FLAT, TwoPairs, _title, best_drawing, draw_advantages, draw_run, explore, in_frame, numbers_table, softmax_step, to_png, two_pairs, two_pairs_page
 from pairuni_nb.pair_grpo import group_advantage
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def test_two_pairs_on_shared_logits():
 def test_the_page_holds_module_and_settings():
     page = two_pairs_page(TwoPairs(lr=0.35))
     assert "export function compute" in page and '"lr": 0.35' in page
-    assert "{module}" not in page and "&quot;" in two_pairs_frame()
+    assert "{module}" not in page and "&quot;" in in_frame(page)
 
 # %% ../nbs/03_explorer.ipynb #910e3c11
 def test_a_run_is_drawn_as_it_was_logged():

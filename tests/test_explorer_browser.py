@@ -56,8 +56,9 @@ def lab(need, tmp_path_factory):
     for kind in ("ipynb", "jsonl"):
         shutil.copy(ROOT / "nbs" / f"data/06_real_pictures.{kind}", tmp_path / "work" / "data")
     cell = nbformat.v4.new_code_cell(
-        "from IPython.display import HTML\nfrom pairuni_nb.explorer import two_pairs_frame\n"
-        "HTML(two_pairs_frame())"
+        "from IPython.display import HTML\n"
+        "from pairuni_nb.explorer import in_frame, two_pairs_page\n"
+        "HTML(in_frame(two_pairs_page()))"
     )
     nbformat.write(
         nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "work" / "two.ipynb"

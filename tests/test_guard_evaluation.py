@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hand_made import HandMade, g_record, number, u_record
+from hand_made import HandMade, g_record, number, place_in_group, u_record
 from pairuni_nb.evaluate import evaluate, evaluate_g, evaluate_u, mean_ci
 from pairuni_nb.rewards import scene_reward
 from pairuni_nb.rollout import Sampling, noise
@@ -41,8 +41,8 @@ class Scripted(HandMade):
         drawings = self.drawings or [(10 * i, 10 * i + i) for i in range(9)]
         numbers = rollouts.prompts.numbers[rollouts.group].tolist()
         pixels = []
-        for r, i in enumerate(numbers):
-            pixels.append(np.broadcast_to(np.uint8(drawings[i][r % rollouts.k]), (48, 48, 3)))
+        for i, n in zip(numbers, place_in_group(rollouts)):
+            pixels.append(np.broadcast_to(np.uint8(drawings[i][n]), (48, 48, 3)))
         return np.stack(pixels)
 
 

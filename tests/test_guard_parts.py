@@ -173,7 +173,7 @@ def by_hand(prompts, tokens, mask=None):
     mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
     none, group = torch.zeros(tokens.shape), torch.arange(len(tokens))
     sampling = Sampling(cfg_weight=1.0)
-    return Rollouts(prompts, 1, group, tokens, mask, mask.any(1), none, none, sampling)
+    return Rollouts(prompts, group, tokens, mask, mask.any(1), none, none, sampling)
 
 
 @torch.no_grad()

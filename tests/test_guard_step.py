@@ -309,7 +309,7 @@ def side(task, tokens, outputs):
     ended = (tokens == END).any(1) | (task == "g")
     group = torch.arange(16) // 4
     logp = torch.full(tokens.shape, -0.25)
-    drawn = Rollouts(Prompts(task, []), 4, group, tokens, mask, ended, none, logp, Sampling())
+    drawn = Rollouts(Prompts(task, []), group, tokens, mask, ended, none, logp, Sampling())
     pairs = [dict(kind=kind, similarity=0.1 * i) for i, kind in enumerate(KINDS)]
     weights, advantages = torch.tensor([0.2, 1, 0.4, 1]), torch.tensor([0.0, 3, 0, 3] * 4)
     return Side(drawn, torch.tensor(WORTH), outputs, pairs, weights, advantages, none)

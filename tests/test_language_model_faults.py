@@ -287,15 +287,6 @@ def test_who_gets_no_answer_is_dropped_from_this_run_alone(tmp_path):
         assert len(complete_by_llm(rows, tmp_path / "j", s)[0]) == 16 and not endpoint.calls
 
 
-def test_ends_that_an_older_journal_holds_are_asked_again(tmp_path):
-    with ToyEndpoint() as endpoint:
-        s = settings(endpoint)
-        old = dict(id=ROWS[0]["id"], end="dropped", reason="unanswered: HTTP 500: oh no")
-        (tmp_path / "j").write_text(json.dumps({"end_of": item_key(ROWS[0], s)} | old) + "\n")
-        assert complete_by_llm(ROWS[:1], tmp_path / "j", s)[1] == []
-        assert totals(tmp_path / "j")["dropped"] == 0
-
-
 def test_an_endpoint_that_goes_silent_at_the_end_drops_nobody(tmp_path):
     rows = [r for pair in zip(ROWS[4:12], ROWS[12:20]) for r in pair]
     with Late(ROWS[4:12]) as endpoint:

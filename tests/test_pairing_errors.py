@@ -220,18 +220,6 @@ def test_the_matcher_travels_with_the_answer(tmp_path, u, g):
         assert kept.get(None) is None
 
 
-def test_pairs_written_before_there_were_matchers(tmp_path, u, g):
-    for mix in "pairs", "unpaired":
-        pairs, _ = make_pairs(u, g, clusters=4, mix=mix)
-        pairs.remove_columns("matcher").to_parquet(tmp_path / "old.parquet")
-        back = load_pairs(tmp_path / "old.parquet")
-        assert (
-            back.features == pairs.features
-            and back["matcher"][:] == pairs["matcher"][:]
-            and set(back["matcher"]) <= {"choice", None}
-        )
-
-
 def test_unreadable_image_of_a_pair(tmp_path, pairs):
     whole = pairs[1]["g_image"]
     rows = pairs.with_format(None).cast_column("g_image", ImageColumn(decode=False)).to_list()

@@ -506,6 +506,6 @@ def test_bad_plans_are_named():
     ):
         with pytest.raises(ValueError, match=word):
             card_named(name, **change)
-    assert card_named("h100", gb=None, tflops=1.0) == replace(CARDS["H100 80GB"], tflops=1.0)
+    assert card_named("h100", tflops=1.0) == replace(CARDS["H100 80GB"], tflops=1.0)
     assert card_named("l4") == CARDS["L4"] and card_named("L40") == CARDS["L40S"]
     assert all(card_named(name) == card for name, card in CARDS.items())

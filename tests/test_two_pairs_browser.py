@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_report_look import ALL
 
-from pairuni_nb.explorer import TwoPairs, two_pairs, two_pairs_frame, two_pairs_page
+from pairuni_nb.explorer import TwoPairs, in_frame, two_pairs, two_pairs_page
 
 pytestmark = pytest.mark.browser
 START = TwoPairs(
@@ -101,7 +101,7 @@ def test_each_control_does_what_the_library_does(page, tmp_path):
 
 def test_a_preset_can_be_predicted_before_it_is_revealed(page, tmp_path):
     file = tmp_path / "frame.html"
-    file.write_text(two_pairs_frame(), encoding="utf-8")
+    file.write_text(in_frame(two_pairs_page()), encoding="utf-8")
     page.goto(file.as_uri())
     inside = page.frame_locator("iframe")
     inside.locator(".two-pairs").wait_for()
@@ -125,7 +125,7 @@ def test_a_phone_and_a_dark_room(page, scheme, width, tmp_path):
     """Nothing is cut off or too pale to read, and a frame is as high as what stands in it."""
     file = tmp_path / "frame.html"
     head = '<meta charset="utf-8"><style>:root { color-scheme: light dark }</style>'
-    file.write_text(head + two_pairs_frame(), encoding="utf-8")
+    file.write_text(head + in_frame(two_pairs_page()), encoding="utf-8")
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size(dict(width=width, height=700))
     page.goto(file.as_uri())
