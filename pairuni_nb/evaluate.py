@@ -263,8 +263,8 @@ def evaluate(
     u = evaluate_u(policy, u_rows, sampling, seed, gb=gb) if u_rows else {}
     g = evaluate_g(policy, g_rows, sampling, seed, reward, gb=gb) if g_rows else {}
     figures, items = {}, u.get("items", {}) | g.get("items", {})
-    for name, scores in items.items():
-        figures[f"{name}_mean"], figures[f"{name}_ci"] = mean_ci(scores)
+    for name in items:
+        figures[f"{name}_mean"], figures[f"{name}_ci"] = (u | g)[name]
     return dict(
         figures=figures,
         items=items,

@@ -680,12 +680,11 @@ def pairs_of(c: Train) -> tuple:  # Dataset, its notes
 
 # %% ../nbs/run/08_jobs.ipynb #f136671b
 def own_held(u: str, g: str) -> tuple | None:  # U records, G records; None when none are named
-    "Your own held-out records."
-    from pairuni_nb.load import load_records
-
+    "Your own held-out records, read as `pairuni pair` reads them."
     if not (u or g):
         return None
-    return tuple(load_records(path, side) if path else [] for path, side in ((u, "u"), (g, "g")))
+    asked = Pair("", u, g)
+    return tuple(read_side(asked, side)[0] if getattr(asked, side) else [] for side in "ug")
 
 # %% ../nbs/run/08_jobs.ipynb #eeab85cf
 def check_pairs(path: str):  # empty: none are named

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pairuni_nb.jobs import own_held
 from pairuni_nb.language_model import ToyEndpoint, read_journal
 from pairuni_nb.pairing import load_pairs
 from pairuni_nb.paper_data import THERE
@@ -46,6 +47,13 @@ class Seeing(ToyEndpoint):
             return super().reply(name, text, image)
         self.n += 1
         return dict(objection="not so", holds=self.n % 3 != 0)
+
+
+def test_held_out_records_are_read_as_pairs_are(capsys):
+    Path("orsta").rename("Orsta-Data-47k")
+    u, g = own_held("Orsta-Data-47k", "")
+    assert len(u) == 6 and g == [] and {record["matcher"] for record in u} <= {"number", "text"}
+    assert "6 records of 18 rows" in capsys.readouterr().err
 
 
 def told():
