@@ -73,6 +73,7 @@ def test_a_look_is_read_by_the_numbers_of_its_pairs(tmp_path):
 def test_twelve_steps_are_chosen_evenly(tmp_path):
     for step in range(1, 31):
         (tmp_path / "rollouts" / f"{step:06}").mkdir(parents=True)
+    (tmp_path / "rollouts" / "000030 copy").mkdir()  # somebody's
     steps = steps_looked_at([tmp_path])
     assert len(steps) == 12 and (steps[0], steps[-1]) == (1, 30)
     assert steps == [round(1 + 29 * i / 11) for i in range(12)]
