@@ -190,7 +190,7 @@ def own_table(
     one_of("setting", name, tuple(sorted(TRAIN | PAIR)))
     now = getattr(base.train if name in TRAIN else base.pair, name)
     kind = kind_of(name)
-    rows = {str(now): {}}
+    rows = {"as the preset" if now == "" else str(now): {}}
     for word in values.split(","):
         try:
             value = ("false", "true").index(word.lower()) == 1 if kind is bool else kind(word)
@@ -420,7 +420,7 @@ def run_row(
             raise
         why = str(e).strip() or type(e).__name__
         steps = settings_of(base, changes, seed)[0].steps
-        line = dict(failed=why.splitlines()[0].split(":")[0], steps=steps)
+        line = dict(failed=why.splitlines()[0].split(": ")[0], steps=steps)
     line |= dict(seed=seed, cpu_seconds=None if again else round(time.process_time() - began, 1))
     write_json(file, line)
     return line
@@ -888,8 +888,9 @@ def said_of(run: Path) -> dict:
     if not (run / "settings.json").is_file():
         raise ValueError(f"'{run}' is no run folder: it holds no settings.json")
     s, saved = old_settings(run)
-    names = ("model", "reward", "pairs", "pairs_sha256")
-    told = asdict(s) | {name: saved.get(name) for name in names}
+    names = ("model", "reward_u", "reward", "pairs", "pairs_sha256", "held_u", "held_g")
+    # a run that began in Python does not name what the command leaves empty
+    told = asdict(s) | {name: saved.get(name) or None for name in names}
     made = run / "pairs" / "pairs.json"
     notes = read_json(made, "remove it").get("settings", {}) if made.exists() else {}
     return told | {f"pairs: {name}": value for name, value in notes.items()}

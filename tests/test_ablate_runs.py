@@ -206,6 +206,11 @@ def test_a_table_of_your_own_reads_values_as_the_preset_has_them():
         a.check_ablation([0], 1, preset("nano"), rows)
 
 
+def test_an_empty_text_of_the_preset_has_a_row_with_a_name():
+    (rows,) = a.own_table("instruction=form", preset("nano"))[1].values()
+    assert rows == {"as the preset": {}, "form": dict(instruction="form")}
+
+
 @pytest.mark.parametrize(
     "said, told",
     (
@@ -413,6 +418,16 @@ def test_an_error_without_words_is_named_by_its_kind(tmp_path, monkeypatch):
     assert a.run_row(tmp_path, {}, 0, BASE)["failed"] == "RuntimeError"
 
 
+def test_a_failed_row_names_the_function_that_failed(tmp_path, monkeypatch):
+    def trained(*_):
+        raise ValueError("weighting 'my:cube' makes nan of the similarity 0.6 of pair 0: it must")
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(a, "trained", trained)
+    why = "weighting 'my:cube' makes nan of the similarity 0.6 of pair 0"
+    assert a.run_row(tmp_path, {}, 0, BASE)["failed"] == why
+
+
 def test_a_preset_with_data_of_its_own(tmp_path, monkeypatch):
     things = tmp_path / "things"
     for part, n in (("u", 30), ("g", 30), ("held-u", 6), ("held-g", 6)):
@@ -589,6 +604,24 @@ def test_compare_shows_what_differs_and_takes_unfinished_runs(tmp_path):
     assert rows["reward of answers, last 10"] == ["0.750", "", ""]
     a.draw_runs([one, two, three])
     assert a.short_names([one, tmp_path / "other" / "one"])[0] == str(one)
+
+
+def test_compare_shows_what_answers_earned_and_what_was_held_out(tmp_path, monkeypatch):
+    told = dict(model=None, reward="", pairs=100)
+    for name, own in (
+        ("python", {}),
+        ("plain", dict(reward_u="", held_u="", held_g="")),
+        ("brief", dict(reward_u="accuracy+0.2*my:brief", held_u="/held")),
+    ):
+        a_run(tmp_path / name, [])
+        saved = asdict(TrainSettings()) | told | own
+        write_json(tmp_path / name / "settings.json", saved)
+    runs = [tmp_path / name for name in ("python", "plain", "brief")]
+    assert a.apart([a.said_of(run) for run in runs]) == dict(
+        reward_u=[None, None, "accuracy+0.2*my:brief"], held_u=[None, None, "/held"]
+    )
+    monkeypatch.chdir(runs[0])
+    assert a.short_names([".", runs[2]]) == ["python", "brief"]
 
 
 def ended_run(folder, reward, accuracy, score, questions="ab"):
