@@ -7,11 +7,11 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'R
            'TAKES', 'COLUMNS', 'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'kind_of',
            'own_table', 'smallest_effect', 'sources', 'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded',
            'changed', 'run_name', 'trained', 'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run',
-           'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'same_rows', 'begin_tables',
-           'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo',
-           'rises_of', 'differences', 'as_cell', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary',
-           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'ended', 'above',
-           'side_by_side', 'draw_runs', 'main']
+           'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'same_rows', 'same_code',
+           'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short',
+           'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences', 'as_cell', 'rises_table', 'power_sentence',
+           'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart',
+           'reached', 'ended', 'above', 'side_by_side', 'draw_runs', 'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -55,7 +55,7 @@ from pairuni_nb.report import (
 )
 from .rewards import graded_accuracy, scene_reward
 from .rollout import Sampling
-from .run_folder import locked, old_settings, read_metrics
+from .run_folder import locked, old_settings, own_code, read_metrics
 from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of, preset
 from .step import check_advantage
 from .train import train
@@ -562,6 +562,21 @@ def same_rows(out: Path, told: dict, table: str, rows: dict, lines: list) -> dic
             )
     return told | {table: known | rows}
 
+# %% ../nbs/run/07_ablate.ipynb #5a3ec0de
+def same_code(out: Path, known: dict, base: Preset, rows: dict) -> dict:  # module -> digest
+    "What modules of yours said when the folder first used them; one line if they changed."
+    now = {}
+    for changes in rows.values():
+        for part in (changes, *changes.get("average", [])):
+            now |= own_code(settings_of(base, part, 0)[0], [])
+    if changed := [m for m, digest in now.items() if known.get(m, digest) != digest]:
+        print(
+            f"changed since '{out}' first used it: {', '.join(changed)}; runs that are there stay "
+            "as they were, and another --out makes them anew",
+            file=sys.stderr,
+        )
+    return now | known
+
 # %% ../nbs/run/07_ablate.ipynb #e0f9d830
 def begin_tables(
     out: Path,
@@ -575,6 +590,7 @@ def begin_tables(
     file, now = out / "settings.json", dict(preset=name) | asdict(base.train)
     was = read_json(file, "choose another --out") if file.exists() else {}
     told = same_rows(out, was.pop("rows", {}), table, rows, lines)
+    code = same_code(out, was.pop("own_code", {}), base, rows)
     if not was and lines:  # a table that came without its folder
         was = dict(steps=lines[0]["steps"])
     for name, value in was.items():
@@ -584,7 +600,7 @@ def begin_tables(
                 "choose another --out"
             )
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    write_json(file, now | dict(rows=told))
+    write_json(file, now | dict(rows=told, own_code=code))
 
 # %% ../nbs/run/07_ablate.ipynb #a67b39d4
 def check_ablation(seeds: list, jobs: int, base: Preset, rows: dict):
@@ -1000,7 +1016,8 @@ def main(argv: list):  # folder of the tables, changes as JSON, seed
     out = Path(argv[0])
     saved = read_json(out / "settings.json", "start the table again")
     base = preset(saved.pop("preset"))
-    saved.pop("rows", None)
+    for name in ("rows", "own_code"):
+        saved.pop(name, None)
     run_row(out, json.loads(argv[1]), int(argv[2]), replace(base, train=TrainSettings(**saved)))
 
 # %% ../nbs/run/07_ablate.ipynb #1cb902b6
