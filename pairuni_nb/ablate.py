@@ -86,7 +86,7 @@ BATCH = {}
 for n in (16, 4, 1):
     BATCH |= {f"{n} {mix}": dict(pairs_per_step=n, mix=mix) for mix in ("pairs", "random")}
 # rollouts a prompt: half as many for twice the prompts, or the reverse
-ROLLOUTS = {"8": {}}  # of nano
+ROLLOUTS = {"8": dict(rollouts=8, pairs_per_step=16)}  # as nano, whatever a run starts from
 ROLLOUTS |= {"4": dict(rollouts=4, pairs_per_step=32), "16": dict(rollouts=16, pairs_per_step=8)}
 
 # %% ../nbs/run/07_ablate.ipynb #895829c4
@@ -550,12 +550,19 @@ def how_long(left: int, steps: int, pace: float | None, jobs: int) -> str:
     return f"{runs}, about {minutes:.0f} minutes" if minutes > 1 else f"{runs}, about a minute"
 
 # %% ../nbs/run/07_ablate.ipynb #619eca34
-def same_rows(out: Path, told: dict, table: str, rows: dict, lines: list) -> dict:
-    "Tables -> rows -> what they change; a row that has a line in its table means what it meant."
+def same_rows(
+    out: Path,
+    base: Preset,
+    told: dict,  # tables -> rows -> what they change, so far
+    table: str,
+    rows: dict,
+    lines: list,
+) -> dict:  # the same with this table's
+    "A row that has a line in its table means what it meant."
     rows, known = json.loads(json.dumps(rows)), told.get(table, {})
     for row in rows.keys() & {line["row"] for line in lines}:
         changes = rows[row]
-        if known.get(row, changes) != changes:
+        if changed(base, known.get(row, changes)) != changed(base, changes):
             raise ValueError(
                 f"row '{row}' of {table} in '{out}' was {known[row]}, and now it is {changes}: "
                 "give it another name, or choose another --out"
@@ -589,7 +596,7 @@ def begin_tables(
     "A folder of tables, new or begun with the same settings and rows."
     file, now = out / "settings.json", dict(preset=name) | asdict(base.train)
     was = read_json(file, "choose another --out") if file.exists() else {}
-    told = same_rows(out, was.pop("rows", {}), table, rows, lines)
+    told = same_rows(out, base, was.pop("rows", {}), table, rows, lines)
     code = same_code(out, was.pop("own_code", {}), base, rows)
     if not was and lines:  # a table that came without its folder
         was = dict(steps=lines[0]["steps"])

@@ -146,6 +146,17 @@ def test_a_row_that_was_edited_is_not_the_row_that_was_run(tmp_path):
     assert set(json.loads((tmp_path / "settings.json").read_text())["rows"]) == {"mine", "yours"}
 
 
+def test_rows_of_rollouts_are_what_they_are_called_wherever_runs_start(tmp_path):
+    base = preset("nano-diffusion")  # 8 pairs a step
+    for start in (base, replace(base, train=replace(base.train, rollouts=4))):
+        for name, changes in a.TABLES["rollouts"].items():
+            s, _ = a.settings_of(start, changes, 0)
+            assert (s.rollouts, s.pairs_per_step) == (int(name), 128 // int(name))
+    ran = [dict(row="8", steps=150)]
+    for rows in ({"8": {}}, a.TABLES["rollouts"]):  # a folder in which 8 was nano as it is
+        a.begin_tables(tmp_path, preset("nano"), "nano", ran, "rollouts", rows)
+
+
 def test_what_the_machine_lacks_is_no_result_of_a_row(tmp_path):
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="could not be loaded"):
