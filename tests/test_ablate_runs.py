@@ -100,6 +100,23 @@ def test_equal_runs_say_that_nothing_tells_their_spread(lines):
     assert "nothing tells its spread" in text and "0 of 4 intervals" in text
 
 
+def test_what_is_too_small_to_see_is_grey_on_both_sides_of_zero(lines):
+    below = a.draw_table(lines, ["a", "b"]).axes[3]  # drawing: against a
+    seen = a.smallest_effect(a.differences(lines, "b", "a", "score"))
+    wide = [(bar.get_x(), bar.get_width()) for bar in below.patches if bar.get_width()]
+    assert wide == [(-seen, 2 * seen)] * 2  # as trained, and decoded better
+
+
+def test_clear_differences_are_counted_on_both_sides_of_zero():
+    lines = []
+    for row, rise in (("a", 0.3), ("more", 0.5), ("less", 0.1), ("alike", 0.3)):
+        for seed in range(4):
+            noise = 0.01 * (seed % 2 - 0.5) * (row != "a")
+            lines.append(line(row, seed, 0.2, 0.2 + rise + noise))
+    told = a.by_chance(lines, ["a", "more", "less", "alike"])
+    assert told.startswith("8 of 12 intervals") and told.endswith("do that to 0.6.")
+
+
 def test_a_table_survives_its_file(lines, tmp_path):
     lines.append(line("b", 2, None, None, 'not finite, "again"'))
     a.write_table(tmp_path / "t.csv", lines)
@@ -120,7 +137,8 @@ def test_rows_can_be_run_and_no_two_are_one_run(table):
 
 def test_a_run_has_a_name_that_a_file_can_have():
     base, long = preset("nano"), "think about " * 30
-    for changes in (dict(encoder="microsoft/resnet-50"), dict(instruction=long)):
+    texts = dict(instruction=long), dict(instruction="\u00fc" * 130)
+    for changes in (dict(encoder="microsoft/resnet-50"), *texts):
         name = a.run_name(base, changes, 3)
         assert "/" not in name and len(name.encode()) < 200 and name.endswith(",seed=3")
     assert a.run_name(base, dict(instruction=long), 0) != a.run_name(
@@ -418,6 +436,32 @@ def test_an_average_is_the_mean_of_weights_and_a_failed_run_is_a_line(tmp_path):
     a.write_table(tmp_path / "t.csv", [whole])
     assert a.read_table(tmp_path / "t.csv")[0]["failed"] == failed["failed"]
     assert a.in_short(whole) == failed["failed"]
+
+
+def test_both_are_decoded_greedily_at_the_weight_that_suits_the_start(tmp_path, monkeypatch):
+    scores = {None: {2.0: 0.4, 1.0: 0.6}, "after": {2.0: 0.9, 1.0: 0.7}}
+
+    def evaluate(policy, u, g, sampling, seed, judge):
+        assert sampling.temperature == 0 and seed == 5
+        accuracy = 0.3 if policy is None else 0.5
+        drawn = scores[policy][sampling.cfg_weight]
+        return dict(figures=dict(accuracy_mean=accuracy, score_mean=drawn))
+
+    def trained(*_):
+        names = ("accuracy", "score", "well_formed", "diversity")
+        before, after = ({f"{name}_mean": x for name in names} for x in (0.1, 0.2))
+        return dict(before=before, after=after, model="after")
+
+    monkeypatch.setattr(a, "evaluate", evaluate)
+    monkeypatch.setattr(a, "trained", trained)
+    monkeypatch.setattr(a, "load_checkpoint", lambda model: (model, None))
+    monkeypatch.setattr(a, "policy_for", lambda model, processor: model)
+    (tmp_path / "runs").mkdir()
+    made = a.run_row(tmp_path, {}, 5, BASE)
+    assert made["best_cfg_weight"] == 1.0 and not made["failed"]
+    assert (made["best_score_before"], made["best_score_after"]) == (0.6, 0.7)
+    assert (made["best_accuracy_before"], made["best_accuracy_after"]) == (0.3, 0.5)
+    assert (made["diversity_before"], made["diversity_after"]) == (0.1, 0.2)
 
 
 def test_an_error_without_words_is_named_by_its_kind(tmp_path, monkeypatch):
