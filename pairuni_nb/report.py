@@ -570,7 +570,8 @@ def steps_looked_at(runs: list) -> list:  # numbers
     "The steps that all the runs can be looked into; of more than twelve, twelve evenly chosen."
     kept = []
     for run in runs:
-        kept.append({int(place.name) for place in (run / "rollouts").glob("[0-9]*")})
+        names = [place.name for place in (run / "rollouts").glob("[0-9]*")]
+        kept.append({int(name) for name in names if name.isdecimal()})  # a copy has a longer name
     steps = sorted(set.intersection(*kept))
     if len(steps) > 12:
         places = np.linspace(0, len(steps) - 1, 12).round().astype(int)
@@ -693,7 +694,7 @@ def same_pairs(looks: list) -> bool:  # LookedAt rows of each run
 # %% ../nbs/run/03_report.ipynb #56037df2
 def short_names(runs: list) -> list:
     "Names of run folders that tell them from each other."
-    names = [Path(run).name for run in runs]
+    names = [Path(run).absolute().name for run in runs]  # "." is one, too
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 # %% ../nbs/run/03_report.ipynb #69a0bd45

@@ -10,6 +10,7 @@ __all__ = ['FORM', 'LETTER', 'parse_answer', 'well_formed', 'scene_reward', 'tar
 # %% ../nbs/12_rewards.ipynb #dc8780bf
 import math
 import re
+from itertools import chain, count
 
 import numpy as np
 import torch
@@ -105,8 +106,12 @@ def part_names(rewards: list) -> list:
     "A short name for each, without its folder or server; those that are alike get a number."
     names = [getattr(reward, "__name__", repr(reward)) for reward in rewards]
     short = [name.rstrip("/").rpartition("/")[2] for name in names]
-    times = [short[: i + 1].count(name) for i, name in enumerate(short)]
-    return [name if n == 1 else f"{name} {n}" for name, n in zip(short, times)]
+    found = []
+    for name in short:
+        numbered = (f"{name} {n}" for n in count(2))
+        # a folder may itself be called "x 2": two of one name would be one part less in the sum
+        found.append(next(told for told in chain([name], numbered) if told not in found))
+    return found
 
 # %% ../nbs/12_rewards.ipynb #e96d5fa0
 def weighted(

@@ -100,6 +100,23 @@ def test_equal_runs_say_that_nothing_tells_their_spread(lines):
     assert "nothing tells its spread" in text and "0 of 4 intervals" in text
 
 
+def test_what_is_too_small_to_see_is_grey_on_both_sides_of_zero(lines):
+    below = a.draw_table(lines, ["a", "b"]).axes[3]  # drawing: against a
+    seen = a.smallest_effect(a.differences(lines, "b", "a", "score"))
+    wide = [(bar.get_x(), bar.get_width()) for bar in below.patches if bar.get_width()]
+    assert wide == [(-seen, 2 * seen)] * 2  # as trained, and decoded better
+
+
+def test_clear_differences_are_counted_on_both_sides_of_zero():
+    lines = []
+    for row, rise in (("a", 0.3), ("more", 0.5), ("less", 0.1), ("alike", 0.3)):
+        for seed in range(4):
+            noise = 0.01 * (seed % 2 - 0.5) * (row != "a")
+            lines.append(line(row, seed, 0.2, 0.2 + rise + noise))
+    told = a.by_chance(lines, ["a", "more", "less", "alike"])
+    assert told.startswith("8 of 12 intervals") and told.endswith("do that to 0.6.")
+
+
 def test_a_table_survives_its_file(lines, tmp_path):
     lines.append(line("b", 2, None, None, 'not finite, "again"'))
     a.write_table(tmp_path / "t.csv", lines)
@@ -120,7 +137,8 @@ def test_rows_can_be_run_and_no_two_are_one_run(table):
 
 def test_a_run_has_a_name_that_a_file_can_have():
     base, long = preset("nano"), "think about " * 30
-    for changes in (dict(encoder="microsoft/resnet-50"), dict(instruction=long)):
+    texts = dict(instruction=long), dict(instruction="\u00fc" * 130)
+    for changes in (dict(encoder="microsoft/resnet-50"), *texts):
         name = a.run_name(base, changes, 3)
         assert "/" not in name and len(name.encode()) < 200 and name.endswith(",seed=3")
     assert a.run_name(base, dict(instruction=long), 0) != a.run_name(
@@ -144,6 +162,17 @@ def test_a_row_that_was_edited_is_not_the_row_that_was_run(tmp_path):
         with pytest.raises(ValueError, match="row '.*' of mine .* was .*, and now it is"):
             begin("mine", rows)
     assert set(json.loads((tmp_path / "settings.json").read_text())["rows"]) == {"mine", "yours"}
+
+
+def test_rows_of_rollouts_are_what_they_are_called_wherever_runs_start(tmp_path):
+    base = preset("nano-diffusion")  # 8 pairs a step
+    for start in (base, replace(base, train=replace(base.train, rollouts=4))):
+        for name, changes in a.TABLES["rollouts"].items():
+            s, _ = a.settings_of(start, changes, 0)
+            assert (s.rollouts, s.pairs_per_step) == (int(name), 128 // int(name))
+    ran = [dict(row="8", steps=150)]
+    for rows in ({"8": {}}, a.TABLES["rollouts"]):  # a folder in which 8 was nano as it is
+        a.begin_tables(tmp_path, preset("nano"), "nano", ran, "rollouts", rows)
 
 
 def test_what_the_machine_lacks_is_no_result_of_a_row(tmp_path):
@@ -204,6 +233,11 @@ def test_a_table_of_your_own_reads_values_as_the_preset_has_them():
         reference, own = rows.values()
         assert reference == {} and own == row and type(*own.values()) is type(*row.values())
         a.check_ablation([0], 1, preset("nano"), rows)
+
+
+def test_an_empty_text_of_the_preset_has_a_row_with_a_name():
+    (rows,) = a.own_table("instruction=form", preset("nano"))[1].values()
+    assert rows == {"as the preset": {}, "form": dict(instruction="form")}
 
 
 @pytest.mark.parametrize(
@@ -404,6 +438,32 @@ def test_an_average_is_the_mean_of_weights_and_a_failed_run_is_a_line(tmp_path):
     assert a.in_short(whole) == failed["failed"]
 
 
+def test_both_are_decoded_greedily_at_the_weight_that_suits_the_start(tmp_path, monkeypatch):
+    scores = {None: {2.0: 0.4, 1.0: 0.6}, "after": {2.0: 0.9, 1.0: 0.7}}
+
+    def evaluate(policy, u, g, sampling, seed, judge):
+        assert sampling.temperature == 0 and seed == 5
+        accuracy = 0.3 if policy is None else 0.5
+        drawn = scores[policy][sampling.cfg_weight]
+        return dict(figures=dict(accuracy_mean=accuracy, score_mean=drawn))
+
+    def trained(*_):
+        names = ("accuracy", "score", "well_formed", "diversity")
+        before, after = ({f"{name}_mean": x for name in names} for x in (0.1, 0.2))
+        return dict(before=before, after=after, model="after")
+
+    monkeypatch.setattr(a, "evaluate", evaluate)
+    monkeypatch.setattr(a, "trained", trained)
+    monkeypatch.setattr(a, "load_checkpoint", lambda model: (model, None))
+    monkeypatch.setattr(a, "policy_for", lambda model, processor: model)
+    (tmp_path / "runs").mkdir()
+    made = a.run_row(tmp_path, {}, 5, BASE)
+    assert made["best_cfg_weight"] == 1.0 and not made["failed"]
+    assert (made["best_score_before"], made["best_score_after"]) == (0.6, 0.7)
+    assert (made["best_accuracy_before"], made["best_accuracy_after"]) == (0.3, 0.5)
+    assert (made["diversity_before"], made["diversity_after"]) == (0.1, 0.2)
+
+
 def test_an_error_without_words_is_named_by_its_kind(tmp_path, monkeypatch):
     def trained(*_):
         raise RuntimeError
@@ -411,6 +471,16 @@ def test_an_error_without_words_is_named_by_its_kind(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(a, "trained", trained)
     assert a.run_row(tmp_path, {}, 0, BASE)["failed"] == "RuntimeError"
+
+
+def test_a_failed_row_names_the_function_that_failed(tmp_path, monkeypatch):
+    def trained(*_):
+        raise ValueError("weighting 'my:cube' makes nan of the similarity 0.6 of pair 0: it must")
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(a, "trained", trained)
+    why = "weighting 'my:cube' makes nan of the similarity 0.6 of pair 0"
+    assert a.run_row(tmp_path, {}, 0, BASE)["failed"] == why
 
 
 def test_a_preset_with_data_of_its_own(tmp_path, monkeypatch):
@@ -589,6 +659,24 @@ def test_compare_shows_what_differs_and_takes_unfinished_runs(tmp_path):
     assert rows["reward of answers, last 10"] == ["0.750", "", ""]
     a.draw_runs([one, two, three])
     assert a.short_names([one, tmp_path / "other" / "one"])[0] == str(one)
+
+
+def test_compare_shows_what_answers_earned_and_what_was_held_out(tmp_path, monkeypatch):
+    told = dict(model=None, reward="", pairs=100)
+    for name, own in (
+        ("python", {}),
+        ("plain", dict(reward_u="", held_u="", held_g="")),
+        ("brief", dict(reward_u="accuracy+0.2*my:brief", held_u="/held")),
+    ):
+        a_run(tmp_path / name, [])
+        saved = asdict(TrainSettings()) | told | own
+        write_json(tmp_path / name / "settings.json", saved)
+    runs = [tmp_path / name for name in ("python", "plain", "brief")]
+    assert a.apart([a.said_of(run) for run in runs]) == dict(
+        reward_u=[None, None, "accuracy+0.2*my:brief"], held_u=[None, None, "/held"]
+    )
+    monkeypatch.chdir(runs[0])
+    assert a.short_names([".", runs[2]]) == ["python", "brief"]
 
 
 def ended_run(folder, reward, accuracy, score, questions="ab"):

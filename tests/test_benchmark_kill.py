@@ -5,6 +5,7 @@ import re
 import signal
 
 import pytest
+from PIL import Image
 from program import Python
 
 from pairuni_nb.benchmark import draw_benchmark, is_whole, read_geneval
@@ -52,3 +53,13 @@ def test_a_killed_run_goes_on(tmp_path):
     assert draw_benchmark(read_geneval(prompts, 2), policy, out) == 3
     assert draw_benchmark(read_geneval(prompts, 2), policy, tmp_path / "whole") == 6
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_picture_is_not_whole_wherever_it_is_damaged(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(file)
+    assert is_whole(file)
+    whole = file.read_bytes()
+    for part in (whole[:11] + b"\x01" + whole[12:], whole[:30], b"", b"text"):
+        file.write_bytes(part)  # the first has too short a header
+        assert not is_whole(file)

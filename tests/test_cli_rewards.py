@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from pairuni_nb import jobs
+from pairuni_nb.ablate import begin_tables
+from pairuni_nb.ablate import main as run_table
 from pairuni_nb.cli import main
 from pairuni_nb.preference import clip_reward, remote_reward, reward_from
-from pairuni_nb.settings import TrainSettings, own_function
+from pairuni_nb.settings import TrainSettings, own_function, preset
 from test_preference import drawn, publish
 
 
@@ -200,3 +202,25 @@ def test_a_run_that_goes_on_says_that_a_module_of_yours_has_changed(tmp_path, mo
     jobs.resume(tmp_path, device="cpu")
     words = "changed since the run began, and taken as it is now: goes_on_w, goes_on_r"
     assert words in capsys.readouterr().out
+
+
+def test_a_table_says_that_a_module_of_yours_has_changed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in "wv":
+        Path(f"table_{name}.py").write_text("def f(similarity): return similarity")
+    rows = {"sqrt": {}, "own": dict(average=[dict(weighting="table_w:f"), {}])}
+    more = rows | {"other": dict(weighting="table_v:f")}
+    base = preset("nano")
+    for own in (rows, more, rows):  # what a table does not name is still known
+        begin_tables(tmp_path, base, "nano", [], "mine", own)
+    assert "changed" not in capsys.readouterr().err
+    for name in "wv":
+        Path(f"table_{name}.py").write_text("def f(similarity): return similarity**3")
+    for _ in range(2):  # until another folder is named
+        begin_tables(tmp_path, base, "nano", [], "mine", more)
+        assert "first used it: table_w, table_v; runs that" in capsys.readouterr().err
+    told = {}
+    monkeypatch.setattr("pairuni_nb.ablate.run_row", lambda *given: told.update(base=given[3]))
+    run_table([str(tmp_path), "{}", "0"])  # a run reads the same file
+    assert told["base"].train == base.train

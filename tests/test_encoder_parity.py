@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pairuni_nb import encoders
-from pairuni_nb.encoders import features, tiny_encoder, unit
+from pairuni_nb.encoders import features, load_encoder, tiny_encoder, unit
 from pairuni_nb.pairing import pair_records
 from pairuni_nb.settings import PairSettings
 from pairuni_nb.world import records
@@ -275,3 +275,14 @@ def test_minilm_knows_a_paraphrase(need):
         "minilm",
     )
     assert a @ b > 0.6 and a @ c < 0.2
+
+
+def test_a_name_of_another_size_reads_what_its_kind_reads():
+    with pytest.raises(ValueError, match="'efficientnet-lite0@96' reads images, not texts"):
+        load_encoder("efficientnet-lite0@96", "text")
+
+
+def test_a_network_of_no_known_package_is_no_package_to_install():
+    with pytest.raises(ValueError, match="there is no folder 'efficientnet-b0'") as told:
+        load_encoder("efficientnet-b0")
+    assert "pip install" not in str(told.value)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import torch
 from test_train import tiny_pairs, tiny_settings
 
 from pairuni_nb import explorer
@@ -39,3 +40,17 @@ def test_where_no_notebook_shows_it_nothing_is_displayed(monkeypatch):
         monkeypatch.setattr(explorer, "get_ipython", lambda shell=shell: shell)
         explorer.live()(1, dict(reward_u=0.5), {})
     assert not page.handles
+
+
+def test_the_best_drawing_stands_under_its_own_prompt():
+    nan = float("nan")
+    side = SimpleNamespace(
+        rewards=torch.tensor([[0.1, nan, 0.3], [0.2, 0.9, 0.4]]),
+        pairs=[dict(prompt="a red circle"), dict(prompt="one blue square " * 3)],
+        outputs=[[[k]] for k in range(6)],
+    )
+    picture, title = explorer.best_drawing(dict(g=side))
+    assert (
+        picture == [[4]] and title == "one blue square one blue square ..\nbest of the step: 0.90"
+    )
+    assert explorer.best_drawing({}) == (None, "")

@@ -396,12 +396,14 @@ def test_a_star_a_plus_or_a_colon_may_stand_in_a_folder(monkeypatch):
     made = []
     for name in "clip_reward", "remote_reward":
         monkeypatch.setattr(preference, name, lambda *a, n=name, **k: made.append((n, a, k)) or n)
-    for spec in "clip:a*b:c", "clip:a+the scene", "hps:a/b*c", "http://h:1/a*b":
+    for spec in "clip:a*b:c", "clip:a+the scene", "clip:a+scenery", "hps:a/b*c", "http://h:1/a*b":
         preference.reward_from(spec, "cuda", 7)
     assert made == [
         ("clip_reward", ("a*b:c", "cuda", 7), {}),
         ("clip_reward", ("a+the scene", "cuda", 7), {}),
+        ("clip_reward", ("a+scenery", "cuda", 7), {}),
         ("clip_reward", ("a/b*c", "cuda", 7), {}),
         ("remote_reward", ("http://h:1/a*b",), dict(batch=7)),
     ]
     assert weight_and_reward("a/b*scene") == ("1", "a/b*scene")
+    assert weight_and_reward("2* scene") == ("2", "scene")

@@ -15,6 +15,7 @@ from pairuni_nb.report import (
     drawings_of,
     in_words,
     looked_at,
+    rises,
     scores_of,
     steps_looked_at,
 )
@@ -73,6 +74,7 @@ def test_a_look_is_read_by_the_numbers_of_its_pairs(tmp_path):
 def test_twelve_steps_are_chosen_evenly(tmp_path):
     for step in range(1, 31):
         (tmp_path / "rollouts" / f"{step:06}").mkdir(parents=True)
+    (tmp_path / "rollouts" / "000030 copy").mkdir()  # somebody's
     steps = steps_looked_at([tmp_path])
     assert len(steps) == 12 and (steps[0], steps[-1]) == (1, 30)
     assert steps == [round(1 + 29 * i / 11) for i in range(12)]
@@ -84,6 +86,16 @@ def test_a_fall_may_be_clear_and_a_zero_is_no_nothing():
     ]
     assert clear == [True, False, True]
     assert [in_words(value) for value in (0, False, "", None, {})] == ["0", "False", *["none"] * 3]
+
+
+def test_a_score_that_too_few_items_have_is_none():
+    after = {f"{name}_mean": 0.5 for name in ("accuracy", "score", "score/a")}
+    after |= {f"{name}_ci": 0.1 for name in ("accuracy", "score", "score/a")}
+    for missing in ("score", "score/a"):
+        none = {f"{missing}_mean": None, f"{missing}_ci": None}
+        told = [name for name in ("accuracy", "score", "score/a") if name != missing]
+        for pair in ((after | none, after), (after, after | none)):
+            assert [name for name, *_ in rises(*pair)] == told
 
 
 def test_only_a_later_evaluation_of_a_run_on_its_way_is_of_a_quarter():

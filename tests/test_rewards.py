@@ -118,6 +118,7 @@ def test_parts_have_short_names_that_differ():
 
     assert named("hps:/a/b", "http://h:8000/", "f") == ["b", "h:8000", "f"]
     assert named("hps:/a/b", "f", "hps:/c/b", "f", "b") == ["b", "f", "b 2", "f 2", "b 3"]
+    assert named("hps:/a/b", "hps:/c/b", "hps:/b 2") == ["b", "b 2", "b 2 2"]  # none is lost
 
 # %% ../nbs/12_rewards.ipynb #6bf4cc28
 def test_exact_words_first_then_folded_then_letters():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pairuni_nb.shared_words import SETTINGS, as_pair, examples, forgetful, held_out, learn
+from pairuni_nb.shared_words import REST, SETTINGS, as_pair, examples, forgetful, held_out, learn
 from pairuni_nb.shared_words import only_words_learn, word_rows, word_table
 from pairuni_nb.world import split_of
 
@@ -56,6 +56,30 @@ def test_aligned_pairs_show_one_picture_and_random_ones_deal_partners_anew(monke
     assert not all(partners)
     for rows, others in zip(aligned[:1], random[:1]):  # the same questions, so far
         assert [row["question"] for row in rows] == [row["question"] for row in others]
+
+
+def test_the_rest_learns_slowly_all_rates_fall_and_a_seed_has_examples_of_its_own(monkeypatch):
+    from pairuni_nb import shared_words
+
+    rates, rows = [], []
+
+    def train_step(policy, opt, drawn, *_):
+        rates.append([group["lr"] for group in opt.param_groups])
+        rows.extend(drawn)
+        opt.step()  # nothing has a gradient
+        return None, None
+
+    monkeypatch.setattr(shared_words, "train_step", train_step)
+    s, policy = replace(SETTINGS, steps=4), forgetful(1.0)
+    only_words_learn(policy, freeze_rest=False)
+    for seed in (0, 1):
+        rows.clear()
+        learn(policy, "random", seed, s, 64)
+        own = {scene.to_json() for scene, _ in examples(64, 100 + seed)}
+        assert {row["g_scene"] for row in rows} <= own
+        assert {row["kind"] for row in rows if row["u_scene"] != row["g_scene"]} == {"random"}
+    left = np.array([1, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(rates[:4], np.outer(left, [s.lr, REST * s.lr]))
 
 
 def test_what_is_scored_is_never_trained_on():
