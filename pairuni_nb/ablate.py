@@ -606,7 +606,7 @@ def begin_tables(
                 f"'{out}' holds tables with {name} {value}, and now it is {now[name]}: "
                 "choose another --out"
             )
-    (out / "runs").mkdir(parents=True, exist_ok=True)
+    (out / "runs").mkdir(exist_ok=True)
     write_json(file, now | dict(rows=told, own_code=code))
 
 # %% ../nbs/run/07_ablate.ipynb #a67b39d4
@@ -643,9 +643,10 @@ def ablate(
     rows = rows_of(table, names, tables)
     check_ablation(seeds, jobs, base, rows)
     file = out / f"{table}.csv"
-    lines = read_table(file)
-    begin_tables(out, base, start, lines, table, rows)
+    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
+        lines = read_table(file)
+        begin_tables(out, base, start, lines, table, rows)
         todo, order = [], list(tables[table])
         for seed in seeds:
             todo += [Run(row, changes, seed) for row, changes in rows.items()]

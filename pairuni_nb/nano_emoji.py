@@ -295,12 +295,13 @@ def concept_reward(
     judge="u",  # whose pictures a drawing is compared with: u, or artist
     encoder="efficientnet-lite2@128",  # frozen; never the one that made the pairs
     floor: float = 0.05,  # a concept whose own picture gains less is not judged
-    cache="data/features",
+    cache=None,  # folder of its features; by default features beside the data
 ):  # reward: (prompts, images, truths) -> list
     "How like another artist's picture of its concept a drawing is, as `concept_score` counts."
     theirs = {r["code"]: r for part in (judge, "held-" + judge) for r in emoji_rows(data, part)}
     own = {r["code"]: r for part in ("g", "held-g") for r in emoji_rows(data, part)}
     codes, network = sorted(theirs.keys() & own.keys()), load_encoder(encoder)
+    cache = cache or Path(data).parent / "features"
     of_judge = features([theirs[c]["image"] for c in codes], network, cache=cache)
     of_artist = features([own[c]["image"] for c in codes], network, cache=cache)
     _, gain = calibrate(of_artist, of_judge)

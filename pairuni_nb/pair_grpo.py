@@ -53,6 +53,11 @@ def weighting_of(name: str):  # function of s_p (P,)
         return WEIGHTINGS[name]
     if FUNCTION.fullmatch(name):
         return own_function(name, "weighting")
+    if name in OF_BATCH:
+        raise ValueError(
+            f"weighting {name!r} is made of a whole batch, which only training has: "
+            f"choose one of {', '.join(WEIGHTINGS)}"
+        )
     raise ValueError(
         f"unknown weighting {name!r}: choose one of {', '.join([*WEIGHTINGS, *OF_BATCH])}, "
         "or name a function of yours, module:function"

