@@ -38,6 +38,8 @@ def test_a_policy_goes_back_to_its_state_as_copies_and_sharded(folder):
 
 def test_a_sharded_run_is_the_run_of_one(folder):
     same_run(folder / "one", folder / "run")
+    line = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert line["reward_g/scene_reward 2"] == pytest.approx(0.75 * line["reward_g"], abs=1e-6)
     assert {p.name for p in (folder / "run").iterdir()} == {
         p.name for p in (folder / "one").iterdir()
     } | {"pairs", "report.html"}

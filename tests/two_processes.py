@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from pairuni_nb import processes
 from pairuni_nb.janus import load_janus
 from pairuni_nb.pairing import load_pairs, make_pairs, save_pairs
-from pairuni_nb.rewards import answer_accuracy, scene_reward
+from pairuni_nb.rewards import answer_accuracy, scene_reward, weighted
 from pairuni_nb.rollout import JanusPolicy
 from pairuni_nb.run_folder import load_state, read_metrics, save_state, without_cost
 from pairuni_nb.settings import TrainSettings, preset
@@ -49,7 +49,8 @@ def by_one(tmp, s=RUN):
     "Pairs, and the run of one process"
     pairs, _ = make_pairs(records("u", 60, 0), records("g", 60, 0), clusters=12)
     save_pairs(pairs, tmp / "pairs", {}, {})
-    train(pairs, tmp / "one", s, device="cpu")
+    reward = weighted([(0.25, scene_reward), (0.75, scene_reward)])  # each part is gathered, too
+    train(pairs, tmp / "one", s, rewards=dict(g=reward), device="cpu")
 
 
 def by_two(tmp, launcher, *flags):
@@ -217,6 +218,8 @@ def main(folder, *flags):
         str(folder / "run"),
         "--device",
         "cpu",
+        "--reward",
+        "0.25*scene+0.75*scene",
         *flags,
     ]
     runpy.run_module("pairuni_nb.train", run_name="__main__")
