@@ -57,6 +57,7 @@ from .rewards import graded_accuracy, scene_reward
 from .rollout import Sampling
 from .run_folder import locked, old_settings, own_code, read_metrics
 from .settings import MIXES, PairSettings, Preset, TrainSettings, check, one_of, preset
+from .similarity import part_weights
 from .step import check_advantage
 from .train import train
 from .world import records
@@ -140,6 +141,9 @@ def check_changes(base: Preset, changes: dict):
     check_weighting(train_settings.weighting)
     check_advantage(train_settings.advantage)
     check(pair_settings)
+    part_weights(pair_settings.similarity, pair_settings.weights, pair_settings.joint_encoder)
+    if train_settings.shard:
+        raise ValueError("a run of a table is one process, which shares nothing: leave shard out")
     if base.data != "toy" and {"n_u", "n_g"} & set(changes):
         raise ValueError("n_u and n_g count toy records, and this preset reads its own from files")
     for part in changes.get("average", []):

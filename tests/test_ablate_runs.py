@@ -204,6 +204,8 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, monkeyp
         ("ablate lr=1e-4,-1", ("lr must be positive",)),
         ("ablate weighting=cube", ("unknown weighting 'cube'", "sqrt")),
         ("ablate combine=pcgrad,sums", ("unknown combine 'sums'",)),
+        ("ablate shard=true", ("one process", "leave shard out")),
+        ("ablate similarity=joint", ("needs a joint_encoder",)),
         ("compare one two", ("there is no folder 'one'",)),
     ):
         assert main(words.split()) == 2
