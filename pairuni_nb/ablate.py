@@ -580,9 +580,9 @@ def same_code(out: Path, known: dict, base: Preset, rows: dict) -> dict:  # modu
     for changes in rows.values():
         for part in (changes, *changes.get("average", [])):
             now |= own_code(settings_of(base, part, 0)[0], [])
-    if changed := [m for m, digest in now.items() if known.get(m, digest) != digest]:
+    if edited := [m for m, digest in now.items() if known.get(m, digest) != digest]:
         print(
-            f"changed since '{out}' first used it: {', '.join(changed)}; runs that are there stay "
+            f"changed since '{out}' first used it: {', '.join(edited)}; runs that are there stay "
             "as they were, and another --out makes them anew",
             file=sys.stderr,
         )

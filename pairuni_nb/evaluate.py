@@ -262,9 +262,10 @@ def evaluate(
     "Held-out scores of both tasks under one protocol; a side without rows is left out."
     u = evaluate_u(policy, u_rows, sampling, seed, gb=gb) if u_rows else {}
     g = evaluate_g(policy, g_rows, sampling, seed, reward, gb=gb) if g_rows else {}
-    figures, items = {}, u.get("items", {}) | g.get("items", {})
+    told, items = u | g, u.get("items", {}) | g.get("items", {})
+    figures = {}
     for name in items:
-        figures[f"{name}_mean"], figures[f"{name}_ci"] = (u | g)[name]
+        figures[f"{name}_mean"], figures[f"{name}_ci"] = told[name]
     return dict(
         figures=figures,
         items=items,

@@ -481,12 +481,11 @@ def check_length(
     what: str,  # which text it is, for the sentence
 ):
     "A prompt fits into the model's positions, with its image and with what completes it."
-    task = "u" if isinstance(prompt, TextPrompts) else "g"
     room = policy.model.config.text_config.max_position_embeddings
-    new = policy.length(task, sampling)
+    new = policy.length(prompt.task, sampling)
     n = prompt.input_ids.shape[1] + new
     if n > room:
-        cure = "shorten it, or lower max_new_tokens" if task == "u" else "shorten it"
+        cure = "shorten it, or lower max_new_tokens" if prompt.task == "u" else "shorten it"
         raise ValueError(
             f"the {what} needs {n} tokens, {new} of them for its completion, and the model has "
             f"{room} positions: {cure}"

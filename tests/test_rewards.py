@@ -212,19 +212,6 @@ def test_a_line_names_a_reward_of_answers(monkeypatch):
     want = [[1 + lengths[0], 1, lengths[0]], [0.25 + lengths[1], 0.25, lengths[1]]]
     assert reward_columns(both, *lists).tolist() == want
     assert answers_from("brief_of_a_test:brief")(*lists) == [2 * length for length in lengths]
-
-
-@pytest.mark.parametrize(
-    "spec,why",
-    [
-        ("scene", "unknown reward of answers 'scene': write accuracy"),
-        ("accuracy+hps:folder", "unknown reward of answers 'hps:folder'"),
-        ("0*accuracy", "weight '0' of the reward 'accuracy'"),
-        ("accuracy+nowhere_to_be_found:f", "reward 'nowhere_to_be_found:f'"),
-        ("hps:folder", "unknown reward of answers"),
-    ],
-)
-def test_a_bad_line_for_answers_is_one_sentence(spec, why):
-    with pytest.raises(ValueError, match=why) as e:
-        answers_from(spec)
-    assert "\n" not in str(e.value)
+    for spec, why in ("scene", "of answers 'scene'"), ("brief_of_a_test:f", "no function f"):
+        with pytest.raises(ValueError, match=why):
+            answers_from(spec)
